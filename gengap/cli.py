@@ -1,0 +1,87 @@
+"""The command line of an experiment: flags from its config, one sentence for whatever is wrong."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import tyro
+
+from gengap import records, report
+
+
+class Options(NamedTuple):
+    """Where a run goes and where its data come from."""
+
+    out: Path | None = None
+    """run directory; by default results/<experiment>/<what differs from the default settings>"""
+    fresh: bool = False
+    """put an earlier run in that directory aside and begin anew"""
+    data_dir: Path | None = None
+    """TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets"""
+
+
+def main(experiment: str, run: Callable, config: Any, doc: str, args: Sequence[str] | None = None) -> None:
+    """Run an experiment from the command line: its tables to standard output, its report to its directory.
+
+    A wrong flag, a value out of its range and missing data end with one sentence on standard error and exit
+    code 2; Ctrl-C with one sentence and exit code 130.
+
+    Args:
+      experiment: its name.
+      run: `(config, out, *, fresh, data_dir) -> summary`.
+      config: the default settings, a NamedTuple of settings and NamedTuples of settings.
+      doc: what `--help` says first.
+      args: flags; by default those of the process.
+    """
+    with _sentences():
+        settings, options = parse(config, doc, args)
+        default = Path("results") / experiment / records.run_name(flat(settings), flat(config))
+        out = options.out or default
+        summary = run(settings, out, fresh=options.fresh, data_dir=options.data_dir)
+        sys.stdout.write(f"{report.text(summary)}\nThe report is in {report.write(summary, out)}\n")
+
+
+def parse(config: Any, doc: str, args: Sequence[str] | None = None) -> tuple[Any, Options]:
+    """Flags over the defaults `config`; what is wrong with them is a ValueError of one sentence."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                NamedTuple("Flags", [("experiment", type(config)), ("run", Options)]),  # type: ignore[misc]
+                default=(config, Options()),
+                args=args,
+                description=doc,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+    box = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
+    sentence = box[: next((i for i, line in enumerate(box) if line.startswith("───")), len(box))]
+    raise ValueError(f"{' '.join(sentence)} (--help lists the flags)")
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The settings of a config with those of the NamedTuples in it, as one dictionary."""
+    settings: dict[str, Any] = {}
+    for name, value in config._asdict().items():
+        settings |= flat(value) if hasattr(value, "_asdict") else {name: value}
+    return settings
+
+
+@contextlib.contextmanager
+def _sentences() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        _stop(str(error), 2)
+    except KeyboardInterrupt:
+        _stop("stopped; the same command goes on from here", 130)
+
+
+def _stop(sentence: str, code: int) -> NoReturn:
+    sys.stderr.write(f"{' '.join(sentence.split())}\n")
+    raise SystemExit(code)

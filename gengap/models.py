@@ -1,0 +1,202 @@
+"""The networks of Keskar et al. (2016), Table 1 and Appendix B, as pure functions.
+
+A `Model` is `init` and `apply` and, where a network has dropout or batch norm, the functions that these
+need. Any other network joins in by giving those two functions; nothing else in `gengap` knows Flax.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key, PyTree
+
+
+class Model(NamedTuple):
+    """A network as pure functions of its parameters.
+
+    Attributes:
+      init: `(key, x) -> params`, for a batch `x` of which only the shape and the type matter.
+      apply: `(params, x) -> logits [batch, classes]`. Batch norm uses the statistics of `x`; no dropout.
+      apply_train: `(params, x, key) -> logits`, with dropout; `None` where that is `apply`.
+      statistics: `(params, x) -> statistics` of each batch norm on the batch `x`; `None` without one.
+      apply_frozen: `(params, statistics, x) -> logits` with these in place of the statistics of `x`.
+    """
+
+    init: Callable
+    apply: Callable
+    apply_train: Callable | None = None
+    statistics: Callable | None = None
+    apply_frozen: Callable | None = None
+
+
+def f1(num_classes: int = 10) -> Model:
+    """F1: five batch-normalised layers of 512 ReLUs (App. B.1); 1,462,794 parameters on MNIST.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = f1()
+    >>> x = jnp.zeros((2, 28, 28, 1))
+    >>> params = model.init(jax.random.key(0), x)
+    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    1462794
+    >>> model.apply(params, x).shape
+    (2, 10)
+    """
+    return _model(_Dense(num_classes, widths=(512,) * 5))
+
+
+def f2(num_classes: int = 1973) -> Model:
+    """F2: seven batch-normalised layers of 512 ReLUs (App. B.2); 2,780,085 parameters on TIMIT (360 features)."""
+    return _model(_Dense(num_classes, widths=(512,) * 7))
+
+
+def c1(num_classes: int = 10) -> Model:
+    """C1: two 5x5 convolutions and two dense layers (App. B.3); 1,757,834 parameters on CIFAR-10.
+
+    The paper's "[64,5,5,2]-MaxPool(3)" is what the authors' code does: a convolution of stride 1 and a 3x3
+    pool of stride 2, both with "same" padding. Dropout keeps half of each dense layer.
+    """
+    return _model(_Shallow(num_classes))
+
+
+def c2(num_classes: int = 10, *, conv_dropout: bool = True) -> Model:
+    """C2: a VGG of thirteen 3x3 convolutions and one dense layer (App. B.4); 14,991,946 on CIFAR-10.
+
+    Args:
+      num_classes: length of the logits.
+      conv_dropout: dropout of 0.3 and 0.4 between convolutions, which the authors' code has and the
+        paper's text does not mention. The dropout around the dense layer is there in any case.
+    """
+    return _model(_Deep(num_classes, conv_dropout))
+
+
+def c3(num_classes: int = 100) -> Model:
+    """C3: C1 for CIFAR-100; 1,775,204 parameters."""
+    return c1(num_classes)
+
+
+def c4(num_classes: int = 100, *, conv_dropout: bool = True) -> Model:
+    """C4: C2 for CIFAR-100; 15,038,116 parameters."""
+    return c2(num_classes, conv_dropout=conv_dropout)
+
+
+def population_statistics(model: Model, params: PyTree, x: Array, *, chunk: int = 5000) -> PyTree:
+    """The statistics of every batch norm, averaged over chunks of `chunk` examples of `x`.
+
+    Use as `lambda params, x: model.apply_frozen(params, statistics, x)` wherever an `apply` is wanted.
+    The last chunk is left out if it is shorter than the rest, unless it is the only one.
+
+    Raises:
+      ValueError: `model` has no batch norm.
+
+    Reference: the recomputed averages of Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, sec. 3.
+    """
+    if model.statistics is None:
+        raise ValueError("population_statistics: the model has no batch norm (its statistics is None)")
+    starts = range(0, max(len(x) - chunk, 0) + 1, chunk)
+    statistics = jax.jit(model.statistics)
+    parts = [statistics(params, x[i : i + chunk]) for i in starts]
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)
+
+
+def _model(network: nn.Module) -> Model:
+    def init(key: Key[Array, ""], x: Array) -> PyTree:
+        return network.init(key, x)["params"]
+
+    def apply(params: PyTree, x: Array) -> Float[Array, "b classes"]:
+        return network.apply({"params": params}, x, mutable=["batch_stats"])[0]  # type: ignore[return-value]
+
+    def apply_train(params: PyTree, x: Array, key: Key[Array, ""]) -> Float[Array, "b classes"]:
+        rngs = {"dropout": key}
+        logits, _ = network.apply({"params": params}, x, train=True, rngs=rngs, mutable=["batch_stats"])
+        return logits
+
+    def statistics(params: PyTree, x: Array) -> Any:
+        return network.apply({"params": params}, x, mutable=["batch_stats"])[1]["batch_stats"]
+
+    def apply_frozen(params: PyTree, statistics: PyTree, x: Array) -> Float[Array, "b classes"]:
+        variables = {"params": params, "batch_stats": statistics}
+        return network.apply(variables, x, frozen=True)  # type: ignore[return-value]
+
+    return Model(init, apply, apply_train, statistics, apply_frozen)
+
+
+def _norm_relu(x: Array, frozen: bool) -> Array:
+    # momentum=0 makes Flax's running average the statistics of the batch itself
+    norm = nn.BatchNorm(use_running_average=frozen, momentum=0.0, epsilon=1e-5, use_fast_variance=False)
+    return nn.relu(norm(x))
+
+
+def _linear(features: int) -> nn.Dense:
+    return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform())
+
+
+def _conv(features: int, size: int) -> nn.Conv:
+    return nn.Conv(features, (size, size), kernel_init=nn.initializers.glorot_uniform())
+
+
+class _Dense(nn.Module):
+    num_classes: int
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, frozen: bool = False) -> Array:
+        x = x.reshape(len(x), -1)
+        for width in self.widths:
+            x = _norm_relu(_linear(width)(x), frozen)
+        return _linear(self.num_classes)(x)
+
+
+class _Shallow(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, frozen: bool = False) -> Array:
+        for _ in range(2):
+            x = max_pool(_norm_relu(_conv(64, 5)(x), frozen), size=3, stride=2)
+        x = x.reshape(len(x), -1)
+        for width in (384, 192):
+            x = _norm_relu(_linear(width)(x), frozen)
+            x = nn.Dropout(0.5, deterministic=not train)(x)
+        return _linear(self.num_classes)(x)
+
+
+class _Deep(nn.Module):
+    num_classes: int
+    conv_dropout: bool
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, frozen: bool = False) -> Array:
+        for features, depth, rate in ((64, 2, 0.3), (128, 2, 0.4), (256, 3, 0.4), (512, 3, 0.4), (512, 3, 0.4)):
+            for i in range(depth):
+                x = _norm_relu(_conv(features, 3)(x), frozen)
+                if self.conv_dropout and i < depth - 1:
+                    x = nn.Dropout(rate, deterministic=not train)(x)
+            x = max_pool(x, size=2, stride=2)
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(len(x), -1))
+        x = _norm_relu(_linear(512)(x), frozen)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return _linear(self.num_classes)(x)
+
+
+def max_pool(x: Float[Array, "b h w c"], *, size: int, stride: int) -> Float[Array, "b h2 w2 c"]:
+    """Max pooling with "same" padding, as the maximum of `size`^2 shifted views of `x`.
+
+    On a CPU the gradient of `lax.reduce_window` takes several times as long as the gradient of this.
+    Inputs that are equal to the maximum of a window share its gradient.
+
+    >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), size=2, stride=2).item()
+    3.0
+    """
+    height, width = (-(-n // stride) for n in x.shape[1:3])
+    extra = [(out - 1) * stride + size - n for out, n in zip((height, width), x.shape[1:3], strict=True)]
+    padding = [(0, 0), *((max(e, 0) // 2, (max(e, 0) + 1) // 2) for e in extra), (0, 0)]
+    x = jnp.pad(x, padding, constant_values=-jnp.inf)
+    views = [
+        x[:, i : i + height * stride : stride, j : j + width * stride : stride][:, :height, :width]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return reduce(jnp.maximum, views)

@@ -1,0 +1,164 @@
+"""What is minimised: cross entropy, and its mean over a whole data set, in chunks."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
+
+from gengap import loops
+
+
+def cross_entropy(
+    logits: Float[Array, "b classes"], labels: Integer[Array, " b"], *, clip: float | None = None
+) -> Float[Array, " b"]:
+    """Cross entropy of each example, `-log softmax(logits)[label]`, in nats.
+
+    Args:
+      logits: unnormalised log probabilities.
+      labels: classes, 0 to classes - 1.
+      clip: if given, probabilities are clipped to [clip, 1 - clip]; 1e-7 is what Keras does, so that
+        no example has a loss above 16.118 and one beyond it has no gradient.
+
+    >>> float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0])  # log 4
+    1.3862943649291992
+    """
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return loss if clip is None else jnp.clip(loss, -jnp.log1p(-clip), -jnp.log(clip))
+
+
+def accuracy(logits: Float[Array, "b classes"], labels: Integer[Array, " b"]) -> Float[Array, " b"]:
+    """1 for each example whose largest logit is its label's, else 0."""
+    return (logits.argmax(-1) == labels).astype(jnp.float32)
+
+
+def scale(x: Shaped[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """uint8 images to [0, 1] by a factor of 1/255; floating-point features as they are."""
+    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+
+
+@lru_cache(maxsize=64)
+def batch_loss(apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None) -> Callable:
+    """The loss that training descends: `(params, x, y, key) -> (mean loss, mean accuracy)`.
+
+    Args:
+      apply: `(params, x) -> logits`.
+      apply_train: `(params, x, key) -> logits`, used in its place where the network has dropout.
+      clip: see `cross_entropy`.
+    """
+
+    def loss(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
+        x = scale(x)
+        logits = apply(params, x) if apply_train is None else apply_train(params, x, key)
+        return cross_entropy(logits, y, clip=clip).mean(), accuracy(logits, y).mean()
+
+    return loss
+
+
+def over_dataset(
+    apply: Callable,
+    x: Shaped[Array, "m ..."],
+    y: Integer[Array, " m"],
+    *,
+    chunk: int = 5000,
+    clip: float | None = None,
+) -> Callable[[PyTree], Array]:
+    r"""The objective $f(x) = \frac{1}{M} \sum_i f_i(x)$ (eq. 1) as a function of the parameters alone.
+
+    The data are taken in as few chunks of at most `chunk` examples as possible, all of one size or sizes
+    that differ by one, so that each example counts once and batch norm never sees a short remainder.
+    A gradient costs the memory of one chunk's: it is accumulated in the same pass as the value.
+
+    Args:
+      apply: `(params, x) -> logits [b, classes]`.
+      x: images (uint8, scaled by 1/255) or features (floating point).
+      y: classes.
+      chunk: the most examples at once; with batch statistics f depends on it. The paper's code used 5000.
+      clip: see `cross_entropy`.
+
+    Returns:
+      `params -> scalar`, differentiable any number of times, a pytree of its data: handed to a jitted
+      function as an argument it compiles once for all data of one shape.
+
+    Raises:
+      ValueError: `chunk` below 1, no examples, or `x` and `y` of different lengths.
+    """
+    _check(x, y, chunk)
+    return Partial(_mean_loss(apply, chunk, clip), x, y)
+
+
+def loss_and_accuracy(
+    apply: Callable,
+    x: Shaped[Array, "m ..."],
+    y: Integer[Array, " m"],
+    *,
+    chunk: int = 5000,
+    clip: float | None = None,
+) -> Callable[[PyTree], tuple[Array, Array]]:
+    """`params -> (mean loss in nats, accuracy from 0 to 1)` over a data set, in chunks as `over_dataset`."""
+    _check(x, y, chunk)
+    return Partial(_mean_loss_and_accuracy(apply, chunk, clip), x, y)
+
+
+def _check(x: Array, y: Array, chunk: int) -> None:
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
+
+
+@lru_cache(maxsize=64)
+def _mean_loss_and_accuracy(apply: Callable, chunk: int, clip: float | None) -> Callable:
+    def means(x: Array, y: Array, params: PyTree) -> Any:
+        def sums(x: Array, y: Array) -> tuple[Array, Array]:
+            logits = apply(params, scale(x))
+            return cross_entropy(logits, y, clip=clip).sum(), accuracy(logits, y).sum()
+
+        return jax.tree.map(lambda s: s / len(x), _total(sums, x, y, chunk))
+
+    return jax.jit(means)
+
+
+@lru_cache(maxsize=64)
+def _mean_loss(apply: Callable, chunk: int, clip: float | None) -> Callable:
+    def chunk_loss(params: PyTree, x: Array, y: Array) -> Array:
+        return cross_entropy(apply(params, scale(x)), y, clip=clip).sum()
+
+    def mean_loss(x: Array, y: Array, params: PyTree) -> Array:
+        # Differentiating the scan itself would keep the activations of every chunk.
+        @jax.custom_jvp
+        def f(params: PyTree) -> Array:
+            return _total(lambda x, y: chunk_loss(params, x, y), x, y, chunk) / len(x)
+
+        @f.defjvp
+        def f_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+            (params,), (direction,) = primals, tangents
+            gradient_of = jax.value_and_grad(chunk_loss)
+            value, gradient = _total(lambda x, y: gradient_of(params, x, y), x, y, chunk)
+            slopes = jax.tree.map(lambda g, d: jnp.vdot(g, d) / len(x), gradient, direction)
+            return value / len(x), sum(jax.tree.leaves(slopes))
+
+        return f(params)
+
+    return mean_loss
+
+
+def _total(fn: Callable, x: Array, y: Array, chunk: int) -> Any:
+    """Sum of the pytree `fn(x_chunk, y_chunk)` over chunks of at most `chunk` examples."""
+    count = -(-len(x) // chunk)
+    size, longer = divmod(len(x), count)
+    total, start = None, 0
+    for number, length in ((longer, size + 1), (count - longer, size)):
+        if number == 0:
+            continue
+        stop = start + number * length
+        chunks = jax.tree.map(lambda a: a[start:stop].reshape(number, length, *a.shape[1:]), (x, y))  # noqa: B023
+        if total is None:
+            total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn, x[:length], y[:length]))
+        total, _ = loops.scan(lambda sums, xy: (jax.tree.map(jnp.add, sums, fn(*xy)), None), total, chunks)
+        start = stop
+    return total

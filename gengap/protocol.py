@@ -1,0 +1,167 @@
+"""The protocol of Tables 2, 3 and 4: train pairs of minima, evaluate them, measure how sharp they are."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from gengap import data, loops, minima, objective, records, sharpness
+from gengap.data import Dataset
+from gengap.models import Model
+
+
+class Protocol(NamedTuple):
+    """What the paper did, as far as it says; the rest as its authors' code did."""
+
+    num_seeds: int = 5
+    """starting points; SB and LB share them"""
+    seed: int = 0
+    """of the random key that everything is drawn from"""
+    small_batch: float = 256
+    """examples, or a fraction of the training set"""
+    large_batch: float = 0.1
+    """examples, or a fraction of the training set"""
+    epochs: int = 100
+    """the most epochs of training"""
+    patience: int | None = 5
+    """stop when this many epochs have not improved the training loss; None: run all epochs"""
+    tolerance: float = 1e-3
+    """the least improvement of the training loss that counts, in nats"""
+    target: float | None = None
+    """stop after an epoch with a training loss below this, in nats"""
+    epsilons: tuple[float, ...] = (1e-3, 5e-4)
+    """sizes of the box of the sharpness metric"""
+    dim: int = 100
+    """columns of the random matrix A"""
+    num_draws: int = 10
+    """matrices A for each minimum"""
+    max_evaluations: int = 12
+    """gradients to spend on each maximum"""
+    chunk: int = 5000
+    """examples at once in full-data losses; batch norm takes its statistics over them"""
+    clip: float | None = None
+    """clip probabilities to [clip, 1 - clip], as Keras does with 1e-7"""
+    train_size: int | None = None
+    """use only the first so many training examples"""
+
+
+CHOICES = {
+    "optimizer": "Adam, learning rate 1e-3, 0.9, 0.999, 1e-8, no schedule, the same for SB and LB",
+    "starting points": "one per seed, shared by SB and LB; glorot uniform, zero biases",
+    "data": "images / 255 and nothing else, no augmentation",
+    "f": "mean cross entropy of the training set, from logits",
+    "batch norm in f": "statistics of each chunk (batch statistics)",
+    "dropout in f": "off",
+    "A": "independent N(0, 1) entries, not normalised; full space: the identity",
+    "maximiser": "corner ascent with damping, the best point seen",
+}
+"""The choices that are not numbers, for a run's record."""
+
+
+def tables(networks: Mapping[str, Model], ds: Dataset, protocol: Protocol, run: records.Run) -> None:
+    """Fill `run` with a row for each network, seed and batch size; rows that it has are not done again.
+
+    A row holds how the training ended, loss and accuracy on both splits (in chunks, without dropout), the
+    history per epoch, the distance from the starting point and the sharpness, as DESIGN describes it.
+    """
+    if protocol.train_size is not None:
+        ds = data.head(ds, protocol.train_size)
+    at_once = 1 if jax.default_backend() == "cpu" else protocol.num_seeds
+    for name, model in networks.items():
+        for first in range(0, protocol.num_seeds, at_once):
+            seeds = range(first, min(first + at_once, protocol.num_seeds))
+            if all(run.has(network=name, method=method, seed=s) for s in seeds for method in ("SB", "LB")):
+                continue
+            _pair(name, model, ds, protocol, run, seeds)
+
+
+def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records.Run, seeds: range) -> None:
+    key = jax.random.key(protocol.seed)
+    begin = time.monotonic()
+    pair = minima.find_pair(
+        model,
+        ds,
+        key,
+        small_batch=protocol.small_batch,
+        large_batch=protocol.large_batch,
+        num_seeds=len(seeds),
+        first_seed=seeds.start,
+        epochs=protocol.epochs,
+        patience=protocol.patience,
+        tolerance=protocol.tolerance,
+        target=protocol.target,
+        clip=protocol.clip,
+        chunk=protocol.chunk,
+        checkpoints=run.file(f"minima/{name}"),
+        progress=f"{name} seed {seeds.start}" + (f"-{seeds[-1]}" if len(seeds) > 1 else ""),
+    )
+    seconds = (time.monotonic() - begin) / len(seeds)
+    for method, found in zip(("SB", "LB"), pair, strict=True):
+        for i, seed in enumerate(seeds):
+            if run.has(network=name, method=method, seed=seed):
+                continue
+            params = loops.row(found.params, i)
+            if (path := run.file(f"minima/{name}-{method}-{seed}.npz")) is not None:
+                records.save(path, params)
+            row = {
+                "network": name,
+                "dataset": ds.name,
+                "method": method,
+                "seed": seed,
+                "batch_size": found.batch_size,
+                "epochs": found.epochs[i],
+                "steps": found.steps[i],
+                "diverged_at": None if found.diverged_at[i] < 0 else found.diverged_at[i],
+                "distance": found.distance[i],
+                "seconds_training_pair": seconds,
+                "history": {name: values[i, : found.epochs[i]] for name, values in found.history.items()},
+            }
+            run.add(row | measure(model, ds, params, jax.random.fold_in(key, seed), protocol))
+
+
+def measure(model: Model, ds: Dataset, params: PyTree, key: Key[Array, ""], protocol: Protocol) -> records.Row:
+    """Loss, accuracy and sharpness of one minimum, as the entries of a row.
+
+    A minimum whose loss is not finite gets none of the sharpness.
+    """
+    begin = time.monotonic()
+    row: records.Row = {"sharpness": []}
+    knobs = {"chunk": protocol.chunk, "clip": protocol.clip}
+    for split, x, y in (("train", ds.x_train, ds.y_train), ("test", ds.x_test, ds.y_test)):
+        loss, accuracy = objective.loss_and_accuracy(model.apply, x, y, **knobs)(params)
+        row |= {f"{split}_loss": float(loss), f"{split}_accuracy": float(accuracy)}
+    if not np.isfinite(row["train_loss"]):
+        return row
+    f = objective.over_dataset(model.apply, ds.x_train, ds.y_train, **knobs)
+    budget = protocol.max_evaluations
+    full = sharpness.full_space(f, params, epsilon=protocol.epsilons, max_evaluations=budget)
+    random = sharpness.random_subspaces(
+        f,
+        params,
+        key,
+        dim=protocol.dim,
+        num_draws=protocol.num_draws,
+        epsilon=protocol.epsilons,
+        max_evaluations=budget,
+    )
+    for i, epsilon in enumerate(protocol.epsilons):
+        row["sharpness"].append({"space": "full", "epsilon": epsilon, **_entry(full, i)})
+    for i, epsilon in enumerate(protocol.epsilons):
+        entry = _entry(random, i)
+        draws = {"draws": entry.pop("value"), "mean": random.mean[i], "sem": random.sem[i]}
+        row["sharpness"].append({"space": "random", "dim": protocol.dim, "epsilon": epsilon, **draws, **entry})
+    return row | {"seconds_sharpness": time.monotonic() - begin}
+
+
+def _entry(found: sharpness.Sharpness, i: int) -> dict[str, Any]:
+    """One epsilon's result: scalars for the full space, a list of values and totals for the draws."""
+    one = {name: np.asarray(values)[i] for name, values in found._asdict().items()}
+    return one | {
+        "base_loss": one["base_loss"].reshape(-1)[0],
+        "max_loss": one["max_loss"].max(),
+        "evaluations": one["evaluations"].sum(),
+        "finite": one["finite"].all(),
+    }

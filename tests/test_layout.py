@@ -1,0 +1,213 @@
+"""The layout of the package, held by reading the source: who imports whom, and what no module does."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gengap
+
+ROOT = Path(__file__).parents[1]
+MODULES = {path.stem: path for path in sorted((ROOT / "gengap").glob("*.py")) if path.stem != "__init__"}
+EXPERIMENTS = {path.stem: path for path in sorted((ROOT / "experiments").glob("*.py")) if path.stem != "__init__"}
+SOURCES = [ROOT / "gengap" / "__init__.py", *MODULES.values()]
+
+# What each module may import from gengap.
+MAY_IMPORT: dict[str, set[str]] = {
+    "ascent": {"loops"},
+    "cli": set(),
+    "data": set(),
+    "figures": {"paper"},
+    "landscape": set(),
+    "loops": set(),
+    "measures": {"ascent", "subspace"},
+    "methods": {"objective"},
+    "minima": {"data", "loops", "models", "objective", "records", "train"},
+    "models": set(),
+    "objective": {"loops"},
+    "paper": set(),
+    "protocol": {
+        *("ascent", "data", "loops", "minima", "models", "objective"),
+        *("records", "sharpness", "subspace", "train"),
+    },
+    "records": set(),
+    "report": {"figures", "paper", "records", "summaries", "tables"},
+    "sharpness": {"ascent", "loops", "subspace"},
+    "speedup": set(),
+    "subspace": {"loops"},
+    "summaries": {"paper", "records"},
+    "symmetry": set(),
+    "tables": {"paper", "summaries"},
+    "train": {"loops", "objective"},
+}
+FOR_EXPERIMENTS_ONLY = {"cli"}
+MOST_LINES = 400
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names that a file imports anywhere in it, relative ones resolved; `from a import b` is a.b."""
+    package = path.parent.name
+    names = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [package if node.level else "", node.module]))
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_below(path: Path, package: str) -> set[str]:
+    """The modules of `package` that a file imports; `*` stands for one that imports the package itself."""
+    parts = [name.split(".") for name in imported(path)]
+    return {(*name, "*")[1] for name in parts if name[0] == package}
+
+
+def importers(library: str) -> set[str]:
+    return {name for name, path in MODULES.items() if imported_below(path, library)}
+
+
+def calls(path: Path, name: str) -> list[int]:
+    return [n.lineno for n in ast.walk(tree(path)) if isinstance(n, ast.Call) and ast.unparse(n.func) == name]
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when a module is imported: all but the bodies of functions."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from at_import(child)
+
+
+def public_functions(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in tree(path).body:
+        for inner in [node, *node.body] if isinstance(node, ast.ClassDef) else [node]:
+            if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                yield inner
+
+
+def source(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+each_source = pytest.mark.parametrize("path", SOURCES, ids=source)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_what_the_table_lets_it(name: str) -> None:
+    assert name in MAY_IMPORT, f"gengap/{name}.py is not in MAY_IMPORT of tests/test_layout.py: add a row for it"
+    extra = imported_below(MODULES[name], "gengap") - MAY_IMPORT[name]
+    assert not extra, f"gengap/{name}.py may not import {sorted(extra)} from gengap"
+
+
+def test_the_table_has_no_circle_and_no_unknown_name() -> None:
+    unknown = set().union(*MAY_IMPORT.values()) - MAY_IMPORT.keys()
+    assert not unknown, f"MAY_IMPORT names {sorted(unknown)}, which have no row"
+    left = {name: set(may) for name, may in MAY_IMPORT.items()}
+    while free := {name for name, may in left.items() if not may & left.keys()}:
+        left = {name: may for name, may in left.items() if name not in free}
+    assert not left, f"MAY_IMPORT goes round in a circle: {sorted(left)}"
+    for name, may in MAY_IMPORT.items():
+        assert not may & FOR_EXPERIMENTS_ONLY, f"{name} may import {may & FOR_EXPERIMENTS_ONLY}"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_imports_no_other_experiment(name: str) -> None:
+    path = EXPERIMENTS[name]
+    other = imported_below(path, "experiments") | (imported(path) & EXPERIMENTS.keys())
+    assert not other, f"experiments/{name}.py imports {sorted(other)}: an experiment is one file"
+
+
+def test_one_module_imports_matplotlib() -> None:
+    drawing = importers("matplotlib")
+    assert len(drawing) <= 1, f"matplotlib is imported by {sorted(drawing)}; one of them is enough"
+    assert drawing <= {"figures", "report"}, f"matplotlib is imported by {sorted(drawing)}"
+
+
+@pytest.mark.parametrize("library", ["equinox", "flax", "haiku", "keras", "torch"])
+def test_only_models_imports_a_network_library(library: str) -> None:
+    assert importers(library) <= {"models"}, f"{library} is imported by {sorted(importers(library))}"
+
+
+@each_source
+def test_a_source_file_stays_small_and_quiet(path: Path) -> None:
+    assert path.stem not in {"utils", "util", "helpers", "misc", "common"}, f"{path.name} does not say what it is"
+    lines = len(path.read_text().splitlines())
+    assert lines <= MOST_LINES, f"{source(path)} has {lines} lines, over {MOST_LINES}: it is two modules"
+    assert not calls(path, "print"), f"{source(path)} prints in lines {calls(path, 'print')}"
+
+
+@each_source
+def test_a_source_file_uses_no_pickle(path: Path) -> None:
+    found = {name.split(".")[0] for name in imported(path)} & {"cloudpickle", "dill", "joblib", "pickle", "shelve"}
+    assert not found, f"{source(path)} imports {sorted(found)}"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert ast.unparse(node.value) == "False", f"{source(path)}:{node.value.lineno} allows pickle"
+
+
+@each_source
+def test_public_functions_name_their_arguments(path: Path) -> None:
+    loose = [function.name for function in public_functions(path) if function.args.kwarg]
+    assert not loose, f"{source(path)}: {loose} take **{{...}}; name the arguments"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *EXPERIMENTS.values()], ids=source)
+def test_importing_changes_no_setting_of_jax(path: Path) -> None:
+    for node in at_import(tree(path)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert not name.endswith("config.update"), f"{source(path)}:{node.lineno} calls {name} at import"
+
+
+def test_dir_lists_the_modules_that_are_loaded_on_use() -> None:
+    assert set(gengap.__all__) <= set(dir(gengap))
+    missing = set(gengap.__all__) - MODULES.keys()
+    assert not missing, f"gengap.__all__ names {sorted(missing)}, which do not exist"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = gengap.nonsense
+
+
+def in_a_new_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_gengap_loads_nothing_else() -> None:
+    code = """
+import sys, time
+begin = time.perf_counter()
+import gengap
+assert time.perf_counter() - begin < 2
+print(sorted({name.split(".")[0] for name in sys.modules} & {"flax", "jax", "matplotlib", "numpy"}))
+"""
+    assert in_a_new_process(code).strip() == "[]"
+
+
+def test_importing_every_module_touches_no_device_and_reads_no_data() -> None:
+    # An audit hook cannot be taken back, hence the process of its own.
+    code = f"""
+import importlib, sys
+opened = []
+def watch(event, args):
+    if event == "open" and str(args[0]).endswith((".npz", ".npy", ".gz", ".csv", ".tfrecord", ".array_record")):
+        opened.append(args[0])
+    if event in {{"socket.connect", "socket.getaddrinfo"}}:
+        opened.append(event)
+sys.addaudithook(watch)
+for name in {[f"gengap.{name}" for name in MODULES]}:
+    importlib.import_module(name)
+assert not opened, opened
+if "jax" in sys.modules:
+    from jax._src import xla_bridge
+    assert not xla_bridge._backends, xla_bridge._backends
+"""
+    in_a_new_process(code)
