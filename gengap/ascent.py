@@ -47,7 +47,7 @@ class _State(NamedTuple):
 
 
 def corner(fn: Callable, radius: Float[Array, " p"], key: Key[Array, ""], *, max_evaluations: int = 12) -> Maximum:
-    r"""Corner ascent: step to the corner that the gradient points at, $y \leftarrow r\,\mathrm{sign}(\nabla f(y))$.
+    r"""Corner ascent: step to where the gradient points, $y \leftarrow r\,\mathrm{sign}(\nabla f(y))$.
 
     A step that does not improve on the best point seen is halved, twice at most; a corner that points at
     itself, or a step that has been halved in vain, ends the ascent. A component of the gradient that is

@@ -49,8 +49,9 @@ def parse(config: Any, doc: str, args: Sequence[str] | None = None) -> tuple[Any
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
+            flags: Any = NamedTuple("Flags", [("experiment", type(config)), ("run", Options)])  # type: ignore[misc]
             return tyro.cli(
-                NamedTuple("Flags", [("experiment", type(config)), ("run", Options)]),  # type: ignore[misc]
+                flags,
                 default=(config, Options()),
                 args=args,
                 description=doc,

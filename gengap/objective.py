@@ -140,7 +140,7 @@ def _mean_loss(apply: Callable, chunk: int, clip: float | None) -> Callable:
             gradient_of = jax.value_and_grad(chunk_loss)
             value, gradient = _total(lambda x, y: gradient_of(params, x, y), x, y, chunk)
             slopes = jax.tree.map(lambda g, d: jnp.vdot(g, d) / len(x), gradient, direction)
-            return value / len(x), sum(jax.tree.leaves(slopes))
+            return value / len(x), jax.tree.reduce(jnp.add, slopes)
 
         return f(params)
 

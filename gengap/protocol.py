@@ -73,7 +73,7 @@ def tables(networks: Mapping[str, Model], ds: Dataset, protocol: Protocol, run: 
     for name, model in networks.items():
         for first in range(0, protocol.num_seeds, at_once):
             seeds = range(first, min(first + at_once, protocol.num_seeds))
-            if all(run.has(network=name, method=method, seed=s) for s in seeds for method in ("SB", "LB")):
+            if all(run.has(name, method, s) for s in seeds for method in ("SB", "LB")):
                 continue
             _pair(name, model, ds, protocol, run, seeds)
 
@@ -101,7 +101,7 @@ def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records
     seconds = (time.monotonic() - begin) / len(seeds)
     for method, found in zip(("SB", "LB"), pair, strict=True):
         for i, seed in enumerate(seeds):
-            if run.has(network=name, method=method, seed=seed):
+            if run.has(name, method, seed):
                 continue
             params = loops.row(found.params, i)
             if (path := run.file(f"minima/{name}-{method}-{seed}.npz")) is not None:
@@ -129,13 +129,13 @@ def measure(model: Model, ds: Dataset, params: PyTree, key: Key[Array, ""], prot
     """
     begin = time.monotonic()
     row: records.Row = {"sharpness": []}
-    knobs = {"chunk": protocol.chunk, "clip": protocol.clip}
+    chunk, clip = protocol.chunk, protocol.clip
     for split, x, y in (("train", ds.x_train, ds.y_train), ("test", ds.x_test, ds.y_test)):
-        loss, accuracy = objective.loss_and_accuracy(model.apply, x, y, **knobs)(params)
+        loss, accuracy = objective.loss_and_accuracy(model.apply, x, y, chunk=chunk, clip=clip)(params)
         row |= {f"{split}_loss": float(loss), f"{split}_accuracy": float(accuracy)}
     if not np.isfinite(row["train_loss"]):
         return row
-    f = objective.over_dataset(model.apply, ds.x_train, ds.y_train, **knobs)
+    f = objective.over_dataset(model.apply, ds.x_train, ds.y_train, chunk=chunk, clip=clip)
     budget = protocol.max_evaluations
     full = sharpness.full_space(f, params, epsilon=protocol.epsilons, max_evaluations=budget)
     random = sharpness.random_subspaces(

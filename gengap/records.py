@@ -34,9 +34,9 @@ class Run(NamedTuple):
     environment: Mapping[str, Any]
     rows: list[Row]
 
-    def has(self, **key: Any) -> bool:
-        """Whether a row with these entries is finished."""
-        return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows)
+    def has(self, network: str, method: str, seed: int) -> bool:
+        """Whether this row is finished."""
+        return any((row["network"], row["method"], row["seed"]) == (network, method, seed) for row in self.rows)
 
     def add(self, row: Row) -> None:
         """Record a finished row."""
@@ -157,7 +157,7 @@ def save(path: Path, tree: PyTree) -> None:
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = {jax.tree_util.keystr(where): np.asarray(_raw(leaf)) for where, leaf in leaves}
-    atomically(path, lambda file: np.savez(file, **arrays))
+    atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
 def load(path: Path, like: PyTree) -> Any:
@@ -176,7 +176,8 @@ def load(path: Path, like: PyTree) -> Any:
         if _raw(leaf).shape != array.shape:
             name = jax.tree_util.keystr(where)
             raise ValueError(f"{path} holds {name} of shape {array.shape}; it must be {_raw(leaf).shape}")
-    return tree.unflatten([_typed(leaf, array) for (_, leaf), array in zip(leaves, arrays, strict=True)])
+    typed = [_typed(leaf, array) for (_, leaf), array in zip(leaves, arrays, strict=True)]
+    return jax.tree.unflatten(tree, typed)
 
 
 def atomically(path: Path, write: Callable[[Any], Any]) -> None:
@@ -218,10 +219,13 @@ def _check_config(path: Path, experiment: str, config: Mapping[str, Any]) -> Non
     there = json.loads((path / "config.json").read_text())
     old = {"experiment": there.get("experiment"), **there.get("config", {})}
     new = {"experiment": experiment, **config}
-    changed = [f"{name} {old.get(name)}, now {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
+    changed = [
+        f"{name} {old.get(name)}, now {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)
+    ]
     if changed:
         raise ValueError(
-            f"{path} holds a run with other settings ({'; '.join(changed)}): give another --out, or --fresh to begin anew"
+            f"{path} holds a run with other settings ({'; '.join(changed)}): give another --out, or --fresh to "
+            "begin anew"
         )
 
 

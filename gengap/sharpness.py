@@ -75,7 +75,9 @@ def full_space(
     4.25
     """
     _check(loss, params, epsilon, max_evaluations)
-    found = _all_draws(None, max_evaluations, 1, Partial(loss), params, jax.random.key(0)[None], _array(epsilon, params))
+    found = _all_draws(
+        None, max_evaluations, 1, Partial(loss), params, jax.random.key(0)[None], _array(epsilon, params)
+    )
     return jax.tree.map(lambda a: a[0] if np.ndim(epsilon) else a[0, 0], found)
 
 
@@ -192,7 +194,7 @@ def _at(loss: Callable, x: PyTree, A: Array | None, y: Array) -> Float[Array, ""
     leaves, tree = jax.tree.flatten(x)
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
     steps = jnp.split(y if A is None else subspace.times(A, y), ends)
-    return loss(tree.unflatten([a + step.reshape(a.shape) for a, step in zip(leaves, steps, strict=True)]))
+    return loss(jax.tree.unflatten(tree, [a + s.reshape(a.shape) for a, s in zip(leaves, steps, strict=True)]))
 
 
 def _array(epsilon: float | Sequence[float], params: PyTree) -> Float[Array, " epsilons"]:

@@ -32,9 +32,7 @@ class Group(NamedTuple):
         """The finite values of a quantity by seed, without runs that diverged."""
         rows = self.methods.get(method, {})
         return {
-            seed: value
-            for seed, row in rows.items()
-            if not diverged(row) and (value := quantity(row)) is not None
+            seed: value for seed, row in rows.items() if not diverged(row) and (value := quantity(row)) is not None
         }
 
     def pair(self, quantity: Callable[[Row], float | None]) -> tuple[Seeds, Seeds]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,9 @@ History = dict[str, Float[np.ndarray, "seeds epochs"]]
 them, and Fig. 2 shows them), "test_loss" and "test_accuracy" at its end. NaN after a run has stopped."""
 
 
-def start(params: PyTree, key: Key[Array, "seeds"], *, optimizer: optax.GradientTransformation = ADAM) -> TrainState:
+def start(
+    params: PyTree, key: Key[Array, "seeds"], *, optimizer: optax.GradientTransformation = ADAM
+) -> TrainState:
     """The state before the first step, for parameters with a leading axis of seeds."""
     seeds = key.shape[0]
     zeros = jnp.zeros(seeds, jnp.int32)
@@ -96,12 +98,13 @@ def fit(
     seeds_at_once: int | None = None,
     progress: str | None = None,
 ) -> tuple[TrainState, History]:
-    r"""Minimise $\frac{1}{|B|}\sum_{i \in B} f_i(x)$ over batches B of one fixed size (sec. 1), until it ceases to improve.
+    r"""Minimise $\frac{1}{|B|}\sum_{i \in B} f_i(x)$ over batches B of one size (sec. 1) until it ceases to improve.
 
     An epoch draws one permutation and takes ceil(m / batch size) steps; the last batch is filled up with
     the first examples of the same permutation, so that the size stays fixed and no example is left out.
     Every seed stops by itself: after `epochs` epochs, when its training loss ceases to improve (`ceased`)
-    or reaches `target`, or when it diverges. One that diverges ends with `diverged_at` set and leaves the others alone.
+    or reaches `target`, or when it diverges. One that diverges ends with `diverged_at` set and leaves the
+    others alone.
 
     Args:
       loss: `(params, x, y, key) -> (scalar, accuracy)`, such as `objective.batch_loss(...)`.
@@ -209,8 +212,8 @@ def _stepwise(
 ) -> tuple[TrainState, Metrics]:
     """The same with a compiled step and its loops in Python."""
     states = [loops.row(state, i) for i in range(len(active))]
-    metrics = {}
-    for i in np.flatnonzero(active):
+    metrics: dict[int, Metrics] = {}
+    for i in map(int, np.flatnonzero(active)):
         states[i], metrics[i] = _epoch(loss, optimizer, size, evaluate, x, y, states[i])
     idle = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), next(iter(metrics.values())))
     return loops.stack(states), loops.stack([metrics.get(i, idle) for i in range(len(active))])
