@@ -11,7 +11,7 @@ At full size for a GPU or TPU. On a CPU a smaller one ends in minutes:
 from os import PathLike
 from typing import Any, Literal, NamedTuple
 
-from gengap import cli, data, models, records, report
+from gengap import cli, data, models
 from gengap.protocol import Protocol, tables
 
 
@@ -46,7 +46,7 @@ def run(
     fresh: bool = False,
     data_dir: str | PathLike | None = None,
 ) -> dict[str, Any]:
-    """Train, measure and record; returns the summary, and writes it and the report to `out`."""
+    """Train, measure and record; returns the summary, which is also in the run directory `out`."""
     networks = NETWORKS[config.dataset]
     if config.network is not None and config.network not in networks:
         raise ValueError(
@@ -54,12 +54,14 @@ def run(
         )
     wanted = [config.network] if config.network else list(networks)
     ds = data.load(config.dataset, data_dir)
-    with records.opened("cifar", cli.flat(config), out, fresh=fresh) as log:
-        tables({name.upper(): networks[name](ds.num_classes) for name in wanted}, ds, config.protocol, log)
-        summary = log.summary()
-    if out is not None:
-        report.write(summary, out)
-    return summary
+    return tables(
+        "cifar",
+        {name.upper(): networks[name](ds.num_classes) for name in wanted},
+        ds,
+        config.protocol,
+        out,
+        fresh=fresh,
+    )
 
 
 if __name__ == "__main__":

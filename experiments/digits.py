@@ -2,13 +2,15 @@
 
     make exp-digits
 
-Not an experiment of the paper, which has F1 on MNIST.
+Not an experiment of the paper, which has F1 on MNIST. Training stops at a training loss of 0.005 nats: there
+both kinds of minima classify every training image, and waiting for a loss that ceases to improve would stop
+the noisy small batches first.
 """
 
 from os import PathLike
 from typing import Any, NamedTuple
 
-from gengap import cli, data, models, records, report
+from gengap import cli, data, models
 from gengap.protocol import Protocol, tables
 
 
@@ -17,7 +19,7 @@ class Config(NamedTuple):
 
     dataset: str = "digits"
     """"digits", or any TFDS image-classification set"""
-    protocol: Protocol = Protocol(small_batch=16, num_draws=3)
+    protocol: Protocol = Protocol(small_batch=32, patience=None, target=0.005, num_draws=2, max_evaluations=6)
 
 
 CONFIG = Config()
@@ -33,14 +35,9 @@ def run(
     fresh: bool = False,
     data_dir: str | PathLike | None = None,
 ) -> dict[str, Any]:
-    """Train, measure and record; returns the summary, and writes it and the report to `out`."""
+    """Train, measure and record; returns the summary, which is also in the run directory `out`."""
     ds = data.load(config.dataset, data_dir)
-    with records.opened("digits", cli.flat(config), out, fresh=fresh) as log:
-        tables({"F1": models.f1(ds.num_classes)}, ds, config.protocol, log)
-        summary = log.summary()
-    if out is not None:
-        report.write(summary, out)
-    return summary
+    return tables("digits", {"F1": models.f1(ds.num_classes)}, ds, config.protocol, out, fresh=fresh)
 
 
 if __name__ == "__main__":

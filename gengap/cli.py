@@ -50,13 +50,14 @@ def parse(config: Any, doc: str, args: Sequence[str] | None = None) -> tuple[Any
     try:
         with contextlib.redirect_stderr(said):
             flags: Any = NamedTuple("Flags", [("experiment", type(config)), ("run", Options)])  # type: ignore[misc]
-            return tyro.cli(
+            found: Any = tyro.cli(
                 flags,
                 default=(config, Options()),
                 args=args,
                 description=doc,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             )
+            return found
     except SystemExit as end:
         if not end.code:
             raise

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any, NamedTuple
 
 import jax
@@ -61,21 +62,46 @@ CHOICES = {
 """The choices that are not numbers, for a run's record."""
 
 
-def tables(networks: Mapping[str, Model], ds: Dataset, protocol: Protocol, run: records.Run) -> None:
-    """Fill `run` with a row for each network, seed and batch size; rows that it has are not done again.
+def tables(
+    experiment: str,
+    networks: Mapping[str, Model],
+    ds: Dataset,
+    protocol: Protocol,
+    out: str | PathLike | None = None,
+    *,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """A row for each network, seed and batch size, as a run in the directory `out`.
 
     A row holds how the training ended, loss and accuracy on both splits (in chunks, without dropout), the
-    history per epoch, the distance from the starting point and the sharpness, as DESIGN describes it.
+    history per epoch, the distance from the starting point and the sharpness. What an earlier call with the
+    same `out` has finished is not done again.
+
+    Args:
+      experiment: its name, for the record.
+      networks: name, as in the paper's tables, to network.
+      ds: the data set.
+      protocol: the settings.
+      out: the run directory; `None` keeps nothing on disk.
+      fresh: put an earlier run aside and begin anew.
+
+    Returns:
+      The summary.
+
+    Raises:
+      ValueError: a setting out of its range, or `out` holds a run with other settings.
     """
     if protocol.train_size is not None:
         ds = data.head(ds, protocol.train_size)
     at_once = 1 if jax.default_backend() == "cpu" else protocol.num_seeds
-    for name, model in networks.items():
-        for first in range(0, protocol.num_seeds, at_once):
-            seeds = range(first, min(first + at_once, protocol.num_seeds))
-            if all(run.has(name, method, s) for s in seeds for method in ("SB", "LB")):
-                continue
-            _pair(name, model, ds, protocol, run, seeds)
+    asked = {"dataset": ds.name, **protocol._asdict(), **CHOICES}
+    with records.opened(experiment, asked, out, fresh=fresh) as run:
+        for name, model in networks.items():
+            for first in range(0, protocol.num_seeds, at_once):
+                seeds = range(first, min(first + at_once, protocol.num_seeds))
+                if not all(run.has(name, method, s) for s in seeds for method in ("SB", "LB")):
+                    _pair(name, model, ds, protocol, run, seeds)
+        return run.summary()
 
 
 def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records.Run, seeds: range) -> None:

@@ -98,7 +98,7 @@ def fit(
     seeds_at_once: int | None = None,
     progress: str | None = None,
 ) -> tuple[TrainState, History]:
-    r"""Minimise $\frac{1}{|B|}\sum_{i \in B} f_i(x)$ over batches B of one size (sec. 1) until it ceases to improve.
+    r"""Minimise $\frac{1}{|B|}\sum_{i \in B} f_i(x)$ over batches B of one size until it ceases to improve.
 
     An epoch draws one permutation and takes ceil(m / batch size) steps; the last batch is filled up with
     the first examples of the same permutation, so that the size stays fixed and no example is left out.
