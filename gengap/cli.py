@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import tyro
 
@@ -36,12 +38,25 @@ def main(experiment: str, run: Callable, config: Any, doc: str, args: Sequence[s
       doc: what `--help` says first.
       args: flags; by default those of the process.
     """
-    with _sentences():
+
+    def work() -> str:
         settings, options = parse(config, doc, args)
         default = Path("results") / experiment / records.run_name(flat(settings), flat(config))
         out = options.out or default
         summary = run(settings, out, fresh=options.fresh, data_dir=options.data_dir)
-        sys.stdout.write(f"{report.text(summary)}\nThe report is in {report.write(summary, out)}\n")
+        return f"{report.text(summary)}\nThe report is in {report.write(summary, out)}\n"
+
+    # In a thread of its own, since Ctrl-C waits for a compiled computation to end, which can take minutes.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            sys.stdout.write(pool.submit(work).result())
+        except (ValueError, FileNotFoundError) as error:
+            sys.stderr.write(f"{' '.join(str(error).split())}\n")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.stderr.write("\nStopped; the same command goes on from here.\n")
+            sys.stderr.flush()
+            os._exit(130)  # every file is complete at any moment
 
 
 def parse(config: Any, doc: str, args: Sequence[str] | None = None) -> tuple[Any, Options]:
@@ -72,18 +87,3 @@ def flat(config: Any) -> dict[str, Any]:
     for name, value in config._asdict().items():
         settings |= flat(value) if hasattr(value, "_asdict") else {name: value}
     return settings
-
-
-@contextlib.contextmanager
-def _sentences() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        _stop(str(error), 2)
-    except KeyboardInterrupt:
-        _stop("stopped; the same command goes on from here", 130)
-
-
-def _stop(sentence: str, code: int) -> NoReturn:
-    sys.stderr.write(f"{' '.join(sentence.split())}\n")
-    raise SystemExit(code)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from gengap import data, loops, minima, objective, records, sharpness
+from gengap import data, loops, minima, objective, records, sharpness, train
 from gengap.data import Dataset
 from gengap.models import Model
 
@@ -93,6 +93,7 @@ def tables(
     """
     if protocol.train_size is not None:
         ds = data.head(ds, protocol.train_size)
+    _check(protocol, len(ds.x_train))
     at_once = 1 if jax.default_backend() == "cpu" else protocol.num_seeds
     asked = {"dataset": ds.name, **protocol._asdict(), **CHOICES}
     with records.opened(experiment, asked, out, fresh=fresh) as run:
@@ -102,6 +103,24 @@ def tables(
                 if not all(run.has(name, method, s) for s in seeds for method in ("SB", "LB")):
                     _pair(name, model, ds, protocol, run, seeds)
         return run.summary()
+
+
+def _check(protocol: Protocol, m: int) -> None:
+    """Refuse a setting out of its range before anything is trained."""
+    for name in ("num_seeds", "epochs", "patience", "dim", "num_draws", "chunk"):
+        if (value := getattr(protocol, name)) is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if protocol.max_evaluations < 2:
+        raise ValueError(f"max_evaluations is {protocol.max_evaluations}; it must be at least 2")
+    if not protocol.epsilons or not all(0 < epsilon < np.inf for epsilon in protocol.epsilons):
+        raise ValueError(f"epsilons is {protocol.epsilons}; each must be above 0, and there must be one")
+    if protocol.clip is not None and not 0 < protocol.clip < 0.5:
+        raise ValueError(f"clip is {protocol.clip}; it must be between 0 and 0.5")
+    for name in ("small_batch", "large_batch"):
+        try:
+            train.count(getattr(protocol, name), m)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records.Run, seeds: range) -> None:
