@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gengap import loops
@@ -76,7 +75,7 @@ def corner(fn: Callable, radius: Float[Array, " p"], key: Key[Array, ""], *, max
         finite=jnp.ones((), bool),
         done=jnp.zeros((), bool),
     )
-    step = partial(_corner_step, Partial(fn), radius, key)
+    step = partial(_corner_step, loops.as_pytree(fn), radius, key)
     end = loops.while_loop(lambda s: ~s.done & (s.evaluations < max_evaluations), step, state)
     return Maximum(end.best, end.value, end.start_value, end.evaluations, end.finite)
 

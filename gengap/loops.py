@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 
@@ -38,6 +39,14 @@ def row(tree: PyTree, i: int) -> Any:
 def stack(rows: list[Any]) -> Any:
     """The inverse of `row`: one tree with a leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+
+def as_pytree(fn: Callable) -> Partial:
+    """`fn` as an argument for a jitted function: what a `Partial` holds stays data, the rest is static.
+
+    `Partial(fn)` of a `Partial` would make all of it static, and compile again for every data set.
+    """
+    return fn if isinstance(fn, Partial) else Partial(fn)
 
 
 def scan(step: Callable, carry: PyTree, xs: PyTree) -> tuple[Any, Any]:

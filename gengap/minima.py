@@ -1,6 +1,8 @@
 """Pairs of minima: one network trained from one starting point with small batches and with large ones."""
 
 import time
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +82,7 @@ def find_pair(
     seeds = first_seed + jnp.arange(num_seeds)
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.fold_in(key, seed)))(seeds)
     example = objective.scale(ds.x_train[:2])
-    x0 = jax.vmap(lambda k: model.init(k, example))(keys[:, 0])
+    x0 = _init(model.init)(keys[:, 0], example)
     loss = objective.batch_loss(model.apply, model.apply_train, clip=clip)
     evaluate = objective.loss_and_accuracy(model.apply, ds.x_test, ds.y_test, chunk=chunk, clip=clip)
 
@@ -111,14 +113,21 @@ def find_pair(
             epochs=np.asarray(state.epoch),
             steps=np.asarray(state.step),
             diverged_at=np.asarray(state.diverged_at),
-            distance=np.asarray(jax.vmap(_distance)(state.params, x0)),
+            distance=np.asarray(_distances(state.params, x0)),
             history=history,
         )
 
     return descend("SB", small_batch), descend("LB", large_batch)
 
 
-def _distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
+@lru_cache(maxsize=64)
+def _init(init: Callable) -> Callable:
+    return jax.jit(jax.vmap(init, in_axes=(0, None)))
+
+
+@jax.jit
+@jax.vmap
+def _distances(a: PyTree, b: PyTree) -> Float[Array, ""]:
     return optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
 
 

@@ -76,7 +76,7 @@ def full_space(
     """
     _check(loss, params, epsilon, max_evaluations)
     found = _all_draws(
-        None, max_evaluations, 1, Partial(loss), params, jax.random.key(0)[None], _array(epsilon, params)
+        None, max_evaluations, 1, loops.as_pytree(loss), params, jax.random.key(0)[None], _array(epsilon, params)
     )
     return jax.tree.map(lambda a: a[0] if np.ndim(epsilon) else a[0, 0], found)
 
@@ -128,7 +128,9 @@ def random_subspaces(
         raise ValueError(f"key is {key!r}; it must be one key, as from jax.random.key(0)")
     space = _Space(dim, columns, normalise)
     keys = jax.random.split(key, num_draws)
-    found = _all_draws(space, max_evaluations, draws_at_once, Partial(loss), params, keys, _array(epsilon, params))
+    found = _all_draws(
+        space, max_evaluations, draws_at_once, loops.as_pytree(loss), params, keys, _array(epsilon, params)
+    )
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1) if np.ndim(epsilon) else a[:, 0], found)
 
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped
 from tqdm import tqdm
 
@@ -140,7 +139,7 @@ def fit(
     run = partial(_compiled, loss, optimizer, size, seeds_at_once)
     if convolution and on_cpu:
         run = partial(_stepwise, loss, optimizer, size)
-    evaluate = evaluate if evaluate is None else Partial(evaluate)  # its data are an argument, not constants
+    evaluate = evaluate if evaluate is None else loops.as_pytree(evaluate)
     done = int(state.epoch.max())
     with tqdm(total=epochs, initial=done, desc=progress, disable=progress is None, leave=False) as bar:
         active = _active(state, history, epochs, patience, tolerance, target)
@@ -149,7 +148,7 @@ def fit(
             history = _extend(history, metrics, active)
             if on_epoch is not None:
                 on_epoch(state, history)
-            latest = {name: f"{np.nanmean(rows[active, -1]):.4g}" for name, rows in history.items()}
+            latest = {name: f"{rows[active, -1].mean():.4g}" for name, rows in history.items()}
             bar.set_postfix(latest, refresh=False)
             bar.update()
             active = _active(state, history, epochs, patience, tolerance, target)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gengap import data
+from gengap import data, tfds_sets
 
 tfds = pytest.importorskip("tensorflow_datasets")
 Image, Label = tfds.features.Image, tfds.features.ClassLabel
@@ -374,7 +374,7 @@ def test_data_dir(tmp_path, monkeypatch):
     fails(FileNotFoundError, "TFDS_DATA_DIR must be an existing directory", data.prepare, "mnist")
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert data._root(None) == tmp_path / "tensorflow_datasets"
+    assert tfds_sets._root(None) == tmp_path / "tensorflow_datasets"
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "emnist/letters"])
@@ -390,7 +390,7 @@ def test_missing_set_without_network(name, tmp_path, offline, capfd):
 
 def test_missing_set_asks_the_host_of_its_data(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(data, "_reachable", lambda urls: asked.extend(urls))
+    monkeypatch.setattr(tfds_sets, "_reachable", lambda urls: asked.extend(urls))
     text = r"no network \(no answer from www.cs.toronto.edu\)"
     fails(FileNotFoundError, text, data.load, "cifar10", tmp_path)
     assert len(asked) == 1 and asked[0].startswith("https://www.cs.toronto.edu/")
@@ -401,20 +401,20 @@ def test_reachable(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         here = f"http://127.0.0.1:{server.server_port}/file"
         begin = time.monotonic()
-        assert data._reachable([here]) and data._reachable(["https://name.invalid/file", here])
-        assert not data._reachable(["https://name.invalid/file"])
-        assert not data._reachable(["http://192.0.2.1/file"], 0.3)  # an address that nobody has
+        assert tfds_sets._reachable([here]) and tfds_sets._reachable(["https://name.invalid/file", here])
+        assert not tfds_sets._reachable(["https://name.invalid/file"])
+        assert not tfds_sets._reachable(["http://192.0.2.1/file"], 0.3)  # an address that nobody has
         assert time.monotonic() - begin < 5
         for proxy in (here, here.removeprefix("http://").removesuffix("/file")):
             monkeypatch.setattr("urllib.request.getproxies", functools.partial(dict, https=proxy))
-            assert data._reachable(["https://name.invalid/file"])
+            assert tfds_sets._reachable(["https://name.invalid/file"])
 
 
 def test_reachable_does_not_wait_for_a_name(monkeypatch):
     monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: time.sleep(2) or [])
     begin = time.monotonic()
-    assert not data._reachable(["https://a.invalid", "https://b.invalid"], 0.2)
+    assert not tfds_sets._reachable(["https://a.invalid", "https://b.invalid"], 0.2)
     assert time.monotonic() - begin < 1
 
 
@@ -455,7 +455,7 @@ def site(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(data, "_reachable", lambda urls: True)
+    monkeypatch.setattr(tfds_sets, "_reachable", lambda urls: True)
     monkeypatch.setattr(mnist.MNIST, "URL", url)
     monkeypatch.setattr(mnist, "_TRAIN_EXAMPLES", 12)
     monkeypatch.setattr(mnist, "_TEST_EXAMPLES", 5)

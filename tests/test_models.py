@@ -1,0 +1,206 @@
+"""Networks: the paper's sizes, its initialisation, and batch norm and dropout computed by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from gengap import models
+
+KEY = jax.random.key(0)
+
+
+def shapes(model, shape):
+    return jax.eval_shape(model.init, KEY, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "classes", "size"),
+    [
+        (models.f1(), (28, 28, 1), 10, 1_462_794),
+        (models.f2(), (360,), 1973, 2_780_085),
+        (models.c1(), (32, 32, 3), 10, 1_757_834),
+        (models.c2(), (32, 32, 3), 10, 14_991_946),
+        (models.c3(), (32, 32, 3), 100, 1_775_204),
+        (models.c4(), (32, 32, 3), 100, 15_038_116),
+    ],
+    ids=["f1", "f2", "c1", "c2", "c3", "c4"],
+)
+def test_sizes_of_table_1(model, shape, classes, size):
+    params = shapes(model, shape)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+    logits = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((3, *shape), jnp.float32))
+    assert logits.shape == (3, classes)
+
+
+def named(params, name):
+    return {jax.tree_util.keystr(w): v for w, v in jax.tree_util.tree_leaves_with_path(params) if name in str(w)}
+
+
+@pytest.fixture(scope="module")
+def dense():
+    model = models.f1(num_classes=3)
+    x = 1e-3 * jax.random.normal(KEY, (6, 2, 2, 1))  # variances near epsilon, so that it is seen
+    return model, jax.jit(model.init)(jax.random.key(1), x), x
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    model = models.c1(num_classes=192)
+    x = jax.random.normal(KEY, (4, 4, 4, 3))
+    return model, jax.jit(model.init)(jax.random.key(1), x), x
+
+
+@pytest.mark.parametrize("network", ["dense", "shallow"])
+def test_initialisation_is_glorot_uniform(network, request):
+    _, params, _ = request.getfixturevalue(network)
+    kernels = named(params, "kernel")
+    assert len(kernels) == {"dense": 6, "shallow": 5}[network]
+    for kernel in kernels.values():
+        *field, fan_in, fan_out = kernel.shape
+        bound = np.sqrt(6 / ((fan_in + fan_out) * np.prod(field)))
+        assert bound * 0.98 < np.abs(kernel).max() <= bound
+        deviation = 4 * bound / np.sqrt(kernel.size)
+        assert abs(kernel.mean()) < deviation
+        assert abs(kernel.std() - bound / np.sqrt(3)) < deviation
+    for name, value in (("bias", 0.0), ("scale", 1.0)):
+        found = named(params, name)
+        assert found and all(np.all(leaf == value) for leaf in found.values())
+
+
+def by_hand(params, x, statistics=None):
+    h, used = np.asarray(x, np.float64).reshape(len(x), -1), {}
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    for i in range(5):
+        h = h @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"]
+        name = f"BatchNorm_{i}"
+        batch = {"mean": h.mean(0), "var": h.var(0)}
+        used[name] = s = jax.tree.map(np.asarray, statistics[name]) if statistics else batch
+        h = (h - s["mean"]) / np.sqrt(s["var"] + 1e-5) * params[name]["scale"] + params[name]["bias"]
+        h = np.maximum(h, 0)
+    return h @ params["Dense_5"]["kernel"] + params["Dense_5"]["bias"], used
+
+
+def near(a, b, tolerance=2e-4):
+    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tolerance, atol=tolerance), a, b)
+
+
+def test_batch_norm_takes_the_statistics_of_the_batch(dense):
+    model, params, x = dense
+    params = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), params)
+    logits, statistics = by_hand(params, x)
+    near(model.apply(params, x), logits, 5e-3)
+    near(model.statistics(params, x), statistics, 5e-3)
+    alone = model.apply(params, x[:3])
+    near(alone, by_hand(params, x[:3])[0], 5e-3)
+    assert not np.allclose(alone, logits[:3], atol=1e-2)
+
+
+def test_frozen_statistics_stand_in_for_those_of_the_batch(dense):
+    model, params, x = dense
+    statistics = model.statistics(params, x)
+    near(model.apply_frozen(params, statistics, x), model.apply(params, x))
+    shifted = jax.tree.map(lambda a: a + 0.5, statistics)
+    near(model.apply_frozen(params, shifted, x[:2]), by_hand(params, x[:2], shifted)[0])
+
+
+@pytest.mark.parametrize(
+    ("chunk", "parts"),
+    [(2, [(0, 2), (2, 4), (4, 6)]), (4, [(0, 4)]), (6, [(0, 6)]), (100, [(0, 6)])],
+)
+def test_population_statistics_are_means_over_chunks(dense, chunk, parts):
+    model, params, x = dense
+    each = [by_hand(params, x[i:j])[1] for i, j in parts]
+    expected = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *each)
+    near(models.population_statistics(model, params, x, chunk=chunk), expected)
+
+
+def test_population_statistics_need_batch_norm():
+    with pytest.raises(ValueError, match="no batch norm"):
+        models.population_statistics(models.Model(lambda key, x: {}, lambda params, x: x), {}, jnp.ones((2, 2)))
+
+
+def test_dropout_keeps_half_and_doubles_it_in_training_only(shallow):
+    model, params, x = shallow
+    params = {name: dict(leaves) for name, leaves in params.items()}
+    last = max(name for name in params if name.startswith("BatchNorm"))
+    params[last] = {"scale": jnp.zeros(192), "bias": jnp.ones(192)}  # every unit of the last layer is 1
+    params["Dense_2"] = {"kernel": jnp.eye(192), "bias": jnp.zeros(192)}
+    run = jax.jit(lambda params, x, key: (model.apply(params, x), model.apply_train(params, x, key)))
+    plain, logits = run(params, x, KEY)
+    assert np.all(plain == 1)
+    assert set(np.unique(logits)) == {0.0, 2.0}
+    assert abs(float((logits > 0).mean()) - 0.5) < 4 * 0.5 / np.sqrt(logits.size)
+    assert np.all(run(params, x, KEY)[1] == logits)
+    assert not np.all(run(params, x, jax.random.key(1))[1] == logits)
+
+
+DENSE, CONVOLUTIONS = [0.5, 0.5], [0.3] + [0.4] * 7
+
+
+@pytest.mark.parametrize(
+    ("model", "rates"),
+    [
+        (models.f1(), []),
+        (models.c1(), DENSE),
+        (models.c2(), CONVOLUTIONS + DENSE),
+        (models.c2(conv_dropout=False), DENSE),
+        (models.c4(), CONVOLUTIONS + DENSE),
+        (models.c4(conv_dropout=False), DENSE),
+    ],
+    ids=["f1", "c1", "c2", "c2 without", "c4", "c4 without"],
+)
+def test_dropout_rates(model, rates):
+    found = {True: [], False: []}
+
+    def watch(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout):
+            found[context.module.deterministic].append(context.module.rate)
+        return call(*args, **kwargs)
+
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    params = shapes(model, (32, 32, 3))
+    with nn.intercept_methods(watch):
+        jax.eval_shape(model.apply_train, params, x, KEY)
+        assert found == {False: rates, True: []}
+        jax.eval_shape(model.apply, params, x)
+    assert found == {False: rates, True: rates}
+
+
+def test_c2_has_the_stacks_of_the_appendix():
+    params = shapes(models.c2(), (32, 32, 3))
+    kernels = [params[f"Conv_{i}"]["kernel"].shape for i in range(13)]
+    widths = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    assert kernels == [(3, 3, a, b) for a, b in zip([3, *widths], widths, strict=False)]
+    assert params["Dense_0"]["kernel"].shape == (512, 512)
+
+
+POOLS = [
+    ((2, 5, 7, 2), 3, 2),
+    ((1, 4, 4, 1), 3, 2),
+    ((1, 8, 8, 2), 2, 2),
+    ((1, 7, 7, 1), 2, 2),
+    ((1, 9, 4, 1), 2, 3),
+    ((1, 5, 6, 1), 4, 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "stride"), POOLS, ids=str)
+def test_max_pool_equals_flax_with_its_gradient(shape, size, stride):
+    x = jax.random.permutation(KEY, jnp.arange(np.prod(shape), dtype=jnp.float32)).reshape(shape) - 20
+
+    def flax(x):
+        return nn.max_pool(x, (size, size), (stride, stride), "SAME")
+
+    def ours(x):
+        return models.max_pool(x, size=size, stride=stride)
+
+    @jax.jit
+    def both(x):
+        gradients = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (ours, flax)]
+        return ours(x), flax(x), *gradients
+
+    a, b, da, db = both(x)
+    assert a.shape == b.shape and np.all(a == b)
+    near(da, db, 1e-6)

@@ -1,0 +1,235 @@
+"""The objective: cross entropy against NumPy, and its mean over chunks against the plain mean."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gengap import objective
+
+CAP = -np.log(1e-7)
+
+
+def reference(logits, labels):
+    logits = np.asarray(logits, np.float64)
+    top = logits.max(-1, keepdims=True)
+    return np.log(np.exp(logits - top).sum(-1)) + top[:, 0] - logits[np.arange(len(labels)), labels]
+
+
+def test_cross_entropy_equals_numpy():
+    logits = 5 * jax.random.normal(jax.random.key(0), (50, 7))
+    labels = jnp.arange(50) % 7
+    np.testing.assert_allclose(
+        objective.cross_entropy(logits, labels), reference(logits, labels), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_cross_entropy_of_huge_logits_is_finite_and_exact():
+    logits, labels = jnp.array([[1e4, 0.0], [-1e4, 1e4], [3e4, 0.0]]), jnp.array([1, 1, 0])
+    np.testing.assert_array_equal(objective.cross_entropy(logits, labels), [1e4, 0.0, 0.0])
+
+
+@jax.jit
+@jax.value_and_grad
+def clipped(logits):
+    return objective.cross_entropy(logits[None], jnp.array([1]), clip=1e-7).sum()
+
+
+@pytest.mark.parametrize(
+    ("logits", "loss", "slope"),
+    [
+        ([100.0, 0.0], CAP, 0.0),
+        ([16.2, 0.0], CAP, 0.0),
+        ([2.0, 0.0], np.log1p(np.exp(2.0)), 1 / (1 + np.exp(-2.0))),
+        ([0.0, 100.0], 1e-7, 0.0),
+    ],
+)
+def test_clipping_caps_the_loss_and_its_gradient(logits, loss, slope):
+    value, gradient = clipped(jnp.array(logits))
+    assert float(value) == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_allclose(gradient, [slope, -slope], rtol=1e-5)
+    assert round(CAP, 3) == 16.118
+
+
+def test_accuracy_counts_the_largest_logit():
+    logits = jnp.array([[0.0, 1.0, -1.0], [2.0, 1.0, 0.0], [0.0, 1.0, 3.0]])
+    assert objective.accuracy(logits, jnp.array([1, 2, 2])).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_images_are_scaled_and_features_are_not():
+    scaled = objective.scale(jnp.array([[0, 51, 255]], jnp.uint8))
+    np.testing.assert_allclose(scaled, [[0, 0.2, 1]], rtol=1e-6)
+    assert objective.scale(jnp.array([[0.0, 51.0]])).tolist() == [[0.0, 51.0]]
+
+
+def network(params, x):
+    h = jnp.tanh(x @ params["w"])
+    h = (h - h.mean(0, keepdims=True)) / jnp.sqrt(
+        h.var(0, keepdims=True) + 0.1
+    )  # the value depends on the chunk, as with batch norm
+    return h @ params["v"]
+
+
+def problem(m=10, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(3), 4)
+    params = {"w": jax.random.normal(keys[0], (3, 4), dtype), "v": jax.random.normal(keys[1], (4, 3), dtype)}
+    x = jax.random.normal(keys[2], (m, 3), dtype)
+    return params, x, jax.random.randint(keys[3], (m,), 0, 3)
+
+
+def plain(params, x, y, chunk, apply=network):
+    """The same mean without loops; the chunks of m examples are those of `array_split`."""
+    count = -(-len(x) // chunk)
+    parts = zip(jnp.array_split(x, count), jnp.array_split(y, count), strict=True)
+    losses = [-jnp.take_along_axis(jax.nn.log_softmax(apply(params, x)), y[:, None], 1).sum() for x, y in parts]
+    return sum(losses) / len(x)
+
+
+CHUNKS = [1, 3, 4, 5, 100]
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_the_mean_is_over_chunks_of_almost_one_size(chunk):
+    params, x, y = problem()
+    sizes = {len(part) for part in np.array_split(np.arange(10), -(-10 // chunk))}
+    assert max(sizes) <= chunk and max(sizes) - min(sizes) <= 1
+    f = jax.jit(objective.over_dataset(network, x, y, chunk=chunk))
+    assert float(f(params)) == pytest.approx(float(plain(params, x, y, chunk)), rel=1e-5)
+    logits = [network(params, part) for part in jnp.array_split(x, -(-10 // chunk))]
+    right = np.concatenate(logits).argmax(-1) == y
+    loss, accuracy = objective.loss_and_accuracy(network, x, y, chunk=chunk)(params)
+    assert float(loss) == pytest.approx(float(f(params)), rel=1e-6)
+    assert float(accuracy) == pytest.approx(right.mean())
+
+
+def test_every_example_counts_once():
+    x = jnp.eye(11)
+    f = objective.over_dataset(lambda p, x: jnp.stack([x @ p, 0 * (x @ p)], -1), x, jnp.zeros(11, int), chunk=4)
+    np.testing.assert_allclose(jax.grad(f)(jnp.zeros(11)), np.full(11, -0.5 / 11), rtol=1e-6)
+
+
+def test_derivatives_equal_those_of_the_plain_mean():
+    with jax.enable_x64(True):
+        params, x, y = problem(dtype=jnp.float64)
+        v = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), params)
+
+        def along(f):
+            def slope(p):
+                return jax.jvp(f, (p,), (v,))[1]
+
+            def curvature(p):
+                return jax.jvp(jax.grad(f), (p,), (v,))[1]
+
+            def reverse(p):
+                return jax.grad(slope)(p)
+
+            return jax.jit(lambda p: (f(p), jax.grad(f)(p), slope(p), curvature(p), reverse(p)))
+
+        ours = along(objective.over_dataset(network, x, y, chunk=4))(params)
+        expected = along(lambda p: plain(p, x, y, 4))(params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, expected)
+
+
+def test_derivatives_are_linear_in_the_direction():
+    params, x, y = problem()
+    f = objective.over_dataset(network, x, y, chunk=4)
+
+    def slopes(v):
+        return jax.jvp(lambda p: (f(p), jax.grad(f)(p)), (params,), (v,))[1]
+
+    v = jax.tree.map(jnp.ones_like, params)
+    slopes = jax.jit(slopes)
+    once, thousands = slopes(v), slopes(jax.tree.map(lambda a: 4096 * a, v))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(4096 * a, b, rtol=1e-3, atol=1e-3), once, thousands)
+
+
+def test_clipping_reaches_the_mean():
+    apply = lambda p, x: jnp.stack([p * x[:, 0], 0 * x[:, 0]], -1)  # noqa: E731
+    x, y = jnp.array([[1.0], [50.0]]), jnp.array([1, 1])
+    f = objective.over_dataset(apply, x, y, chunk=1, clip=1e-7)
+    p = jnp.array(1.0)
+    value, slope = jax.jit(jax.value_and_grad(f))(p)
+    assert float(value) == pytest.approx((np.log1p(np.e) + CAP) / 2, rel=1e-5)
+    assert float(slope) == pytest.approx(0.5 / (1 + np.exp(-1)), rel=1e-5)
+    assert float(objective.loss_and_accuracy(apply, x, y, clip=1e-7)(p)[0]) == pytest.approx(float(value))
+
+
+def test_vmap_over_parameters_equals_a_loop():
+    params, x, y = problem()
+    f = jax.jit(jax.value_and_grad(objective.over_dataset(network, x, y, chunk=4)))
+    several = jax.tree.map(lambda a: jnp.stack([a, 2 * a, a + 1]), params)
+    together = jax.jit(jax.vmap(f))(several)
+    for i in range(3):
+        alone = f(jax.tree.map(lambda a, i=i: a[i], several))
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6), together, alone)
+
+
+def counted(caplog):
+    return [record for record in caplog.records if "XLA compilation" in record.getMessage()]
+
+
+def test_new_parameters_and_new_data_compile_nothing(caplog):
+    params, x, y = problem()
+    doubled, negative, other = jax.tree.map(lambda a: 2 * a, params), -x, y[::-1]
+    gradient = jax.jit(lambda f, p: jax.value_and_grad(f)(p))
+    pair = objective.loss_and_accuracy(network, x, y, chunk=4)
+    gradient(objective.over_dataset(network, x, y, chunk=4), params), pair(params)
+    with jax.log_compiles():
+        f = objective.over_dataset(network, negative, other, chunk=4)
+        value, _ = gradient(f, doubled)
+        loss, _ = objective.loss_and_accuracy(network, negative, other, chunk=4)(doubled)
+        assert not counted(caplog)
+        jax.jit(lambda a: a + 3)(x)
+        assert counted(caplog)
+    assert float(value) == pytest.approx(float(plain(doubled, negative, other, 4)), rel=1e-5)
+    assert float(loss) == pytest.approx(float(value), rel=1e-6)
+
+
+def test_outside_jit_a_second_call_compiles_nothing(caplog):
+    params, x, y = problem()
+    doubled = jax.tree.map(lambda a: 2 * a, params)
+    f = objective.over_dataset(network, x, y, chunk=4)
+    f(params), jax.grad(f)(params)
+    with jax.log_compiles():
+        f(doubled), jax.grad(f)(doubled)
+        assert not counted(caplog)
+
+
+@pytest.mark.parametrize("make", [objective.over_dataset, objective.loss_and_accuracy])
+@pytest.mark.parametrize(
+    ("rows", "labels", "chunk", "words"),
+    [(4, 4, 0, "chunk is 0"), (4, 4, -5, "chunk is -5"), (4, 3, 2, "4 examples.*3"), (0, 0, 2, "0 examples")],
+)
+def test_bad_arguments_are_refused(make, rows, labels, chunk, words):
+    with pytest.raises(ValueError, match=words):
+        inspect.unwrap(make)(network, jnp.zeros((rows, 3)), jnp.zeros(labels, int), chunk=chunk)
+
+
+def test_images_are_scaled_in_every_loss():
+    x, y = jnp.array([[0, 255], [51, 102]], jnp.uint8), jnp.array([0, 1])
+    apply = lambda p, x: p * x  # noqa: E731
+    expected = reference(2.0 * np.asarray(x) / 255, np.asarray(y)).mean()
+    p = jnp.array(2.0)
+    assert float(objective.over_dataset(apply, x, y)(p)) == pytest.approx(expected, rel=1e-6)
+    assert float(objective.loss_and_accuracy(apply, x, y)(p)[0]) == pytest.approx(expected, rel=1e-6)
+    loss, accuracy = objective.batch_loss(apply)(p, x, y, jax.random.key(0))
+    assert float(loss) == pytest.approx(expected, rel=1e-6) and float(accuracy) == 0.5
+
+
+def test_batch_loss_trains_through_dropout_where_there_is_one():
+    x, y, key = jnp.ones((4, 2)), jnp.array([0, 1, 0, 1]), jax.random.key(5)
+
+    def apply_train(params, x, key):
+        return x * params * jax.random.uniform(key, x.shape)
+
+    loss, _ = objective.batch_loss(jnp.multiply, apply_train, clip=0.1)(jnp.array(9.0), x, y, key)
+    logits = 9.0 * np.asarray(jax.random.uniform(key, x.shape))
+    expected = np.clip(reference(logits, np.asarray(y)), -np.log(0.9), -np.log(0.1)).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_same_batch_loss_is_the_same_function():
+    assert objective.batch_loss(network, clip=1e-7) is objective.batch_loss(network, clip=1e-7)
+    assert objective.batch_loss(network, clip=1e-7) is not objective.batch_loss(network)

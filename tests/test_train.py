@@ -1,0 +1,361 @@
+"""Training: closed forms of descent, what an epoch shows of the data, and when a run stops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+from gengap import loops, objective, train
+
+
+def begin(params, seeds=1, optimizer=train.ADAM, key=0):
+    """The same parameters for every seed, each with its own key."""
+    several = jax.tree.map(lambda a: jnp.stack([a] * seeds), params)
+    return train.start(several, jax.random.split(jax.random.key(key), seeds), optimizer=optimizer)
+
+
+def pick(tree, i):
+    return jax.tree.map(lambda a: a[i : i + 1], tree)
+
+
+def near(a, b, tolerance=1e-5):
+    def check(a, b):
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+    jax.tree.map(check, a, b)
+
+
+def network(params, x):
+    return jnp.tanh(x @ params["w"] + params["b"][None]) @ params["v"]
+
+
+def convolution(params, x):
+    x = x.reshape(len(x), 1, 2, 2)
+    h = lax.conv_general_dilated(x, params["w"].reshape(2, 1, 2, 3)[..., :2], (1, 1), "SAME")
+    return jnp.tanh(h).reshape(len(x), -1) @ params["k"]
+
+
+def classes(m=12):
+    keys = jax.random.split(jax.random.key(7), 5)
+    params = {
+        "w": jax.random.normal(keys[0], (4, 3)),
+        "b": jnp.zeros(3),
+        "v": jax.random.normal(keys[1], (3, 3)),
+        "k": jax.random.normal(keys[4], (8, 3)),
+    }
+    return params, jax.random.normal(keys[2], (m, 4)), jax.random.randint(keys[3], (m,), 0, 3)
+
+
+def squares(params, x, y, key):
+    return 0.5 * ((params[None] - x) ** 2).sum(1).mean(), jnp.zeros(())
+
+
+def test_full_batch_descent_on_a_quadratic_has_its_closed_form():
+    x, optimizer = jnp.arange(10.0).reshape(5, 2), optax.sgd(0.25)
+    state = begin(jnp.array([9.0, -3.0]), optimizer=optimizer)
+    end, history = train.fit(
+        squares, state, x, jnp.zeros(5, int), batch_size=5, optimizer=optimizer, epochs=4, patience=None
+    )
+    mean, away = np.array([4.0, 5.0]), np.array([5.0, -8.0])
+    np.testing.assert_allclose(end.params[0], mean + 0.75**4 * away, rtol=1e-5)
+    spread = 0.5 * ((x - mean) ** 2).sum(1).mean()
+    expected = [spread + 0.5 * (0.75**k * away) @ (0.75**k * away) for k in range(4)]
+    np.testing.assert_allclose(history["train_loss"][0], expected, rtol=1e-5)
+    assert end.epoch.tolist() == end.step.tolist() == [4] and end.diverged_at.tolist() == [-1]
+
+
+def test_the_first_steps_of_adam():
+    x = jnp.array([[3.0, -2.0]])
+    state = begin(jnp.array([9.0, -9.0]))
+    end, _ = train.fit(squares, state, x, jnp.zeros(1, int), batch_size=1, epochs=3, patience=None)
+    np.testing.assert_allclose(end.params[0], [9 - 3e-3, -9 + 3e-3], rtol=1e-6)
+
+
+def shown(params, x, y, key):
+    """Its gradient counts the examples of the batch."""
+    return (params * x.sum(0)).sum(), jnp.zeros(())
+
+
+MOMENTS = optax.GradientTransformation(
+    lambda params: jnp.zeros(()), lambda g, steps, params=None: (g * (10.0**steps), steps + 1)
+)
+
+
+@pytest.mark.parametrize(("m", "size", "steps"), [(6, 2, 3), (7, 3, 3), (5, 5, 1), (5, 4, 2)])
+def test_an_epoch_shows_every_example_in_batches_of_one_size(m, size, steps):
+    sizes = []
+
+    def loss(params, x, y, key):
+        sizes.append(len(x))
+        return shown(params, x, y, key)
+
+    optimizer = optax.sgd(-1.0)
+    state = begin(jnp.zeros(m), optimizer=optimizer)
+    fit = dict(batch_size=size, optimizer=optimizer, patience=None)  # noqa: C408
+    once, _ = train.fit(loss, state, jnp.eye(m), jnp.zeros(m, int), epochs=1, **fit)
+    seen = np.asarray(once.params[0])
+    assert set(sizes) == {size}
+    assert seen.min() == 1 and seen.max() <= 2 and seen.sum() == steps * size
+    twice, _ = train.fit(loss, state, jnp.eye(m), jnp.zeros(m, int), epochs=2, **fit)
+    assert set(np.asarray(twice.params[0]) - seen) <= {1.0, 2.0}
+    assert once.step.tolist() == [steps] and twice.step.tolist() == [2 * steps]
+
+
+def test_each_epoch_and_each_seed_has_its_own_order():
+    def order(epochs, key=0):
+        state = begin(jnp.zeros(6), 2, MOMENTS, key)
+        data = jnp.eye(6), jnp.zeros(6, int)
+        end, _ = train.fit(shown, state, *data, batch_size=1, optimizer=MOMENTS, epochs=epochs, patience=None)
+        return np.log10(np.asarray(end.params, np.float64))
+
+    first = order(1)
+    assert np.all(np.sort(first.round(4)) == np.arange(6))
+    assert not np.allclose(first[0], first[1])
+    np.testing.assert_allclose(first, order(1), rtol=1e-6)
+    assert not np.allclose(first, order(1, key=1))
+    second = np.log10(10 ** order(2) - 10**first + 1e-9) - 6
+    assert np.all(np.sort(second.round(1)) == np.arange(6))
+    assert not np.allclose(second, first, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "m", "expected"), [(256, 60000, 256), (0.1, 60000, 6000), (0.1, 721329, 72133), (1, 1, 1), (5, 5, 5)]
+)
+def test_a_batch_size_is_a_count_or_a_fraction(size, m, expected):
+    assert train.count(size, m) == expected
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, 11, 0.01, float("nan"), float("inf"), -float("inf")])
+def test_an_impossible_batch_size_is_refused(size):
+    with pytest.raises(ValueError, match=r"batch size .* 10, the number of training examples"):
+        train.count(size, 10)
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "tolerance", "expected"),
+    [
+        ([3.0, 2.0, 1.0], 1, 0.0, False),
+        ([3.0, 2.0, 2.0], 1, 0.0, True),
+        ([3.0, 2.0, 1.5], 1, 0.5, True),
+        ([3.0, 2.0, 1.25], 1, 0.5, False),
+        ([1.0, 2.0, 2.0, 0.5], 3, 0.0, False),
+        ([1.0, 2.0, 2.0, 1.5], 3, 0.0, True),
+        ([1.0, 1.0, 1.0], 3, 0.0, False),
+        ([1.0, 1.0, 1.0, 1.0], 3, 0.0, True),
+        ([], 1, 0.0, False),
+    ],
+)
+def test_ceased(losses, patience, tolerance, expected):
+    assert train.ceased(np.array(losses), patience, tolerance) is expected
+
+
+STILL = optax.sgd(1.0)
+
+
+def scripted(params, x, y, key):
+    """Takes the values of a list one after another; params are the place in the list and the list."""
+    at, values = params
+    return values[lax.stop_gradient(at).astype(int)] - (at - lax.stop_gradient(at)), jnp.zeros(())
+
+
+def follow(lists, *, steps=1, **how):
+    width = max(map(len, lists))
+    values = jnp.array([list(v) + [9.0] * (width - len(v)) for v in lists])
+    keys = jax.random.split(jax.random.key(0), len(lists))
+    optimizer = optax.masked(STILL, (True, False))
+    optimizer = optax.chain(optimizer, optax.masked(optax.set_to_zero(), (False, True)))
+    state = train.start((jnp.zeros(len(lists)), values), keys, optimizer=optimizer)
+    x, y = jnp.zeros((steps, 1)), jnp.zeros(steps, int)
+    how = {"patience": None, **how}
+    return train.fit(scripted, state, x, y, batch_size=1, optimizer=optimizer, **how), (x, y, optimizer)
+
+
+DOWN = [5.0, 4.0, 3.0, 2.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("how", "epochs"),
+    [
+        ({"epochs": 3}, [3, 3]),
+        ({"epochs": 6}, [6, 6]),
+        ({"epochs": 6, "patience": 2, "tolerance": 0.0}, [6, 4]),
+        ({"epochs": 6, "patience": 2, "tolerance": 1.0}, [6, 3]),
+        ({"epochs": 6, "target": 2.5}, [4, 6]),
+        ({"epochs": 6, "target": 3.75}, [3, 2]),
+        ({"epochs": 6, "target": 2.0}, [5, 6]),
+    ],
+)
+def test_every_seed_stops_by_itself(how, epochs):
+    lists = [DOWN, [4.0, 3.5, 3.6, 3.5, 3.0, 2.9]]
+    (end, history), _ = follow(lists, **how)
+    assert end.epoch.tolist() == epochs
+    assert history["train_loss"].shape == (2, max(epochs))
+    for i, done in enumerate(epochs):
+        np.testing.assert_allclose(history["train_loss"][i, :done], lists[i][:done], rtol=1e-6)
+        assert np.all(np.isnan(history["train_loss"][i, done:]))
+        assert float(end.params[0][i]) == done
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_a_run_that_diverges_leaves_the_others_alone(bad, together):
+    lists = [DOWN, [5.0, 4.0, 3.0, bad, 1.0, bad], [6.0, 6.0, 6.0, 6.0, 6.0, 6.0]]
+    (end, history), _ = follow(lists, steps=2, epochs=3, seeds_at_once=together)
+    assert end.diverged_at.tolist() == [-1, 3, -1]
+    assert end.epoch.tolist() == [3, 2, 3]
+    np.testing.assert_allclose(history["train_loss"][0], [4.5, 2.5, 0.75])
+    assert history["train_loss"][1, 0] == 4.5 and not np.isfinite(history["train_loss"][1, 1:]).any()
+
+
+def test_a_run_that_diverges_alone_ends_without_a_warning():
+    (end, _), _ = follow([[np.nan, 1.0]], epochs=2)
+    assert end.diverged_at.tolist() == [0] and end.epoch.tolist() == [1]
+
+
+def test_a_seed_that_had_stopped_goes_on_with_its_own_history():
+    lists = [[3.0, 3.0, 2.0, 1.0, 0.5, 0.25], DOWN]
+    (state, history), (x, y, optimizer) = follow(lists, epochs=4, patience=1, tolerance=0.0)
+    assert state.epoch.tolist() == [2, 4]
+    how = {"batch_size": 1, "optimizer": optimizer, "epochs": 6, "patience": None}
+    end, history = train.fit(scripted, state, x, y, history=history, **how)
+    assert end.epoch.tolist() == [6, 6]
+    for i in range(2):
+        np.testing.assert_allclose(history["train_loss"][i, :6], lists[i])
+
+
+CLASSES = objective.batch_loss(network)
+CONVOLUTION = objective.batch_loss(convolution)
+
+
+def run(state, epochs=2, loss=CLASSES, m=12, **how):
+    _, x, y = classes(m)
+    how = {"batch_size": 5, "patience": None, **how}
+    return train.fit(loss, state, x, y, epochs=epochs, **how)
+
+
+@pytest.fixture(scope="module")
+def three():
+    state = begin(classes()[0], 3)
+    return state, run(state)
+
+
+@pytest.mark.parametrize("together", [2, 3])
+def test_seeds_side_by_side_equal_each_alone(three, together):
+    state, (end, history) = three
+    near(run(state, seeds_at_once=together), (end, history))
+    alone = run(pick(state, 1))
+    near(alone, (pick(end, 1), {name: rows[1:2] for name, rows in history.items()}))
+
+
+def test_the_same_key_gives_the_same_numbers_and_the_state_is_not_consumed(three):
+    state, (end, history) = three
+    again, told = run(state)
+    near((again, told), (end, history), 0)
+    assert state.step.tolist() == [0, 0, 0] and not np.any(np.asarray(state.params["b"]))
+    assert not np.allclose(end.params["w"][0], end.params["w"][1])
+
+
+def test_going_on_equals_one_run(three):
+    state, (end, history) = three
+    first = run(state, epochs=1)
+    near(run(first[0], history=first[1]), (end, history), 0)
+    near(run(end, history=history), (end, history), 0)
+
+
+def test_a_second_epoch_and_a_second_fit_compile_nothing(three, caplog):
+    state, _ = three
+    params, x, y = classes()
+    test = objective.loss_and_accuracy(network, x, y)
+    other = objective.loss_and_accuracy(network, -x, y)
+    new = begin(jax.tree.map(lambda a: 2 * a, params), 3, key=5)
+    run(state, epochs=1, evaluate=test)
+    with jax.log_compiles():
+        run(new, epochs=3, evaluate=other)
+        assert not [r for r in caplog.records if "XLA compilation" in r.getMessage()]
+
+
+def test_history_has_the_test_set_at_the_end_of_each_epoch(three):
+    state, _ = three
+    _, x, y = classes()
+    test = objective.loss_and_accuracy(network, 2 * x, y)
+    end, history = run(state, evaluate=test, seeds_at_once=3)
+    for i in range(3):
+        loss, accuracy = test(loops.row(end.params, i))
+        assert history["test_loss"][i, -1] == pytest.approx(float(loss), rel=1e-5)
+        assert history["test_accuracy"][i, -1] == pytest.approx(float(accuracy))
+    assert sorted(history) == ["test_accuracy", "test_loss", "train_accuracy", "train_loss"]
+    assert history["test_loss"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("loss", [CLASSES, CONVOLUTION], ids=["dense", "convolution"])
+def test_steps_called_from_python_equal_a_compiled_epoch(monkeypatch, loss):
+    state = begin(classes()[0], 2)
+    lists = [objective.loss_and_accuracy(apply, *classes()[1:]) for apply in (network,)]
+    both = []
+    for answer in (True, False):
+        monkeypatch.setattr(loops, "has_convolution", lambda *args, answer=answer: answer)
+        both.append(run(state, loss=loss, evaluate=lists[0]))
+    near(*both)
+    assert state.step.tolist() == [0, 0]
+
+
+def test_a_convolution_on_the_cpu_is_trained_in_python(monkeypatch):
+    calls = []
+    stepwise = train._stepwise
+    monkeypatch.setattr(train, "_stepwise", lambda *args: calls.append(1) or stepwise(*args))
+    run(begin(classes()[0]), loss=CONVOLUTION)
+    assert len(calls) == 2
+    run(begin(classes()[0]))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("in_python", [True, False])
+def test_a_seed_that_stops_is_idle_in_both_loops(monkeypatch, in_python):
+    monkeypatch.setattr(loops, "has_convolution", lambda *args: in_python)
+    (end, history), _ = follow([DOWN, [5.0, 5.0, 5.0]], epochs=4, patience=1)
+    assert end.epoch.tolist() == [4, 2] and end.step.tolist() == [4, 2]
+    np.testing.assert_array_equal(np.isnan(history["train_loss"]), [[0, 0, 0, 0], [0, 0, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(0.1, momentum=0.9, nesterov=True),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.exponential_decay(0.05, 5, 0.9))),
+        optax.inject_hyperparams(optax.adagrad)(learning_rate=0.3),
+    ],
+    ids=["momentum", "chain and schedule", "hyperparameters"],
+)
+def test_any_optax_transformation(optimizer):
+    state = begin(classes()[0], optimizer=optimizer)
+    end, history = run(state, epochs=12, optimizer=optimizer)
+    assert history["train_loss"][0, -1] < 0.8 * history["train_loss"][0, 0]
+    assert end.step.tolist() == [36]
+
+
+def test_dropout_has_a_new_key_at_each_step():
+    keys = []
+
+    def loss(params, x, y, key):
+        jax.debug.callback(lambda data: keys.append(tuple(map(int, data))), jax.random.key_data(key))
+        return jnp.sum(params**2), jnp.zeros(())
+
+    train.fit(loss, begin(jnp.ones(2), 2), *classes()[1:], batch_size=4, epochs=2, patience=None)
+    jax.effects_barrier()
+    assert len(keys) == len(set(keys)) == 2 * 2 * 3
+
+
+def test_on_epoch_is_told_each_state():
+    told = []
+    run(begin(classes()[0]), on_epoch=lambda state, history: told.append((int(state.epoch[0]), len(history))))
+    assert told == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("how", [{"epochs": 0}, {"patience": 0}, {"batch_size": 13}])
+def test_impossible_settings_are_refused(how):
+    with pytest.raises(ValueError, match=str(next(iter(how.values())))):
+        run(begin(classes()[0]), **{"epochs": 2, **how})
