@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
 
 
 Metrics = dict[str, Array]
-History = dict[str, Float[np.ndarray, "seeds epochs"]]
+History = dict[str, Float[np.ndarray, "seeds _"]]
 """Per epoch: "train_loss" and "train_accuracy" as means over the epoch's own batches (as Keras reports
 them, and Fig. 2 shows them), "test_loss" and "test_accuracy" at its end. NaN after a run has stopped."""
 

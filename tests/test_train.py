@@ -62,7 +62,7 @@ def test_full_batch_descent_on_a_quadratic_has_its_closed_form():
     )
     mean, away = np.array([4.0, 5.0]), np.array([5.0, -8.0])
     np.testing.assert_allclose(end.params[0], mean + 0.75**4 * away, rtol=1e-5)
-    spread = 0.5 * ((x - mean) ** 2).sum(1).mean()
+    spread = 0.5 * ((np.asarray(x) - mean) ** 2).sum(1).mean()
     expected = [spread + 0.5 * (0.75**k * away) @ (0.75**k * away) for k in range(4)]
     np.testing.assert_allclose(history["train_loss"][0], expected, rtol=1e-5)
     assert end.epoch.tolist() == end.step.tolist() == [4] and end.diverged_at.tolist() == [-1]
@@ -294,11 +294,11 @@ def test_history_has_the_test_set_at_the_end_of_each_epoch(three):
 @pytest.mark.parametrize("loss", [CLASSES, CONVOLUTION], ids=["dense", "convolution"])
 def test_steps_called_from_python_equal_a_compiled_epoch(monkeypatch, loss):
     state = begin(classes()[0], 2)
-    lists = [objective.loss_and_accuracy(apply, *classes()[1:]) for apply in (network,)]
+    test = objective.loss_and_accuracy(network, *classes()[1:])
     both = []
     for answer in (True, False):
         monkeypatch.setattr(loops, "has_convolution", lambda *args, answer=answer: answer)
-        both.append(run(state, loss=loss, evaluate=lists[0]))
+        both.append(run(state, loss=loss, evaluate=test))
     near(*both)
     assert state.step.tolist() == [0, 0]
 
