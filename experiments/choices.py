@@ -3,7 +3,7 @@
     make exp-mnist
     make exp-choices
 
-The table of choice against value goes into the report of that run. f is the mean loss of the first 10,000
+The table of choice against value goes into the report of that run. f is the mean loss of the first 5,000
 training images here, and each choice is measured with two draws of A. For the stages of training SB and LB
 are trained again from the run's starting point. What has been measured is kept, and a stopped run goes on.
 """
@@ -32,13 +32,13 @@ class Config(NamedTuple):
     """the run directory whose minima to measure"""
     seed: int = 0
     """which of its seeds"""
-    examples: int = 10_000
+    examples: int = 5_000
     """measure f on the first so many training examples"""
     num_draws: int = 2
     """matrices A for each choice"""
     max_evaluations: int = 6
     """gradients to spend on each maximum; SciPy may spend more"""
-    stages: tuple[int, ...] = (3, 7, 15, 30)
+    stages: tuple[int, ...] = (3, 7, 15)
     """epochs of training after which to measure"""
 
 

@@ -51,7 +51,7 @@ def find_pair(
     first_seed: int = 0,
     optimizer: optax.GradientTransformation = train.ADAM,
     epochs: int = 100,
-    patience: int | None = 5,
+    patience: int | None = 10,
     tolerance: float = 1e-3,
     target: float | None = None,
     clip: float | None = None,

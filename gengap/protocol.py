@@ -27,7 +27,7 @@ class Protocol(NamedTuple):
     """examples, or a fraction of the training set"""
     epochs: int = 100
     """the most epochs of training"""
-    patience: int | None = 5
+    patience: int | None = 10
     """stop when this many epochs have not improved the training loss; None: run all epochs"""
     tolerance: float = 1e-3
     """the least improvement of the training loss that counts, in nats"""

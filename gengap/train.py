@@ -88,7 +88,7 @@ def fit(
     batch_size: float,
     optimizer: optax.GradientTransformation = ADAM,
     epochs: int = 100,
-    patience: int | None = 5,
+    patience: int | None = 10,
     tolerance: float = 1e-3,
     target: float | None = None,
     evaluate: Callable | None = None,

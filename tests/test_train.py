@@ -85,7 +85,7 @@ MOMENTS = optax.GradientTransformation(
 )
 
 
-@pytest.mark.parametrize(("m", "size", "steps"), [(6, 2, 3), (7, 3, 3), (5, 5, 1), (5, 4, 2)])
+@pytest.mark.parametrize(("m", "size", "steps"), [(6, 2, 3), (7, 3, 3)])
 def test_an_epoch_shows_every_example_in_batches_of_one_size(m, size, steps):
     sizes = []
 
@@ -200,8 +200,7 @@ def test_every_seed_stops_by_itself(how, epochs):
         assert float(end.params[0][i]) == done
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("together", [1, 2, 3])
+@pytest.mark.parametrize(("bad", "together"), [(np.nan, 1), (np.inf, 2), (np.nan, 3)])
 def test_a_run_that_diverges_leaves_the_others_alone(bad, together):
     lists = [DOWN, [5.0, 4.0, 3.0, bad, 1.0, bad], [6.0, 6.0, 6.0, 6.0, 6.0, 6.0]]
     (end, history), _ = follow(lists, steps=2, epochs=3, seeds_at_once=together)

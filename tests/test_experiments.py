@@ -1,0 +1,134 @@
+"""Each experiment at toy size, from its flags to its report."""
+
+import functools
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cifar, digits, mnist
+from gengap import cli, data, minima, models
+
+EXPERIMENTS = {"cifar": cifar, "digits": digits, "mnist": mnist}
+SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "mnist": (28, 28, 1), "digits": (8, 8, 1)}
+
+
+def synthetic(name, data_dir=None):
+    rng = np.random.default_rng(0)
+    classes = 100 if name == "cifar100" else 10
+    size = 200 if "cifar" in name else 2560
+    images = rng.integers(0, 256, (size + 20, *SHAPES[name]), np.uint8)
+    labels = np.arange(size + 20) % classes
+    return data.from_arrays(
+        images[:size], labels[:size], images[size:], labels[size:], num_classes=classes, name=name
+    )
+
+
+@functools.cache
+def tiny(num_classes):
+    def init(key, x):
+        return {"w": 0.01 * jax.random.normal(key, (x[0].size, num_classes)), "b": jnp.zeros(num_classes)}
+
+    return models.Model(init, lambda params, x: x.reshape(len(x), -1) @ params["w"] + params["b"][None])
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Synthetic data of the right shapes, and one linear layer for every network."""
+    monkeypatch.setattr(data, "load", synthetic)
+    monkeypatch.setattr(models, "f1", tiny)
+    for networks in cifar.NETWORKS.values():
+        for name in networks:
+            monkeypatch.setitem(networks, name, tiny)
+
+
+def check(summary, experiment, networks, dataset, settings):
+    assert summary["experiment"] == experiment and summary["complete"] is True
+    assert [(r["network"], r["method"], r["seed"]) for r in summary["rows"]] == [
+        (network, method, 0) for network in networks for method in ("SB", "LB")
+    ]
+    for row in summary["rows"]:
+        assert row["dataset"] == dataset and row["epochs"] == settings.epochs
+        assert isinstance(row["batch_size"], int)
+        for name in ("train_accuracy", "test_accuracy"):
+            assert 0 <= row[name] <= 1
+        assert row["train_loss"] > 0 and row["test_loss"] > 0
+        full = [entry for entry in row["sharpness"] if entry["space"] == "full"]
+        random = [entry for entry in row["sharpness"] if entry["space"] == "random"]
+        assert [entry["epsilon"] for entry in full] == [entry["epsilon"] for entry in random] == [1e-3, 5e-4]
+        for entry in full:
+            assert entry["value"] >= 0 and 2 <= entry["evaluations"] <= settings.max_evaluations
+        for entry in random:
+            assert entry["dim"] == settings.dim and len(entry["draws"]) == settings.num_draws
+            assert all(value >= 0 for value in entry["draws"])
+
+
+@pytest.mark.parametrize("name", ["cifar", "mnist"])
+def test_smoke(small, tmp_path, monkeypatch, name):
+    experiment = EXPERIMENTS[name]
+    summary = experiment.run(experiment.SMOKE, tmp_path)
+    dataset = experiment.SMOKE.dataset
+    network = "C1" if name == "cifar" else "F1"
+    check(summary, name, [network], dataset, experiment.SMOKE.protocol)
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert {"config.json", "metrics.jsonl", "minima"} <= {path.name for path in tmp_path.iterdir()}
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
+    again = experiment.run(experiment.SMOKE, tmp_path)
+    assert again["rows"] == summary["rows"]
+
+
+def test_the_digits_with_the_network_of_the_paper():
+    protocol = digits.SMOKE.protocol._replace(epochs=1, train_size=100, num_draws=1, max_evaluations=2)
+    summary = digits.run(digits.SMOKE._replace(protocol=protocol))
+    check(summary, "digits", ["F1"], "digits", protocol)
+    assert [row["batch_size"] for row in summary["rows"]] == [protocol.small_batch, 10]
+    assert all(row["test_accuracy"] > 0.2 for row in summary["rows"])
+
+
+def test_the_command_writes_the_report(small, tmp_path, capsys):
+    flags = "--num-seeds 1 --epochs 2 --train-size 2560 --num-draws 2 --dim 5 --max-evaluations 3 --out"
+    cli.main("mnist", mnist.run, mnist.CONFIG, "", [*flags.split(), str(tmp_path)])
+    said = capsys.readouterr()
+    assert "Table 4" in said.out and "F1 on mnist" in said.out
+    assert "Table 4" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "summary.json").read_text())["config"]["dim"] == 5
+
+
+@pytest.mark.parametrize(
+    ("dataset", "network", "names"),
+    [("cifar10", None, ["C1", "C2"]), ("cifar100", None, ["C3", "C4"]), ("cifar100", "c4", ["C4"])],
+)
+def test_cifar_has_the_networks_of_each_data_set(small, monkeypatch, dataset, network, names):
+    given = []
+    monkeypatch.setattr(cifar, "tables", lambda *args, **how: given.append(args) or {})
+    cifar.run(cifar.SMOKE._replace(dataset=dataset, network=network))
+    experiment, networks, ds, *_ = given[0]
+    assert (experiment, list(networks), ds.name) == ("cifar", names, dataset)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_defaults_are_those_of_the_paper(name):
+    config = cli.flat(EXPERIMENTS[name].CONFIG)
+    paper = {"num_seeds": 5, "large_batch": 0.1, "epochs": 100, "epsilons": (1e-3, 5e-4), "dim": 100}
+    assert paper.items() <= config.items()
+    assert config["train_size"] is None
+    if name != "digits":
+        assert config["small_batch"] == 256
+
+
+def test_networks_have_the_classes_of_their_data_set():
+    for dataset, networks in cifar.NETWORKS.items():
+        classes = int(dataset.removeprefix("cifar"))
+        for make in networks.values():
+            model, x = make(classes), jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+            params = jax.eval_shape(model.init, jax.random.key(0), x)
+            assert jax.eval_shape(model.apply, params, x).shape == (2, classes)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_how_it_is_run(name):
+    module = importlib.import_module(f"experiments.{name}")
+    assert f"make exp-{name}" in module.__doc__
