@@ -134,7 +134,31 @@ def _linear(features: int) -> nn.Dense:
 
 
 def _conv(features: int, size: int) -> nn.Conv:
-    return nn.Conv(features, (size, size), kernel_init=nn.initializers.glorot_uniform())
+    init = nn.initializers.glorot_uniform()
+    return nn.Conv(features, (size, size), kernel_init=init, conv_general_dilated=_convolution)
+
+
+def _convolution(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+    """`lax.conv_general_dilated`, on a CPU with the kernel's gradient summed over parts of the batch.
+
+    XLA:CPU takes that gradient as one inner product over batch and image, which is slow where it is long.
+    """
+
+    def plain(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+
+    if jax.default_backend() != "cpu" or len(x) <= 16 or x.shape[1] * x.shape[2] < 64:
+        return plain(x, kernel)
+    size = max(16, -(-len(x) // 16))  # at most 16 parts, since each is compiled by itself
+    f = jax.custom_jvp(plain)
+
+    @f.defjvp
+    def f_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        (x, kernel), (dx, dkernel) = primals, tangents
+        parts = [plain(x[i : i + size], dkernel) for i in range(0, len(x), size)]
+        return f(x, kernel), plain(dx, kernel) + jnp.concatenate(parts)
+
+    return f(x, kernel)
 
 
 class _Dense(nn.Module):

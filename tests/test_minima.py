@@ -34,6 +34,9 @@ def pair(**how):
     return minima.find_pair(MODEL, DATA, KEY, **how)
 
 
+STILL = optax.sgd(0.0)
+
+
 def equal(a, b, tolerance=0.0):
     jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tolerance, atol=tolerance), a, b)
 
@@ -44,7 +47,7 @@ def uninterrupted():
 
 
 def test_both_minima_start_from_one_point():
-    small, large = pair(optimizer=optax.sgd(0.0), epochs=1)
+    small, large = pair(optimizer=STILL, epochs=1)
     equal(small.params, large.params)
     assert small.distance.tolist() == large.distance.tolist() == [0.0, 0.0]
     assert not np.allclose(small.params["w"][0], small.params["w"][1])
@@ -59,7 +62,7 @@ def test_a_minimum_says_how_it_was_found(uninterrupted):
     assert {name: rows.shape for name, rows in large.history.items()} == {
         f"{split}_{what}": (2, 3) for split in ("train", "test") for what in ("loss", "accuracy")
     }
-    start, _ = pair(optimizer=optax.sgd(0.0), epochs=1)
+    start, _ = pair(optimizer=STILL, epochs=1)
     for found in uninterrupted:
         squares = [((found.params[name] - start.params[name]) ** 2).sum((1, 2)) for name in ("w", "v")]
         np.testing.assert_allclose(found.distance, np.sqrt(sum(squares)), rtol=1e-5)
@@ -73,7 +76,7 @@ def test_seeds_alone_equal_seeds_together(uninterrupted):
         equal(one.history, {name: rows[1:] for name, rows in both.history.items()}, 1e-5)
 
 
-@pytest.mark.parametrize("saves", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("saves", [1, 3, 4, 6])
 def test_an_interrupted_run_goes_on_to_the_same_minima(uninterrupted, monkeypatch, tmp_path, saves):
     monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     save, done = records.save, []
@@ -103,12 +106,9 @@ def test_an_interruption_before_the_first_checkpoint_loses_nothing(uninterrupted
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    pair(checkpoints=tmp_path, epochs=1)
-    other = DATA._replace(x_train=DATA.x_train[:, :4], x_test=DATA.x_test[:, :4])
+    records.save(tmp_path / "SB-0.npz", {"state": {"params": jnp.ones(3)}})
     with pytest.raises(ValueError, match=r"SB-0\.npz"):
-        minima.find_pair(
-            MODEL, other, KEY, small_batch=4, large_batch=12, num_seeds=2, epochs=1, checkpoints=tmp_path
-        )
+        pair(checkpoints=tmp_path)
 
 
 def test_an_impossible_large_batch_is_refused_before_the_small_one_is_trained(monkeypatch):

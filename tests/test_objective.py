@@ -87,7 +87,7 @@ def plain(params, x, y, chunk, apply=network):
     return sum(losses) / len(x)
 
 
-CHUNKS = [1, 3, 4, 5, 100]
+CHUNKS = [1, 4, 100]
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -125,7 +125,7 @@ def test_derivatives_equal_those_of_the_plain_mean():
             def reverse(p):
                 return jax.grad(slope)(p)
 
-            return jax.jit(lambda p: (f(p), jax.grad(f)(p), slope(p), curvature(p), reverse(p)))
+            return jax.jit(lambda p: (*jax.value_and_grad(f)(p), curvature(p), reverse(p)))
 
         ours = along(objective.over_dataset(network, x, y, chunk=4))(params)
         expected = along(lambda p: plain(p, x, y, 4))(params)

