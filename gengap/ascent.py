@@ -45,7 +45,14 @@ class _State(NamedTuple):
     done: Array
 
 
-def corner(fn: Callable, radius: Float[Array, " p"], key: Key[Array, ""], *, max_evaluations: int = 12) -> Maximum:
+def corner(
+    fn: Callable,
+    radius: Float[Array, " p"],
+    key: Key[Array, ""],
+    *,
+    start: tuple[Float[Array, ""], Float[Array, " p"]] | None = None,
+    max_evaluations: int = 12,
+) -> Maximum:
     r"""Corner ascent: step to where the gradient points, $y \leftarrow r\,\mathrm{sign}(\nabla f(y))$.
 
     A step that does not improve on the best point seen is halved, twice at most; a corner that points at
@@ -56,6 +63,7 @@ def corner(fn: Callable, radius: Float[Array, " p"], key: Key[Array, ""], *, max
       fn: `y -> scalar`, differentiable.
       radius: the half-widths r of the box, not negative.
       key: of the random signs.
+      start: f(0) and its gradient, where they are known.
       max_evaluations: values with gradients to spend in all, f(0) included.
 
     >>> top = corner(lambda y: y @ jnp.array([1.0, -2.0]), jnp.array([1.0, 0.5]), jax.random.key(0))
@@ -75,16 +83,23 @@ def corner(fn: Callable, radius: Float[Array, " p"], key: Key[Array, ""], *, max
         finite=jnp.ones((), bool),
         done=jnp.zeros((), bool),
     )
-    step = partial(_corner_step, loops.as_pytree(fn), radius, key)
+    fn = loops.as_pytree(fn)
+    if start is not None:
+        state = _move(radius, key, state, *start)
+    step = partial(_corner_step, fn, radius, key)
     end = loops.while_loop(lambda s: ~s.done & (s.evaluations < max_evaluations), step, state)
     return Maximum(end.best, end.value, end.start_value, end.evaluations, end.finite)
 
 
 @jax.jit
 def _corner_step(fn: Callable, radius: Array, key: Array, s: _State) -> _State:
-    value, gradient = jax.value_and_grad(fn)(s.point)
+    return _move(radius, key, s, *jax.value_and_grad(fn)(s.point))
+
+
+def _move(radius: Array, key: Array, s: _State, value: Array, gradient: Array) -> _State:
+    """The state after a look at its point."""
     first = s.evaluations == 0
-    better = (value > s.value) | first
+    better = (jnp.isfinite(value) & (value > s.value)) | first
     best, gradient = jnp.where(better, s.point, s.best), jnp.where(better, gradient, s.gradient)
     damping = jnp.where(better, 1.0, s.damping / 2)
     random = jax.random.rademacher(jax.random.fold_in(key, s.evaluations), radius.shape, radius.dtype)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ def main(experiment: str, run: Callable, config: Any, doc: str, args: Sequence[s
     with ThreadPoolExecutor(1) as pool:
         try:
             sys.stdout.write(pool.submit(work).result())
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             sys.stderr.write(f"{' '.join(str(error).split())}\n")
             sys.exit(2)
         except KeyboardInterrupt:
@@ -67,7 +68,7 @@ def parse(config: Any, doc: str, args: Sequence[str] | None = None) -> tuple[Any
             flags: Any = NamedTuple("Flags", [("experiment", type(config)), ("run", Options)])  # type: ignore[misc]
             found: Any = tyro.cli(
                 flags,
-                default=(config, Options()),
+                default=flags(config, Options()),  # type: ignore[call-arg]
                 args=args,
                 description=doc,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
@@ -76,9 +77,11 @@ def parse(config: Any, doc: str, args: Sequence[str] | None = None) -> tuple[Any
     except SystemExit as end:
         if not end.code:
             raise
-    box = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
-    sentence = box[: next((i for i, line in enumerate(box) if line.startswith("───")), len(box))]
-    raise ValueError(f"{' '.join(sentence)} (--help lists the flags)")
+    lines = [line.strip(" │╭╮╰╯─|") for line in said.getvalue().splitlines()]
+    lines = ["" if set(line) <= {"-"} else line for line in lines]
+    body = list(dropwhile(lambda line: not line, lines[1:]))  # below the title of tyro's box
+    sentence = " ".join(takewhile(bool, body))
+    raise ValueError(f"{sentence} (--help lists the flags)")
 
 
 def flat(config: Any) -> dict[str, Any]:

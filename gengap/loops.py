@@ -62,11 +62,12 @@ def scan(step: Callable, carry: PyTree, xs: PyTree) -> tuple[Any, Any]:
 
 def while_loop(keep_going: Callable, step: Callable, state: PyTree) -> Any:
     """`lax.while_loop(keep_going, step, state)`; in Python where that is faster and nothing is traced."""
-    if traced(state) or not in_python(step, state):
-        return lax.while_loop(keep_going, step, state)
-    while keep_going(state):
-        state = step(state)
-    return state
+    if not traced(state) and in_python(step, state):
+        while not traced(state):  # which it becomes by a step that closes over something traced
+            if not keep_going(state):
+                return state
+            state = step(state)
+    return lax.while_loop(keep_going, step, state)
 
 
 def each(fn: Callable, xs: PyTree, *, at_once: int = 1) -> Any:

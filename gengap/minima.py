@@ -79,6 +79,10 @@ def find_pair(
     Returns:
       The SB and the LB minima.
     """
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds is {num_seeds}; it must be at least 1")
+    for batch_size in (small_batch, large_batch):
+        train.count(batch_size, len(ds.x_train))
     seeds = first_seed + jnp.arange(num_seeds)
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.fold_in(key, seed)))(seeds)
     example = objective.scale(ds.x_train[:2])

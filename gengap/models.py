@@ -5,7 +5,7 @@ need. Any other network joins in by giving those two functions; nothing else in 
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -83,24 +83,27 @@ def c4(num_classes: int = 100, *, conv_dropout: bool = True) -> Model:
 
 
 def population_statistics(model: Model, params: PyTree, x: Array, *, chunk: int = 5000) -> PyTree:
-    """The statistics of every batch norm, averaged over chunks of `chunk` examples of `x`.
+    """The statistics of every batch norm, averaged over chunks of `chunk` examples of `x` (images in [0, 1]).
 
     Use as `lambda params, x: model.apply_frozen(params, statistics, x)` wherever an `apply` is wanted.
     The last chunk is left out if it is shorter than the rest, unless it is the only one.
 
     Raises:
-      ValueError: `model` has no batch norm.
+      ValueError: `model` has no batch norm, or `chunk` is below 1.
 
     Reference: the recomputed averages of Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, sec. 3.
     """
     if model.statistics is None:
         raise ValueError("population_statistics: the model has no batch norm (its statistics is None)")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
     starts = range(0, max(len(x) - chunk, 0) + 1, chunk)
     statistics = jax.jit(model.statistics)
     parts = [statistics(params, x[i : i + chunk]) for i in starts]
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)
 
 
+@lru_cache(maxsize=64)
 def _model(network: nn.Module) -> Model:
     def init(key: Key[Array, ""], x: Array) -> PyTree:
         return network.init(key, x)["params"]

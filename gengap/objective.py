@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
@@ -128,23 +129,29 @@ def _mean_loss(apply: Callable, chunk: int, clip: float | None) -> Callable:
     def chunk_loss(params: PyTree, x: Array, y: Array) -> Array:
         return cross_entropy(apply(params, scale(x)), y, clip=clip).sum()
 
-    def mean_loss(x: Array, y: Array, params: PyTree) -> Array:
-        # Differentiating the scan itself would keep the activations of every chunk.
-        @jax.custom_jvp
-        def f(params: PyTree) -> Array:
-            return _total(lambda x, y: chunk_loss(params, x, y), x, y, chunk) / len(x)
+    # Differentiating the scan itself would keep the activations of every chunk.
+    @jax.custom_jvp
+    def f(params: PyTree, x: Array, y: Array) -> Array:
+        return _total(lambda x, y: chunk_loss(params, x, y), x, y, chunk) / len(x)
 
-        @f.defjvp
-        def f_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-            (params,), (direction,) = primals, tangents
-            gradient_of = jax.value_and_grad(chunk_loss)
-            value, gradient = _total(lambda x, y: gradient_of(params, x, y), x, y, chunk)
-            slopes = jax.tree.map(lambda g, d: jnp.vdot(g, d) / len(x), gradient, direction)
-            return value / len(x), jax.tree.reduce(jnp.add, slopes)
+    def f_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        params, x, y = primals
+        direction, dx, _ = tangents
+        if not _is_zero(dx):
+            raise NotImplementedError("over_dataset is differentiated with respect to the parameters only")
+        gradient_of = jax.value_and_grad(chunk_loss)
+        value, gradient = _total(lambda x, y: gradient_of(params, x, y), x, y, chunk)
+        slope = jnp.zeros_like(value)
+        for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction, is_leaf=_is_zero), strict=True):
+            slope += 0 if _is_zero(d) else jnp.vdot(g, d) / len(x)
+        return value / len(x), slope
 
-        return f(params)
+    f.defjvp(f_jvp, symbolic_zeros=True)
+    return jax.jit(lambda x, y, params: f(params, x, y))
 
-    return mean_loss
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
 
 
 def _total(fn: Callable, x: Array, y: Array, chunk: int) -> Any:

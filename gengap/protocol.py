@@ -37,10 +37,10 @@ class Protocol(NamedTuple):
     """sizes of the box of the sharpness metric"""
     dim: int = 100
     """columns of the random matrix A"""
-    num_draws: int = 10
-    """matrices A for each minimum"""
-    max_evaluations: int = 12
-    """gradients to spend on each maximum"""
+    num_draws: int | None = None
+    """matrices A for each minimum; None: 10, and 1 on a CPU"""
+    max_evaluations: int | None = None
+    """gradients to spend on each maximum, the one at x included; None: 12, and 3 on a CPU"""
     chunk: int = 5000
     """examples at once in full-data losses; batch norm takes its statistics over them"""
     clip: float | None = None
@@ -93,8 +93,13 @@ def tables(
     """
     if protocol.train_size is not None:
         ds = data.head(ds, protocol.train_size)
-    _check(protocol, len(ds.x_train))
-    at_once = 1 if jax.default_backend() == "cpu" else protocol.num_seeds
+    on_cpu = jax.default_backend() == "cpu"
+    if protocol.num_draws is None:
+        protocol = protocol._replace(num_draws=1 if on_cpu else 10)
+    if protocol.max_evaluations is None:
+        protocol = protocol._replace(max_evaluations=3 if on_cpu else 12)
+    _check(protocol, ds, networks)
+    at_once = 1 if on_cpu else protocol.num_seeds
     asked = {"dataset": ds.name, **protocol._asdict(), **CHOICES}
     with records.opened(experiment, asked, out, fresh=fresh) as run:
         for name, model in networks.items():
@@ -105,20 +110,28 @@ def tables(
         return run.summary()
 
 
-def _check(protocol: Protocol, m: int) -> None:
+def _check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model]) -> None:
     """Refuse a setting out of its range before anything is trained."""
     for name in ("num_seeds", "epochs", "patience", "dim", "num_draws", "chunk"):
         if (value := getattr(protocol, name)) is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    if protocol.max_evaluations < 2:
+    if protocol.max_evaluations is not None and protocol.max_evaluations < 2:
         raise ValueError(f"max_evaluations is {protocol.max_evaluations}; it must be at least 2")
     if not protocol.epsilons or not all(0 < epsilon < np.inf for epsilon in protocol.epsilons):
         raise ValueError(f"epsilons is {protocol.epsilons}; each must be above 0, and there must be one")
+    for name in ("tolerance", "target"):
+        if (value := getattr(protocol, name)) is not None and not 0 <= value < np.inf:
+            raise ValueError(f"{name} is {value}; it must be a number from 0 up")
+    for network, model in networks.items():
+        shapes = jax.eval_shape(model.init, jax.random.key(0), objective.scale(ds.x_train[:2]))
+        n = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        if protocol.dim > n:
+            raise ValueError(f"dim is {protocol.dim}; it must be from 1 to {n}, the parameters of {network}")
     if protocol.clip is not None and not 0 < protocol.clip < 0.5:
         raise ValueError(f"clip is {protocol.clip}; it must be between 0 and 0.5")
     for name in ("small_batch", "large_batch"):
         try:
-            train.count(getattr(protocol, name), m)
+            train.count(getattr(protocol, name), len(ds.x_train))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
@@ -164,7 +177,12 @@ def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records
                 "seconds_training_pair": seconds,
                 "history": {name: values[i, : found.epochs[i]] for name, values in found.history.items()},
             }
-            run.add(row | measure(model, ds, params, jax.random.fold_in(key, seed), protocol))
+            run.add(row | measure(model, ds, params, _measure_key(key, seed), protocol))
+
+
+def _measure_key(key: Key[Array, ""], seed: int) -> Key[Array, ""]:
+    # not fold_in(key, seed), which find_pair splits for the starting point and the batches
+    return jax.random.fold_in(jax.random.fold_in(key, 2**31), seed)
 
 
 def measure(model: Model, ds: Dataset, params: PyTree, key: Key[Array, ""], protocol: Protocol) -> records.Row:
@@ -181,14 +199,14 @@ def measure(model: Model, ds: Dataset, params: PyTree, key: Key[Array, ""], prot
     if not np.isfinite(row["train_loss"]):
         return row
     f = objective.over_dataset(model.apply, ds.x_train, ds.y_train, chunk=chunk, clip=clip)
-    budget = protocol.max_evaluations
+    budget = protocol.max_evaluations or 12
     full = sharpness.full_space(f, params, epsilon=protocol.epsilons, max_evaluations=budget)
     random = sharpness.random_subspaces(
         f,
         params,
         key,
         dim=protocol.dim,
-        num_draws=protocol.num_draws,
+        num_draws=protocol.num_draws or 10,
         epsilon=protocol.epsilons,
         max_evaluations=budget,
     )

@@ -7,12 +7,14 @@ under another name and then renamed.
 
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import subprocess
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,17 +94,32 @@ def opened(
         return
     path = Path(directory)
     if fresh and path.exists():
-        path.rename(next(aside for i in range(1, 1000) if not (aside := Path(f"{path}.{i}")).exists()))
+        with _locked(path):
+            path.rename(next(aside for i in range(1, 1000) if not (aside := Path(f"{path}.{i}")).exists()))
     path.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        run = Run(path, experiment, config, environment(), _rows(path / "metrics.jsonl"))
+        _check_config(path, experiment, config)
+        write_json(path / "config.json", {"experiment": experiment, "config": config, **run.environment})
+        _end_last_line(path / "metrics.jsonl")
+        yield run
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
     with open(path / "run.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another process is at work on {path}: wait for it, or give another --out") from None
-        run = Run(path, experiment, config, environment(), _rows(path / "metrics.jsonl"))
-        _check_config(path, experiment, config)
-        write_json(path / "config.json", {"experiment": experiment, "config": config, **run.environment})
-        yield run
+        yield
+
+
+def _end_last_line(path: Path) -> None:
+    """Close a line that a stopped process left open, so that the next one begins anew."""
+    if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with open(path, "ab") as file:
+            file.write(b"\n")
 
 
 def read(directory: str | os.PathLike) -> dict[str, Any]:
@@ -126,7 +143,10 @@ def run_name(config: Mapping[str, Any], default: Mapping[str, Any]) -> str:
     'seeds=2'
     """
     changes = [f"{name}={_word(value)}" for name, value in config.items() if value != default.get(name)]
-    return ",".join(changes)[:200] or "default"
+    name = ",".join(changes) or "default"
+    if len(name) > 200:
+        name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name
 
 
 def environment() -> dict[str, Any]:
@@ -168,9 +188,9 @@ def load(path: Path, like: PyTree) -> Any:
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(like)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened_file, np.load(opened_file, allow_pickle=False) as file:
             arrays = [file[jax.tree_util.keystr(where)] for where, _ in leaves]
-    except (KeyError, OSError, EOFError, ValueError) as error:
+    except (KeyError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged or holds something else: {error}") from None
     for (where, leaf), array in zip(leaves, arrays, strict=True):
         if _raw(leaf).shape != array.shape:
@@ -198,7 +218,10 @@ def _raw(leaf: Any) -> Any:
 
 
 def _typed(like: Any, array: np.ndarray) -> Any:
-    return jax.random.wrap_key_data(jax.numpy.asarray(array)) if _is_key(like) else jax.numpy.asarray(array)
+    if _is_key(like):
+        return jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(like))
+    # bfloat16 and its like are unknown to numpy, which reads them back as raw bytes
+    return jax.numpy.asarray(array.view(like.dtype) if array.dtype.kind == "V" else array)
 
 
 def _rows(path: Path) -> list[Row]:

@@ -27,7 +27,7 @@ class Sharpness(NamedTuple):
       value: phi, in the paper's units (x 100).
       base_loss: f(x), in nats.
       max_loss: f(x + A y*), in nats.
-      evaluations: gradients spent.
+      evaluations: gradients spent, the one at x included, which all ascents share.
       finite: whether the loss was finite wherever it was looked at.
     """
 
@@ -142,7 +142,7 @@ class _Space(NamedTuple):
 
 def _all_draws(space: _Space | None, max_evaluations: int, at_once: int, *args: Any) -> Sharpness:
     loss, params, _, _ = args
-    if not loops.traced(params) and loops.in_python(loss, params):
+    if not loops.traced((loss, params)) and loops.in_python(loss, params):
         return _draws(space, max_evaluations, at_once, *args)
     return _compiled_draws(space, max_evaluations, at_once, *args)
 
@@ -157,9 +157,15 @@ def _draws(
     epsilons: Float[Array, " epsilons"],
 ) -> Sharpness:
     """[draws, epsilons]"""
+    start = _value_and_grad(loss, params)
     return loops.each(
-        lambda key: _draw(space, max_evaluations, loss, params, key, epsilons), keys, at_once=at_once
+        lambda key: _draw(space, max_evaluations, loss, params, start, key, epsilons), keys, at_once=at_once
     )
+
+
+@jax.jit
+def _value_and_grad(loss: Callable, x: PyTree) -> tuple[Array, PyTree]:
+    return jax.value_and_grad(loss)(x)
 
 
 _compiled_draws = jax.jit(_draws, static_argnums=(0, 1, 2))
@@ -170,25 +176,33 @@ def _draw(
     max_evaluations: int,
     loss: Callable,
     x: PyTree,
+    start: tuple[Array, PyTree],
     key: Key[Array, ""],
     epsilons: Float[Array, " epsilons"],
 ) -> Sharpness:
-    """One draw of A, and in its subspace one ascent for each epsilon."""
+    """One draw of A, and in its subspace one ascent for each epsilon, from f(x) and its gradient `start`."""
     draw_key, ascent_key = jax.random.split(key)
     flat, _ = ravel_pytree(x)
+    value, (gradient, _) = start[0], ravel_pytree(start[1])
     if space is None:
-        A, z = None, flat
+        A, z, slope = None, flat, gradient
     else:
         A = subspace.draw(draw_key, flat.size, space.dim, columns=space.columns, normalise=space.normalise)
-        z = subspace.pseudo_inverse_times(A, flat)
+        z, slope = subspace.pseudo_inverse_times(A, flat), A @ gradient
 
-    def phi(epsilon: Float[Array, ""]) -> Sharpness:
+    def maximise(epsilon: Float[Array, ""]) -> Sharpness:
         radius = epsilon * (jnp.abs(z) + 1)
-        found = ascent.corner(Partial(_at, loss, x, A), radius, ascent_key, max_evaluations=max_evaluations)
-        value = 100 * (found.value - found.start_value) / (1 + found.start_value)
-        return Sharpness(value, found.start_value, found.value, found.evaluations, found.finite)
+        found = ascent.corner(
+            Partial(_at, loss, x, A),
+            radius,
+            ascent_key,
+            start=(value, slope),
+            max_evaluations=max_evaluations,
+        )
+        phi = 100 * (found.value - found.start_value) / (1 + found.start_value)
+        return Sharpness(phi, found.start_value, found.value, found.evaluations, found.finite)
 
-    return loops.each(phi, epsilons)
+    return loops.each(maximise, epsilons)
 
 
 def _at(loss: Callable, x: PyTree, A: Array | None, y: Array) -> Float[Array, ""]:
@@ -210,8 +224,10 @@ def _check(loss: Callable, params: PyTree, epsilon: Any, max_evaluations: int) -
     for leaf in leaves:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(f"params has a leaf of type {jnp.result_type(leaf)}; all must be floating point")
-    if not loops.traced(epsilon) and not (np.size(epsilon) and np.all(np.asarray(epsilon) > 0)):
-        raise ValueError(f"epsilon is {epsilon}; it must be above 0")
+    if not loops.traced(epsilon) and not (
+        np.size(epsilon) and np.all((np.asarray(epsilon) > 0) & np.isfinite(epsilon))
+    ):
+        raise ValueError(f"epsilon is {epsilon}; it must be above 0 and finite")
     if max_evaluations < 2:
         raise ValueError(f"max_evaluations is {max_evaluations}; it must be at least 2")
     shape = jax.eval_shape(loss, params)

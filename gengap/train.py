@@ -60,7 +60,7 @@ def count(batch_size: float, m: int) -> int:
     (256, 6000)
     """
     size = round(batch_size * m) if 0 < batch_size < 1 else batch_size
-    if not (size == int(size) and 1 <= size <= m):
+    if not (1 <= size <= m and size == int(size)):
         raise ValueError(
             f"batch size {batch_size} is neither a fraction between 0 and 1 nor a whole number from 1 to {m}, "
             "the number of training examples"
@@ -144,11 +144,14 @@ def fit(
     with tqdm(total=epochs, initial=done, desc=progress, disable=progress is None, leave=False) as bar:
         active = _active(state, history, epochs, patience, tolerance, target)
         while active.any():
+            columns = np.asarray(state.epoch)
             state, metrics = run(state, active, evaluate, x, y)
-            history = _extend(history, metrics, active)
+            history = {
+                name: _write(history.get(name), values, active, columns) for name, values in metrics.items()
+            }
             if on_epoch is not None:
                 on_epoch(state, history)
-            latest = {name: f"{rows[active, -1].mean():.4g}" for name, rows in history.items()}
+            latest = {name: f"{np.mean(np.asarray(values)[active]):.4g}" for name, values in metrics.items()}
             bar.set_postfix(latest, refresh=False)
             bar.update()
             active = _active(state, history, epochs, patience, tolerance, target)
@@ -171,9 +174,14 @@ def _active(
     return ~stopped
 
 
-def _extend(history: History, metrics: dict[str, Array], active: np.ndarray) -> History:
-    new = {name: np.where(active, np.asarray(value), np.nan)[:, None] for name, value in metrics.items()}
-    return {name: np.hstack([history[name], column]) if history else column for name, column in new.items()}
+def _write(rows: np.ndarray | None, values: Array, active: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """A history with the values of the active seeds in these columns; NaN where nothing is known."""
+    seeds, old = len(active), 0 if rows is None else rows.shape[1]
+    new = np.full((seeds, max(old, int(columns[active].max()) + 1)), np.nan)
+    if rows is not None:
+        new[:, :old] = rows
+    new[active, columns[active]] = np.asarray(values)[active]
+    return new
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
