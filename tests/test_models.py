@@ -162,9 +162,10 @@ def test_dropout_rates(model, rates):
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     params = shapes(model, (32, 32, 3))
     with nn.intercept_methods(watch):
-        jax.eval_shape(model.apply_train, params, x, KEY)
+        # through new functions, since JAX remembers what it has traced
+        jax.eval_shape(lambda *args: model.apply_train(*args), params, x, KEY)
         assert found == {False: rates, True: []}
-        jax.eval_shape(model.apply, params, x)
+        jax.eval_shape(lambda *args: model.apply(*args), params, x)
     assert found == {False: rates, True: rates}
 
 
