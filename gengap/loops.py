@@ -1,7 +1,7 @@
 """The loop around a step: compiled by default, in Python where XLA:CPU would run it many times slower.
 
-On the CPU backend a convolution inside `lax.scan` or `lax.while_loop` leaves the fast path and runs about
-20 times slower than the same convolution outside of one (jax 0.10.2). Where a step holds a convolution and
+On the CPU backend a convolution inside `lax.scan` or `lax.while_loop` leaves the fast path and runs many
+times slower than the same convolution outside of one (jax 0.10.2). Where a step holds a convolution and
 the backend is the CPU, these functions loop in Python around the compiled step instead: same numbers, same
 signatures. Everywhere else they are JAX's own.
 """
