@@ -31,6 +31,7 @@ help:
 	@echo 'make exp-NAME         run experiments/NAME.py; ARGS="--flag value" goes to it'
 	@for f in $(EXPERIMENTS:exp-%=experiments/%.py); do name=$${f##*/}; \
 	  printf '  make exp-%-12s %s\n' "$${name%.py}" "$$(sed -n '1s/^r*"""//; 1s/"""$$//; 1p' "$$f")"; done
+	@echo 'make bench            measure the maximisers against SciPy; ARGS="--flag value" goes to it'
 	@echo 'make test             run the tests; ARGS goes to pytest'
 	@echo 'make lint             run ruff check, ruff format --check and mypy'
 	@echo 'make setup            make .venv; the others do it by themselves'
@@ -46,6 +47,9 @@ $(EXPERIMENTS): exp-%: $(READY)
 
 exp-%:
 	$(error There is no experiment "$*"; there are: $(EXPERIMENTS:exp-%=%))
+
+bench: $(READY)
+	@$(PY) -m benchmarks.sharpness $(ARGS)
 
 test: $(READY)
 	@$(PY) -m pytest $(ARGS)
@@ -64,7 +68,7 @@ clean:
 .DEFAULT:
 	$(error There is no target "$@"; "make help" lists them)
 
-.PHONY: help test lint setup clean present again $(EXPERIMENTS)
+.PHONY: help bench test lint setup clean present again $(EXPERIMENTS)
 
 # uv is several times faster than pip, but reads none of pip's configuration: where pip has been given an
 # index of its own, or uv fails, pip installs. An interrupted set-up leaves .unfinished, and is begun anew.

@@ -26,6 +26,8 @@ __all__ = [
     "protocol",
     "records",
     "report",
+    "scout",
+    "secants",
     "sharpness",
     "subspace",
     "train",

@@ -41,6 +41,10 @@ class Protocol(NamedTuple):
     """matrices A for each minimum; None: 10, and 1 on a CPU"""
     max_evaluations: int | None = None
     """gradients to spend on each maximum, the one at x included; None: 12, and 3 on a CPU"""
+    num_starts: int = 4
+    """the most ascents for each maximum"""
+    precision: str = "float32"
+    """of matrix products when sharpness is measured; "tensorfloat32" and "bfloat16" are faster on accelerators"""
     chunk: int = 5000
     """examples at once in full-data losses; batch norm takes its statistics over them"""
     clip: float | None = None
@@ -57,7 +61,7 @@ CHOICES = {
     "batch norm in f": "statistics of each chunk (batch statistics)",
     "dropout in f": "off",
     "A": "independent N(0, 1) entries, not normalised; full space: the identity",
-    "maximiser": "corner ascent with damping, the best point seen",
+    "maximiser": "corner ascent, the best point seen; in subspaces from directions that scouts found",
 }
 """The choices that are not numbers, for a run's record."""
 
@@ -112,13 +116,17 @@ def tables(
 
 def _check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model]) -> None:
     """Refuse a setting out of its range before anything is trained."""
-    for name in ("num_seeds", "epochs", "patience", "dim", "num_draws", "chunk"):
+    for name in ("num_seeds", "epochs", "patience", "dim", "num_draws", "num_starts", "chunk"):
         if (value := getattr(protocol, name)) is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     if protocol.max_evaluations is not None and protocol.max_evaluations < 2:
         raise ValueError(f"max_evaluations is {protocol.max_evaluations}; it must be at least 2")
     if not protocol.epsilons or not all(0 < epsilon < np.inf for epsilon in protocol.epsilons):
         raise ValueError(f"epsilons is {protocol.epsilons}; each must be above 0, and there must be one")
+    if protocol.precision not in sharpness.PRECISIONS:
+        raise ValueError(
+            f"precision is {protocol.precision!r}; it must be one of {', '.join(sharpness.PRECISIONS)}"
+        )
     for name in ("tolerance", "target"):
         if (value := getattr(protocol, name)) is not None and not 0 <= value < np.inf:
             raise ValueError(f"{name} is {value}; it must be a number from 0 up")
@@ -177,7 +185,8 @@ def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records
                 "seconds_training_pair": seconds,
                 "history": {name: values[i, : found.epochs[i]] for name, values in found.history.items()},
             }
-            run.add(row | measure(model, ds, params, _measure_key(key, seed), protocol))
+            bar = f"{name} {method} seed {seed}"
+            run.add(row | measure(model, ds, params, _measure_key(key, seed), protocol, progress=bar))
 
 
 def _measure_key(key: Key[Array, ""], seed: int) -> Key[Array, ""]:
@@ -185,8 +194,16 @@ def _measure_key(key: Key[Array, ""], seed: int) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.fold_in(key, 2**31), seed)
 
 
-def measure(model: Model, ds: Dataset, params: PyTree, key: Key[Array, ""], protocol: Protocol) -> records.Row:
-    """Loss, accuracy and sharpness of one minimum, as the entries of a row.
+def measure(
+    model: Model,
+    ds: Dataset,
+    params: PyTree,
+    key: Key[Array, ""],
+    protocol: Protocol,
+    *,
+    progress: str | None = None,
+) -> records.Row:
+    """Loss, accuracy and sharpness of one minimum, as the entries of a row; `progress` names a bar of the draws.
 
     A minimum whose loss is not finite gets none of the sharpness.
     """
@@ -200,7 +217,8 @@ def measure(model: Model, ds: Dataset, params: PyTree, key: Key[Array, ""], prot
         return row
     f = objective.over_dataset(model.apply, ds.x_train, ds.y_train, chunk=chunk, clip=clip)
     budget = protocol.max_evaluations or 12
-    full = sharpness.full_space(f, params, epsilon=protocol.epsilons, max_evaluations=budget)
+    how: Any = {"num_starts": protocol.num_starts, "max_evaluations": budget, "precision": protocol.precision}
+    full = sharpness.full_space(f, params, epsilon=protocol.epsilons, **how)
     random = sharpness.random_subspaces(
         f,
         params,
@@ -208,13 +226,20 @@ def measure(model: Model, ds: Dataset, params: PyTree, key: Key[Array, ""], prot
         dim=protocol.dim,
         num_draws=protocol.num_draws or 10,
         epsilon=protocol.epsilons,
-        max_evaluations=budget,
+        progress=progress and f"{progress}, subspaces",
+        **how,
     )
     for i, epsilon in enumerate(protocol.epsilons):
         row["sharpness"].append({"space": "full", "epsilon": epsilon, **_entry(full, i)})
+    interval = random.interval()
     for i, epsilon in enumerate(protocol.epsilons):
         entry = _entry(random, i)
-        draws = {"draws": entry.pop("value"), "mean": random.mean[i], "sem": random.sem[i]}
+        draws = {
+            "draws": entry.pop("value"),
+            "mean": random.mean[i],
+            "sem": random.sem[i],
+            "interval": interval[i],
+        }
         row["sharpness"].append({"space": "random", "dim": protocol.dim, "epsilon": epsilon, **draws, **entry})
     return row | {"seconds_sharpness": time.monotonic() - begin}
 

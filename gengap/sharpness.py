@@ -7,17 +7,22 @@ The functions take the loss as a function of the parameters alone, and know neit
 value is a lower bound on the maximum in the definition.
 """
 
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
+import tqdm
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from gengap import ascent, loops, subspace
+from gengap import ascent, loops, scout, subspace
+from gengap.subspace import Subspace
 
 
 class Sharpness(NamedTuple):
@@ -27,8 +32,9 @@ class Sharpness(NamedTuple):
       value: phi, in the paper's units (x 100).
       base_loss: f(x), in nats.
       max_loss: f(x + A y*), in nats.
-      evaluations: gradients spent, the one at x included, which all ascents share.
+      evaluations: gradients spent, the one at x and the draw's share of those that all draws share included.
       finite: whether the loss was finite wherever it was looked at.
+      ends: phi at the end of each ascent; NaN for one that there was nothing left to spend on.
     """
 
     value: Float[Array, "..."]
@@ -36,6 +42,7 @@ class Sharpness(NamedTuple):
     max_loss: Float[Array, "..."]
     evaluations: Int[Array, "..."]
     finite: Bool[Array, "..."]
+    ends: Float[Array, "... starts"]
 
     @property
     def mean(self) -> Float[Array, "..."]:
@@ -48,13 +55,44 @@ class Sharpness(NamedTuple):
         draws = self.value.shape[-1]
         return self.value.std(-1, ddof=1) / jnp.sqrt(draws) if draws > 1 else jnp.full_like(self.mean, jnp.nan)
 
+    def interval(self, level: float = 0.95) -> Float[np.ndarray, "... 2"]:
+        """Bootstrap interval of the mean over the draws (bias-corrected, accelerated); NaN for a single draw."""
+        values = np.asarray(self.value, np.float64)
+        if values.shape[-1] < 2:
+            return np.full((*values.shape[:-1], 2), np.nan)
+        if np.all(values == values[..., :1]):
+            return np.stack([values[..., 0]] * 2, -1)
+        found = scipy.stats.bootstrap(
+            (values,), np.mean, axis=-1, confidence_level=level, rng=np.random.default_rng(0)
+        )
+        return np.stack([found.confidence_interval.low, found.confidence_interval.high], -1)
+
+
+class _How(NamedTuple):
+    """What is static when a measurement is compiled."""
+
+    dim: int | None = None  # None: the full space
+    columns: subspace.Columns = jax.random.normal
+    normalise: bool = False
+    keep: bool = True
+    maximiser: Callable = ascent.corner
+    num_starts: int = 4
+    max_evaluations: int = 12  # of a draw, without its share of the scouts'
+    scouts: int = 0
+    share: int = 0  # of their evaluations, for one draw
+    at_once: int = 1
+    precision: str = "float32"
+
 
 def full_space(
     loss: Callable,
     params: PyTree[Float[Array, "..."]],
     *,
     epsilon: float | Sequence[float] = 1e-3,
+    num_starts: int = 4,
     max_evaluations: int = 12,
+    maximiser: Callable = ascent.corner,
+    precision: str = "float32",
 ) -> Sharpness:
     """Metric 2.1 with A = I (Table 3).
 
@@ -62,22 +100,25 @@ def full_space(
       loss: `params -> scalar`, in nats.
       params: x, floating-point leaves.
       epsilon: one size of the box, or several; the result then has a leading axis.
-      max_evaluations: gradients to spend for each epsilon.
+      num_starts: the most ascents for each epsilon; the first begins at x, the others when it has ended.
+      max_evaluations: gradients to spend for each epsilon, all ascents together.
+      maximiser: `ascent.corner`, `ascent.gradient`, `ascent.lbfgs`, or one of the same signature.
+      precision: of matrix products, for `jax.default_matmul_precision`; "tensorfloat32" and "bfloat16" are
+        faster on accelerators and change the value.
 
     Returns:
       Scalars, or one of each per epsilon.
 
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument is out of its range, or f(x) is not finite.
 
     >>> s = full_space(lambda x: x @ x, jnp.array([0.0, 1.0]), epsilon=0.5)
     >>> float(s.max_loss)  # (0.5, 2.0) or (-0.5, 2.0): 0.25 + 4
     4.25
     """
-    _check(loss, params, epsilon, max_evaluations)
-    found = _all_draws(
-        None, max_evaluations, 1, loops.as_pytree(loss), params, jax.random.key(0)[None], _array(epsilon, params)
-    )
+    _check(loss, params, epsilon, num_starts, max_evaluations, precision)
+    how = _How(maximiser=maximiser, num_starts=num_starts, max_evaluations=max_evaluations, precision=precision)
+    found = _measure(how, loss, params, jax.random.key(0), 1, epsilon)
     return jax.tree.map(lambda a: a[0] if np.ndim(epsilon) else a[0, 0], found)
 
 
@@ -89,15 +130,21 @@ def random_subspaces(
     dim: int = 100,
     num_draws: int = 10,
     epsilon: float | Sequence[float] = 1e-3,
+    num_starts: int = 4,
     max_evaluations: int = 12,
+    maximiser: Callable = ascent.corner,
     columns: subspace.Columns = jax.random.normal,
     normalise: bool = False,
-    draws_at_once: int = 1,
+    draws_at_once: int | None = None,
+    precision: str = "float32",
+    progress: str | None = None,
 ) -> Sharpness:
-    """Metric 2.1 in random subspaces (Table 4): one draw of A for each of `num_draws` keys.
+    """Metric 2.1 in random subspaces (Table 4): draws of A, each from a key of its own.
 
     All epsilons look into the same subspaces. The paper leaves the distribution of A open; see
-    `subspace.draw` for `columns` and `normalise`.
+    `subspace.draw` for `columns` and `normalise`. Before the draws a few ascents look for directions in
+    the full space along which the loss rises; every draw begins at the corners that they point to
+    (see `scout`), and its share of the gradients that this took is part of its evaluations.
 
     Args:
       loss: `params -> scalar`, in nats.
@@ -106,61 +153,136 @@ def random_subspaces(
       dim: p, columns of A, 1 to n.
       num_draws: matrices A.
       epsilon: one size of the box, or several; the result then has a leading axis.
-      max_evaluations: gradients to spend for each draw and epsilon.
+      num_starts: the most ascents in each draw.
+      max_evaluations: gradients to spend for each draw and epsilon, all ascents together.
+      maximiser: see `full_space`.
       columns: sampler of the entries of A.
       normalise: scale the columns of A to length 1.
-      draws_at_once: draws under one `vmap`; each takes `dim` times the memory of the parameters.
+      draws_at_once: draws under one `vmap`; `None` takes one on a CPU or with convolutions, and else as many
+        as have their A kept within a twentieth of the memory, 16 at most. A is kept where it fits in there,
+        and drawn again whenever it is applied where it does not.
+      precision: see `full_space`.
+      progress: what to call a progress bar; `None` shows none, and compiles all draws into one program.
 
     Returns:
       Arrays `[num_draws]`, or `[epsilons, num_draws]`.
 
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument is out of its range, f(x) is not finite, or A has dependent columns.
     """
-    _check(loss, params, epsilon, max_evaluations)
+    _check(loss, params, epsilon, num_starts, max_evaluations, precision)
     n = sum(leaf.size for leaf in jax.tree.leaves(params))
     if not 1 <= dim <= n:
         raise ValueError(f"dim is {dim}; it must be from 1 to {n}, the number of parameters")
     for name, number in (("num_draws", num_draws), ("draws_at_once", draws_at_once)):
-        if number < 1:
+        if number is not None and number < 1:
             raise ValueError(f"{name} is {number}; it must be at least 1")
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
         raise ValueError(f"key is {key!r}; it must be one key, as from jax.random.key(0)")
-    space = _Space(dim, columns, normalise)
-    keys = jax.random.split(key, num_draws)
-    found = _all_draws(
-        space, max_evaluations, draws_at_once, loops.as_pytree(loss), params, keys, _array(epsilon, params)
+    fitting = _memory() // 20 // (dim * n * 4)
+    if draws_at_once is None:
+        slow = jax.default_backend() == "cpu" or loops.has_convolution(loss, params)
+        draws_at_once = 1 if slow else min(max(fitting, 1), num_draws, 16)
+    scouts, share = scout.budget(num_draws, max_evaluations)
+    how = _How(
+        dim=dim,
+        columns=columns,
+        normalise=normalise,
+        keep=draws_at_once <= fitting,
+        maximiser=maximiser,
+        num_starts=num_starts,
+        max_evaluations=max_evaluations - share,
+        scouts=scouts,
+        share=share,
+        at_once=draws_at_once,
+        precision=precision,
     )
+    found = _measure(how, loss, params, key, num_draws, epsilon, progress)
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1) if np.ndim(epsilon) else a[:, 0], found)
 
 
-class _Space(NamedTuple):
-    dim: int
-    columns: subspace.Columns
-    normalise: bool
+def restrict(loss: Callable, params: PyTree[Float[Array, "..."]], A: Subspace | None) -> Partial:
+    """`y -> f(x + A y)`, the function that Metric 2.1 maximises; A = I where `A` is `None`."""
+    return Partial(_at, loops.as_pytree(loss), params, A)
 
 
-def _all_draws(space: _Space | None, max_evaluations: int, at_once: int, *args: Any) -> Sharpness:
-    loss, params, _, _ = args
-    if not loops.traced((loss, params)) and loops.in_python(loss, params):
-        return _draws(space, max_evaluations, at_once, *args)
-    return _compiled_draws(space, max_evaluations, at_once, *args)
+def radius(params: PyTree[Float[Array, "..."]], A: Subspace | None, epsilon: float | Array) -> Float[Array, " p"]:
+    """The half-widths of the box, epsilon (|A^+ x| + 1) (eq. 3); A = I where `A` is `None`."""
+    x, _ = ravel_pytree(params)
+    return epsilon * (jnp.abs(x if A is None else subspace.pseudo_inverse_times(A, x)) + 1)
 
 
-def _draws(
-    space: _Space | None,
-    max_evaluations: int,
-    at_once: int,
+def draw_keys(key: Key[Array, ""], num_draws: int) -> Key[Array, " draws"]:
+    """The keys of the matrices that `random_subspaces` draws: `subspace.draw(draw_keys(key, 10)[3], n, 100)`."""
+    return _draw_keys(key, num_draws)[:, 0]
+
+
+def _draw_keys(key: Key[Array, ""], num_draws: int) -> Key[Array, "draws 2"]:
+    """Of A, and of what is random in the ascents."""
+    return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(jnp.arange(num_draws))
+
+
+def _measure(
+    how: _How,
     loss: Callable,
     params: PyTree,
-    keys: Key[Array, " draws"],
-    epsilons: Float[Array, " epsilons"],
+    key: Key[Array, ""],
+    num_draws: int,
+    epsilon: float | Sequence[float],
+    progress: str | None = None,
 ) -> Sharpness:
     """[draws, epsilons]"""
-    start = _value_and_grad(loss, params)
-    return loops.each(
-        lambda key: _draw(space, max_evaluations, loss, params, start, key, epsilons), keys, at_once=at_once
-    )
+    loss = loops.as_pytree(loss)
+    epsilons = jnp.atleast_1d(jnp.asarray(epsilon, jnp.result_type(*jax.tree.leaves(params))))
+    keys = _draw_keys(key, num_draws)
+    step_by_step = not loops.traced((loss, params)) and loops.in_python(loss, params)
+    prepare, draws = (_prepare, _draws) if step_by_step else (_compiled_prepare, _compiled_draws)
+    with jax.default_matmul_precision(how.precision):
+        ready = prepare(how, loss, params, jax.random.fold_in(key, 2**32 - 1), epsilons)
+        base = ready[0][0]
+        if not loops.traced(base) and not np.isfinite(base):
+            raise ValueError(f"loss(params) is {float(base)}; it must be finite")
+        size = num_draws if progress is None else how.at_once
+        groups = [keys[i : i + size] for i in range(0, num_draws, size)]
+        bar = tqdm.tqdm(groups, desc=progress, unit="draw", unit_scale=size, disable=progress is None)
+        found = [draws(how, loss, params, ready, group, epsilons) for group in bar]
+    found = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+    if not loops.traced(found):
+        _judge(found, how)
+    return found
+
+
+def _judge(found: Sharpness, how: _How) -> None:
+    """Tell what the numbers cannot."""
+    values, base = np.asarray(found.value), np.asarray(found.base_loss)
+    if np.isnan(values).any():
+        raise ValueError(subspace.DEPENDENT)
+    unit = 100 * 8 * jnp.finfo(values.dtype).eps * np.maximum(np.abs(base), 1) / (1 + base)
+    if low := int(np.sum((values < unit) & np.asarray(found.finite))):
+        warnings.warn(
+            f"{low} of {values.size} values of the sharpness are below {unit.max():.1g}, "
+            f"which {values.dtype} does not resolve at a loss of {base.flat[0]:.3g}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _prepare(
+    how: _How, loss: Callable, x: PyTree, key: Key[Array, ""], epsilons: Float[Array, " epsilons"]
+) -> tuple[tuple[Array, Array], Array | None]:
+    """f(x), its gradient [n], and the directions in which the draws begin [epsilons, starts, n]."""
+    value, slope = _value_and_grad(loss, x)
+    slope, _ = ravel_pytree(slope)
+    if not how.scouts:
+        return (value, slope), None
+    length = 1 / np.sqrt(slope.size) if how.normalise else scout.length(key, how.columns, slope.size, how.dim or 1)
+
+    def look(epsilon: Array) -> Array:
+        return scout.directions(
+            restrict(loss, x, None), slope, key, dim=how.dim, entry=length, epsilon=epsilon, num_scouts=how.scouts
+        )
+
+    return (value, slope), loops.each(look, epsilons, at_once=1)
 
 
 @jax.jit
@@ -168,44 +290,65 @@ def _value_and_grad(loss: Callable, x: PyTree) -> tuple[Array, PyTree]:
     return jax.value_and_grad(loss)(x)
 
 
-_compiled_draws = jax.jit(_draws, static_argnums=(0, 1, 2))
+def _draws(
+    how: _How,
+    loss: Callable,
+    x: PyTree,
+    ready: tuple[tuple[Array, Array], Array | None],
+    keys: Key[Array, "draws 2"],
+    epsilons: Float[Array, " epsilons"],
+) -> Sharpness:
+    """[draws, epsilons]"""
+    return loops.each(lambda key: _draw(how, loss, x, ready, key, epsilons), keys, at_once=how.at_once)
+
+
+_compiled_prepare = jax.jit(_prepare, static_argnums=0)
+_compiled_draws = jax.jit(_draws, static_argnums=0)
 
 
 def _draw(
-    space: _Space | None,
-    max_evaluations: int,
+    how: _How,
     loss: Callable,
     x: PyTree,
-    start: tuple[Array, PyTree],
-    key: Key[Array, ""],
+    ready: tuple[tuple[Array, Array], Array | None],
+    keys: Key[Array, "2"],
     epsilons: Float[Array, " epsilons"],
 ) -> Sharpness:
-    """One draw of A, and in its subspace one ascent for each epsilon, from f(x) and its gradient `start`."""
-    draw_key, ascent_key = jax.random.split(key)
-    flat, _ = ravel_pytree(x)
-    value, (gradient, _) = start[0], ravel_pytree(start[1])
-    if space is None:
-        A, z, slope = None, flat, gradient
-    else:
-        A = subspace.draw(draw_key, flat.size, space.dim, columns=space.columns, normalise=space.normalise)
-        z, slope = subspace.pseudo_inverse_times(A, flat), A @ gradient
-
-    def maximise(epsilon: Float[Array, ""]) -> Sharpness:
-        radius = epsilon * (jnp.abs(z) + 1)
-        found = ascent.corner(
-            Partial(_at, loss, x, A),
-            radius,
-            ascent_key,
-            start=(value, slope),
-            max_evaluations=max_evaluations,
+    """One draw of A, and in its subspace the ascents for each epsilon."""
+    draw_key, ascent_key = keys
+    (value, slope), directions = ready
+    A = None
+    if how.dim is not None:
+        A = subspace.draw(
+            draw_key, slope.size, how.dim, columns=how.columns, normalise=how.normalise, keep=how.keep
         )
-        phi = 100 * (found.value - found.start_value) / (1 + found.start_value)
-        return Sharpness(phi, found.start_value, found.value, found.evaluations, found.finite)
+        slope = subspace.transpose_times(A, slope)
+    unit = radius(x, A, 1.0)
+    fn = restrict(loss, x, A)
 
-    return loops.each(maximise, epsilons)
+    def maximise(epsilon: Float[Array, ""], directions: Array | None) -> Sharpness:
+        r = epsilon * unit
+        starts = directions
+        if directions is not None and A is not None:
+            starts = jnp.stack([r * jnp.sign(subspace.transpose_times(A, d)) for d in directions])
+        found = how.maximiser(
+            fn,
+            jnp.zeros_like(r),
+            r,
+            ascent_key,
+            num_starts=how.num_starts,
+            max_evaluations=how.max_evaluations,
+            starts=starts,
+            known=(value, slope),
+        )
+        phi = 100 * (jnp.stack([found.value, *found.ends]) - value) / (1 + value)
+        phi = jnp.where(jnp.isfinite(unit).all(), phi, jnp.nan)
+        return Sharpness(phi[0], value, found.value, found.evaluations + how.share, found.finite, phi[1:])
+
+    return loops.each(lambda both: maximise(*both), (epsilons, directions))
 
 
-def _at(loss: Callable, x: PyTree, A: Array | None, y: Array) -> Float[Array, ""]:
+def _at(loss: Callable, x: PyTree, A: Subspace | None, y: Array) -> Float[Array, ""]:
     """f(x + A y)"""
     leaves, tree = jax.tree.flatten(x)
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
@@ -213,11 +356,15 @@ def _at(loss: Callable, x: PyTree, A: Array | None, y: Array) -> Float[Array, ""
     return loss(jax.tree.unflatten(tree, [a + s.reshape(a.shape) for a, s in zip(leaves, steps, strict=True)]))
 
 
-def _array(epsilon: float | Sequence[float], params: PyTree) -> Float[Array, " epsilons"]:
-    return jnp.atleast_1d(jnp.asarray(epsilon, jnp.result_type(*jax.tree.leaves(params))))
+def _memory() -> int:
+    """Bytes that the default device has."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _check(loss: Callable, params: PyTree, epsilon: Any, max_evaluations: int) -> None:
+def _check(
+    loss: Callable, params: PyTree, epsilon: Any, num_starts: int, max_evaluations: int, precision: str
+) -> None:
     leaves = jax.tree.leaves(params)
     if not leaves:
         raise ValueError("params has no leaves; it must be a pytree of floating-point arrays")
@@ -228,8 +375,15 @@ def _check(loss: Callable, params: PyTree, epsilon: Any, max_evaluations: int) -
         np.size(epsilon) and np.all((np.asarray(epsilon) > 0) & np.isfinite(epsilon))
     ):
         raise ValueError(f"epsilon is {epsilon}; it must be above 0 and finite")
-    if max_evaluations < 2:
-        raise ValueError(f"max_evaluations is {max_evaluations}; it must be at least 2")
+    for name, number, least in (("num_starts", num_starts, 1), ("max_evaluations", max_evaluations, 2)):
+        if number < least:
+            raise ValueError(f"{name} is {number}; it must be at least {least}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     shape = jax.eval_shape(loss, params)
     if getattr(shape, "shape", None) != ():
         raise ValueError(f"loss returned {shape}; it must return a scalar")
+
+
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+"""Of matrix products; on a CPU all are computed as float32."""

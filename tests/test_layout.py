@@ -17,7 +17,7 @@ SOURCES = [ROOT / "gengap" / "__init__.py", *MODULES.values()]
 
 # What each module may import from gengap.
 MAY_IMPORT: dict[str, set[str]] = {
-    "ascent": {"loops"},
+    "ascent": {"loops", "secants"},
     "cli": {"records", "report"},
     "data": {"tfds_sets"},
     "figures": {"paper"},
@@ -35,9 +35,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "records": set(),
     "report": {"figures", "paper", "records", "summaries", "tables"},
-    "sharpness": {"ascent", "loops", "subspace"},
+    "scout": {"loops"},
+    "secants": set(),
+    "sharpness": {"ascent", "loops", "scout", "subspace"},
     "speedup": set(),
-    "subspace": {"loops"},
+    "subspace": set(),
     "summaries": {"paper", "records"},
     "symmetry": set(),
     "tables": {"paper", "summaries"},

@@ -26,6 +26,26 @@ def test_cross_entropy_equals_numpy():
     )
 
 
+def test_a_small_rise_of_a_small_mean_is_resolved():
+    rng = np.random.default_rng(0)
+    z = rng.normal(0, 2, (60000, 10)) + 14 * np.eye(10)[np.arange(60000) % 10]
+    y = np.arange(60000, dtype=np.int32) % 10
+
+    def means(z):
+        d = z.astype(np.float64) - z[np.arange(len(y)), y, None].astype(np.float64)
+        return np.log(np.exp(d).sum(1)).mean()
+
+    f = objective.over_dataset(lambda scale, x: scale * x, jnp.asarray(z, jnp.float32), jnp.asarray(y))
+    one, other = jnp.float32(1), jnp.float32(0.9999)
+    exact = [means(np.float64(s) * z.astype(np.float32)) for s in (one, other)]
+    assert 1e-4 < exact[0] < 1e-2 and 1e-7 < exact[1] - exact[0] < 1e-5
+    assert float(f(one)) == pytest.approx(exact[0], rel=1e-6)
+    # Logits are rounded to float32, and a loss is off by as much of itself as its logits are off.
+    few_bits = 2 * np.finfo(np.float32).eps * np.abs(z).max() * exact[0]
+    assert few_bits < 0.01 * (exact[1] - exact[0])
+    assert float(f(other)) - float(f(one)) == pytest.approx(exact[1] - exact[0], abs=few_bits)
+
+
 def test_cross_entropy_of_huge_logits_is_finite_and_exact():
     logits, labels = jnp.array([[1e4, 0.0], [-1e4, 1e4], [3e4, 0.0]]), jnp.array([1, 1, 0])
     np.testing.assert_array_equal(objective.cross_entropy(logits, labels), [1e4, 0.0, 0.0])

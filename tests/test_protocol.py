@@ -111,11 +111,11 @@ def test_a_second_call_does_nothing_again(done, monkeypatch):
 def test_a_run_that_was_stopped_after_its_first_row_goes_on_with_the_next(done, monkeypatch, tmp_path):
     measure, measured = protocol.measure, []
 
-    def stopped(*args):
+    def stopped(*args, **how):
         if measured:
             raise KeyboardInterrupt
         measured.append(1)
-        return measure(*args)
+        return measure(*args, **how)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(protocol, "measure", stopped)

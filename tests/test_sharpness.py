@@ -1,6 +1,7 @@
 """Metric 2.1: closed forms for a linear loss, dense linear algebra for the subspaces, and what is refused."""
 
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from jax import lax
 from jax.tree_util import Partial
 
-from gengap import loops, sharpness
+from gengap import ascent, loops, sharpness, subspace
 
 KEY = jax.random.key(0)
 X = {"a": jnp.array([[1.0, -2.0], [0.5, 0.0]]), "b": jnp.array([3.0, -0.1, 0.7])}
@@ -72,7 +73,9 @@ def test_columns_are_standard_normal():
 
 
 def test_no_standard_error_of_one_draw():
-    s = sharpness.Sharpness(*[jnp.full((2, 1), 3.0)] * 3, jnp.ones((2, 1), int), jnp.ones((2, 1), bool))
+    s = sharpness.Sharpness(
+        *[jnp.full((2, 1), 3.0)] * 3, jnp.ones((2, 1), int), jnp.ones((2, 1), bool), jnp.ones((2, 1, 4))
+    )
     assert s.mean.tolist() == [3.0, 3.0] and np.isnan(s.sem).tolist() == [True, True]
 
 
@@ -187,6 +190,96 @@ def test_a_second_call_compiles_nothing(caplog, kind):
         assert not [r for r in caplog.records if "XLA compilation" in r.getMessage()]
 
 
+def test_the_restriction_to_a_subspace_is_the_function_that_is_maximised(drawn):
+    A = subspace.draw(sharpness.draw_keys(KEY, 5)[3], 7, 3)
+    fn, radius = sharpness.restrict(waves, X, A), sharpness.radius(X, A, 0.1)
+    dense = np.asarray(A.kept, np.float64).T
+    np.testing.assert_allclose(radius, 0.1 * (np.abs(np.linalg.pinv(dense) @ FLAT) + 1), rtol=1e-4)
+    y = 0.3 * radius
+    assert float(fn(y)) == pytest.approx(float(waves(unflat(FLAT + dense @ np.asarray(y)))), rel=1e-5)
+    corners = np.array(list(itertools.product([-1.0, 1.0], repeat=3))) * np.asarray(radius)
+    assert float(drawn.max_loss[0, 3]) >= 0.99 * max(float(fn(jnp.asarray(corner))) for corner in corners)
+
+
+def unflat(x):
+    return {"a": jnp.asarray(x[:4], jnp.float32).reshape(2, 2), "b": jnp.asarray(x[4:], jnp.float32)}
+
+
+def test_what_does_not_fit_is_drawn_again_and_gives_the_same_numbers(drawn, monkeypatch):
+    monkeypatch.setattr(sharpness, "_memory", lambda: 0)
+    near(sharpness.random_subspaces(waves, X, KEY, dim=3, num_draws=5, epsilon=(0.1, 0.01)), drawn)
+
+
+def test_progress_changes_nothing(drawn, capsys):
+    s = sharpness.random_subspaces(waves, X, KEY, dim=3, num_draws=5, epsilon=(0.1, 0.01), progress="waves")
+    near(s, drawn)
+    assert "waves" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", sharpness.PRECISIONS)
+def test_precision_reaches_the_matrix_products(precision):
+    seen = []
+
+    def loss(x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return 1 + x @ x
+
+    sharpness.full_space(loss, jnp.ones(3), epsilon=0.1, precision=precision)
+    assert precision in seen
+
+
+def test_the_bootstrap_interval_covers_the_mean_of_normal_draws_as_often_as_it_says():
+    values = np.random.default_rng(0).normal(3, 1, (200, 12))
+    rest = [jnp.ones_like(values)] * 4
+    interval = sharpness.Sharpness(jnp.asarray(values), *rest, jnp.ones((200, 12, 4))).interval(0.9)
+    assert interval.shape == (200, 2)
+    covered = np.mean((interval[:, 0] < 3) & (interval[:, 1] > 3))
+    assert 0.8 < covered < 0.95  # of 12 draws a bootstrap covers a little less than its level
+
+
+def test_no_interval_of_one_draw_and_none_around_equal_ones():
+    def interval(values):
+        return sharpness.Sharpness(jnp.asarray(values), *[jnp.ones(len(values))] * 5).interval()
+
+    assert np.isnan(interval([3.0])).all()
+    np.testing.assert_array_equal(interval([3.0, 3.0]), [3.0, 3.0])
+
+
+def test_a_rise_that_the_arithmetic_does_not_resolve_is_told():
+    with pytest.warns(RuntimeWarning, match="2 of 2 values .* float32 does not resolve"):
+        sharpness.full_space(lambda x: 1 + 1e-9 * x.sum(), jnp.ones(3), epsilon=(0.1, 0.01))
+
+
+@pytest.mark.parametrize("start", [jnp.nan, jnp.inf])
+def test_a_loss_that_is_not_finite_at_x_is_an_error(start):
+    with pytest.raises(ValueError, match=r"loss\(params\) is (nan|inf)"):
+        sharpness.random_subspaces(lambda x: x.sum() + start, jnp.ones(3), KEY, dim=2, num_draws=2)
+
+
+def test_dependent_columns_are_an_error():
+    def same(key, shape):
+        return jnp.ones(shape)
+
+    with pytest.raises(ValueError, match="dependent"):
+        sharpness.random_subspaces(linear, X, KEY, dim=2, num_draws=2, columns=same)
+
+
+def test_an_overflow_in_one_draw_leaves_the_others_unharmed():
+    def walled(x):
+        return 1 + x.sum() + jnp.where(x[0] > 1.2, jnp.inf, 0)
+
+    s = sharpness.random_subspaces(walled, jnp.ones(9), KEY, dim=3, num_draws=12, epsilon=0.1)
+    assert np.isfinite(s.value).all() and 0 < np.sum(s.finite) < 12
+    free = sharpness.random_subspaces(lambda x: 1 + x.sum(), jnp.ones(9), KEY, dim=3, num_draws=12, epsilon=0.1)
+    np.testing.assert_allclose(s.value[s.finite], free.value[s.finite], rtol=1e-4)
+
+
+@pytest.mark.parametrize("maximiser", [ascent.gradient, ascent.lbfgs])
+def test_any_maximiser_of_the_same_signature_serves(maximiser):
+    s = sharpness.full_space(linear, X, epsilon=0.1, maximiser=maximiser, max_evaluations=50)
+    np.testing.assert_allclose(s.value, 10 * np.sum(np.abs(G) * (np.abs(FLAT) + 1)) / (1 + BASE), rtol=2e-3)
+
+
 def test_an_overflow_is_told():
     def steep(params):
         return jnp.exp(1e3 * jnp.abs(params["b"][0] - 3)) - 1
@@ -204,6 +297,8 @@ BAD = [
     ({"epsilon": ()}, "epsilon"),
     ({"epsilon": (1e-3, 0.0)}, "epsilon"),
     ({"max_evaluations": 1}, "max_evaluations"),
+    ({"num_starts": 0}, "num_starts"),
+    ({"precision": "float8"}, "precision"),
     ({"params": {"a": jnp.arange(3), "b": jnp.ones(2)}}, "int32"),
     ({"params": {}}, "no leaves"),
     ({"loss": lambda params: params["b"]}, "scalar"),
@@ -221,7 +316,7 @@ BAD_DRAWS = [
 
 
 def refused(monkeypatch, call, how, words, **arguments):
-    monkeypatch.setattr(sharpness, "_all_draws", lambda *args, **how: pytest.fail("it was computed"))
+    monkeypatch.setattr(sharpness, "_measure", lambda *args, **how: pytest.fail("it was computed"))
     arguments = {"loss": linear, "params": X, **arguments, **how}
     with pytest.raises(ValueError, match=words):
         inspect.unwrap(call)(**arguments)

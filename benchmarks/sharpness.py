@@ -1,0 +1,296 @@
+"""How high, how many gradients, how fast, how much memory: the maximisers of Metric 2.1 against SciPy's.
+
+    make bench
+
+On small- and large-batch minima of F1 on the digits, three seeds, in the full space and in a random subspace:
+every maximiser with 12 gradients, SciPy's L-BFGS-B with the paper's 10 iterations, and SciPy's at convergence
+from the best of several starts, with its tolerances at 0 and the loss times 10,000, without which it stops far
+below. Then 64 subspaces against a loop of SciPy, the time of a draw over that of its gradients, and the peak
+memory of a draw with 15 million parameters. Every result is kept as it comes, and a second call goes on.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import digits
+from gengap import ascent, data, loops, minima, models, objective, records, sharpness, subspace
+
+EPSILONS = (1e-3, 5e-4)
+DIM = 100
+OURS = {"corner": ascent.corner, "gradient": ascent.gradient, "L-BFGS": ascent.lbfgs}
+
+
+def main(
+    out: Path = Path("results/bench"),
+    seeds: int = 3,
+    starts: int = 5,
+    budget: int = 2000,
+    subspaces: int = 64,
+    parameters: int = 15_000_000,
+    spaces: tuple[str, ...] = ("random", "full"),
+) -> None:
+    """Measure what `out` does not hold yet, and print it all.
+
+    Args:
+      out: the directory of the results.
+      seeds: pairs of minima.
+      starts: of SciPy at convergence.
+      budget: gradients of SciPy at convergence, all starts together.
+      subspaces: draws that are timed against a loop of SciPy.
+      parameters: of the draw whose memory is measured.
+      spaces: of the comparison with SciPy.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "bench.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep(name: str, measure: Callable[[], Any]) -> None:
+        if name not in found:
+            found[name] = measure()
+            records.write_json(path, found)
+            print(name, file=sys.stderr)
+
+    keep("machine", _machine)
+    ds = data.load("digits")
+    model = models.f1(ds.num_classes)
+    loss = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
+    for seed in range(seeds):
+        names = [f"{method} {seed}" for method in ("SB", "LB")]
+        if all(f"{name} {space}" in found for name in names for space in spaces) and seed:
+            continue
+        for name, minimum in zip(names, _pair(model, ds, seed, out), strict=True):
+            params = loops.row(minimum.params, 0)
+            if name == "LB 0":
+                keep("draw", partial(_draw, loss, params))
+                keep("subspaces", partial(_subspaces, loss, params, subspaces))
+            for space in spaces:
+                keep(f"{name} {space}", partial(_cells, loss, params, space, starts, budget))
+    keep("memory", partial(_memory, parameters))
+    _print(found)
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def _pair(model: models.Model, ds: data.Dataset, seed: int, out: Path) -> tuple[minima.Minimum, minima.Minimum]:
+    protocol = digits.CONFIG.protocol
+    return minima.find_pair(
+        model,
+        ds,
+        jax.random.key(protocol.seed),
+        small_batch=protocol.small_batch,
+        large_batch=protocol.large_batch,
+        num_seeds=1,
+        first_seed=seed,
+        epochs=protocol.epochs,
+        patience=protocol.patience,
+        target=protocol.target,
+        checkpoints=out / "minima",
+    )
+
+
+def _problem(loss: Callable, params: Any, space: str) -> tuple[Callable, Any]:
+    """f(x + A y) of the first draw, and the half-widths of its box for epsilon 1."""
+    A = None
+    if space == "random":
+        n = sum(leaf.size for leaf in jax.tree.leaves(params))
+        A = subspace.draw(sharpness.draw_keys(jax.random.key(0), 1)[0], n, DIM)
+    return sharpness.restrict(loss, params, A), sharpness.radius(params, A, 1.0)
+
+
+def _cells(loss: Callable, params: Any, space: str, starts: int, budget: int) -> list[dict[str, Any]]:
+    """Each solver for each epsilon; the corner ascent as `sharpness` calls it, in the first of ten draws too."""
+    fn, unit = _problem(loss, params, space)
+    base = float(loss(params))
+    rows = []
+
+    def row(epsilon: float, solver: str, value: Any, evaluations: Any, **more: Any) -> None:
+        phi = 100 * (float(value) - base) / (1 + base)
+        rows.append({"epsilon": epsilon, "solver": solver, "value": phi, "evaluations": int(evaluations), **more})
+
+    for epsilon in EPSILONS:
+        for name, maximiser in OURS.items():
+            measure = partial(sharpness.full_space, loss, params)
+            if space == "random":
+                measure = partial(
+                    sharpness.random_subspaces, loss, params, jax.random.key(0), dim=DIM, num_draws=1
+                )
+            s = measure(epsilon=epsilon, maximiser=maximiser)
+            row(epsilon, name, np.asarray(s.max_loss).flat[0], np.asarray(s.evaluations).flat[0])
+        if space == "random":
+            s = sharpness.random_subspaces(loss, params, jax.random.key(0), dim=DIM, num_draws=10, epsilon=epsilon)
+            row(epsilon, "corner, of ten draws", s.max_loss[0], s.evaluations[0])
+        r = epsilon * unit
+        for scaled in (False, True):
+            top = ascent.scipy_lbfgsb(fn, jnp.zeros_like(r), r, scaled=scaled)
+            kind = "box" if scaled else "raw"
+            row(epsilon, f"SciPy, 10 iterations, {kind}", top.value, top.evaluations)
+            row(epsilon, f"SciPy, converged, {kind}", *_converged(fn, r, scaled, starts, budget), starts=starts)
+    return rows
+
+
+def _converged(fn: Callable, radius: Any, scaled: bool, starts: int, budget: int) -> tuple[float, int]:
+    """The best of several starts, and the gradients that they took together."""
+    high = jax.tree_util.Partial(_times, fn)
+    values, spent = [], 0
+    for i in range(starts):
+        random = jax.random.uniform(jax.random.key(i), radius.shape, radius.dtype, -1.0, 1.0)
+        top = ascent.scipy_lbfgsb(
+            high,
+            radius * random if i else jnp.zeros_like(radius),
+            radius,
+            max_iterations=budget,
+            max_evaluations=budget // starts,
+            scaled=scaled,
+        )
+        values.append(float(top.value) / 1e4)
+        spent += int(top.evaluations)
+    return max(values), spent
+
+
+def _times(fn: Callable, y: Any) -> Any:
+    return 1e4 * fn(y)
+
+
+def _draw(loss: Callable, params: Any) -> dict[str, float]:
+    """Seconds of a draw over those of its gradients, in turn in one process; medians of 3."""
+    fn, unit = _problem(loss, params, "random")
+    look = jax.jit(lambda fn, y: jax.value_and_grad(fn)(y))
+    bare = jax.jit(lambda loss, params: jax.value_and_grad(loss)(params))
+    seconds: dict[str, list[float]] = {"one": [], "two": [], "look": [], "bare": []}
+    counts = {}
+    for round_ in range(4):
+        for name, call in (
+            ("one", partial(_measure, loss, params, 4, 1e-3, 12)),
+            ("two", partial(_measure, loss, params, 4, EPSILONS, 12)),
+            ("look", lambda: look(fn, 1e-4 * unit)),
+            ("bare", lambda: bare(loss, params)),
+        ):
+            elapsed, result = _timed(call)
+            if round_:
+                seconds[name].append(elapsed)
+            if name in ("one", "two"):
+                counts[name] = int(result.evaluations.sum())
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        f"draw / gradients {of} y, {name} epsilon": median[name] / counts[name] / median[by]
+        for name in ("one", "two")
+        for of, by in (("in", "look"), ("without A", "bare"))
+    }
+
+
+def _subspaces(loss: Callable, params: Any, count: int) -> dict[str, Any]:
+    """All draws at once against a loop of SciPy over the same jitted objective; both draw their A."""
+    n = sum(leaf.size for leaf in jax.tree.leaves(params))
+    draw = jax.jit(lambda key: subspace.draw(key, n, DIM))
+    unit = jax.jit(lambda A: sharpness.radius(params, A, 1.0))
+    keys = sharpness.draw_keys(jax.random.key(0), count)
+    base = float(loss(params))
+    results: dict[str, Any] = {"draws": count}
+    for budget in (4, 6, 12):
+        _measure(loss, params, count, 1e-3, budget)
+        elapsed, s = _timed(partial(_measure, loss, params, count, 1e-3, budget))
+        results[f"corner, {budget} gradients"] = {
+            "seconds": elapsed,
+            "mean": float(s.mean),
+            "evaluations": float(s.evaluations.mean()),
+        }
+    for scaled in (False, True):
+        values, evaluations, solving = [], [], 0.0
+        begin = time.perf_counter()
+        for key in keys:
+            A = jax.block_until_ready(draw(key))
+            fn, r = sharpness.restrict(loss, params, A), 1e-3 * unit(A)
+            middle = time.perf_counter()
+            top = ascent.scipy_lbfgsb(fn, jnp.zeros_like(r), r, scaled=scaled)
+            solving += time.perf_counter() - middle
+            values.append(100 * (float(top.value) - base) / (1 + base))
+            evaluations.append(int(top.evaluations))
+        results[f"SciPy, 10 iterations, {'box' if scaled else 'raw'}"] = {
+            "seconds": time.perf_counter() - begin,
+            "seconds without A": solving,
+            "mean": statistics.mean(values),
+            "evaluations": statistics.mean(evaluations),
+        }
+    return results
+
+
+def _measure(loss: Callable, params: Any, draws: int, epsilon: Any, evaluations: int) -> sharpness.Sharpness:
+    return sharpness.random_subspaces(
+        loss, params, jax.random.key(0), dim=DIM, num_draws=draws, epsilon=epsilon, max_evaluations=evaluations
+    )
+
+
+def _timed(call: Callable) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return time.perf_counter() - begin, result
+
+
+def _memory(n: int) -> dict[str, float]:
+    """Gigabytes at the peak of one draw above those of the bare gradient, in a process of its own."""
+    code = f"from benchmarks import sharpness; sharpness.peak({n})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def peak(n: int) -> None:
+    """Print the peak memory of a gradient and of a draw with n parameters, on the host, in gigabytes."""
+
+    def most() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+    def loss(x: Any) -> Any:
+        return 1 + jnp.mean(jnp.sin(3 * x) ** 2)
+
+    x = jnp.sin(jnp.arange(n, dtype=jnp.float32))
+    jax.block_until_ready(jax.jit(jax.value_and_grad(loss))(x))
+    bare = most()
+    jax.block_until_ready(_measure(loss, x, 1, 1e-3, 3))
+    print(json.dumps({"parameters": n, "gradient": bare, "draw": most(), "A": 4e-9 * n * DIM}))
+
+
+def _print(found: dict[str, Any]) -> None:
+    for name in ("machine", "memory", "draw", "subspaces"):
+        print(name, json.dumps(found[name], indent=2))
+    cells: dict[tuple[str, float], dict[str, Any]] = {}
+    for name, rows in found.items():
+        if name.split()[0] in ("SB", "LB"):
+            for row in rows:
+                cells.setdefault((name, row["epsilon"]), {})[row["solver"]] = row
+    ratios: dict[str, list[float]] = {}
+    for (name, epsilon), row in sorted(cells.items()):
+        best = max(one["value"] for solver, one in row.items() if "converged" in solver)
+        print(f"\n{name}, epsilon {epsilon}")
+        for solver, one in row.items():
+            print(f"  {solver:28} {one['value']:10.4f} {one['evaluations']:5d} {one['value'] / best:7.3f}")
+            ratios.setdefault(f"{name.split()[2]}, {solver}", []).append(one["value"] / best)
+    print("\nover SciPy at convergence: mean, least, cells at 0.999 or above")
+    for solver, values in sorted(ratios.items()):
+        reached = sum(value >= 0.999 for value in values)
+        print(f"  {solver:36} {statistics.mean(values):7.3f} {min(values):7.3f} {reached:3d} of {len(values)}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,105 @@
+r"""Directions in the full space from which the ascents in all random subspaces begin.
+
+The loss rises most where it pushes some group of examples over, and which group that is belongs to the network
+and not to the subspace: a corner that the gradient at a good point of one subspace points to is a good start in
+another. In place of another subspace the scouts climb in what it looks like from the full space: a step
+$r\,\mathrm{sign}(A^T g)$, seen along $g$, has the length $\sum_i r_i |(A^T g)_i| / \|g\|$, about
+$\epsilon p \sigma \sqrt{2/\pi}$ for p columns of independent entries of standard deviation $\sigma$. So a scout
+steps to $\rho\, g / \|g\|$, again and again, with that $\rho$; no A is needed for it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from gengap import loops
+
+LOOKS = 3
+"""Gradients that one scout takes."""
+
+RADII = (1.0, 1.5)
+"""The radii at which scouts climb, as multiples of the one above; the best of each is a start."""
+
+_MOST_SCOUTS = 4
+
+
+def budget(num_draws: int, max_evaluations: int) -> tuple[int, int]:
+    """Scouts at each radius, and the gradients that each draw pays for them: a quarter of what it may spend.
+
+    A few draws pay up to half; where that does not buy one scout, there is none.
+
+    >>> budget(num_draws=10, max_evaluations=12), budget(1, 12), budget(1, 6)
+    ((4, 3), (1, 6), (0, 0))
+    """
+    price = LOOKS * len(RADII)
+    scouts = min(max(num_draws * (max_evaluations // 4) // price, 1), _MOST_SCOUTS)
+    share = -(-scouts * price // num_draws)
+    return (scouts, share) if share <= max_evaluations // 2 else (0, 0)
+
+
+def length(key: Key[Array, ""], columns: Callable, n: int, dim: int) -> Float[Array, ""]:
+    """Root mean square of the entries of A, from a sample of at most some 65,536."""
+    return jnp.sqrt(jnp.mean(columns(key, (dim, min(n, -(-65536 // dim)))) ** 2))
+
+
+def directions(
+    fn: Callable,
+    slope: Float[Array, " n"],
+    key: Key[Array, ""],
+    *,
+    dim: int | None,
+    entry: float | Float[Array, ""],
+    epsilon: Float[Array, ""],
+    num_scouts: int,
+) -> Float[Array, "radii n"]:
+    """The gradient at the end of the best scout, for each radius.
+
+    A scout begins with the gradient at a random corner of a subspace, seen from the full space: a normal
+    vector of standard deviation epsilon sigma sqrt(p).
+
+    Args:
+      fn: `step -> f(x + step)`.
+      slope: gradient of f at x; what a scout that meets nothing finite leaves.
+      key: of the random corners.
+      dim: p.
+      entry: sigma, root mean square of the entries of A.
+      epsilon: of the box.
+      num_scouts: for each radius.
+    """
+    wide = epsilon * entry
+    radius = wide * (dim or 1) * np.sqrt(2 / np.pi)
+
+    def climb(best: tuple[Array, Array], which: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        multiple, key = which
+        _, g = _look(fn, multiple * wide * np.sqrt(dim or 1) * jax.random.normal(key, slope.shape, slope.dtype))
+        value = jnp.full_like(wide, -jnp.inf)
+        for _ in range(LOOKS - 1):
+            value, g = _look(fn, multiple * radius * _unit(g))
+        better = value > best[0]
+        return jax.tree.map(partial(jnp.where, better), (value, g), best), None
+
+    def at_radius(both: tuple[Array, Array]) -> Array:
+        multiple, keys = both
+        nothing = (jnp.full_like(wide, -jnp.inf), slope)
+        multiples = jnp.broadcast_to(multiple, keys.shape)
+        return loops.scan(climb, nothing, (multiples, keys))[0][1]
+
+    keys = jax.random.split(key, (len(RADII), num_scouts))
+    return loops.each(at_radius, (jnp.asarray(RADII, wide.dtype), keys), at_once=1)
+
+
+@jax.jit
+def _look(fn: Callable, step: Array) -> tuple[Array, Array]:
+    """f and its gradient; minus infinity where they are not finite."""
+    value, g = jax.value_and_grad(fn)(step)
+    finite = jnp.isfinite(value) & jnp.isfinite(g).all()
+    return jnp.where(finite, value, -jnp.inf), jnp.where(finite, g, 0)
+
+
+def _unit(g: Array) -> Array:
+    length = jnp.linalg.norm(g)
+    return g / jnp.where(length > 0, length, 1)

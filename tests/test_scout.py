@@ -1,0 +1,115 @@
+"""Directions that the full space shows to all subspaces."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from gengap import scout
+
+KEY = jax.random.key(0)
+N = 200
+V, W = jnp.eye(N)[3], -jnp.eye(N)[7]
+
+
+@pytest.mark.parametrize(
+    ("draws", "evaluations", "expected"),
+    [
+        (10, 12, (4, 3)),
+        (1, 12, (1, 6)),
+        (1, 6, (0, 0)),
+        (1, 11, (0, 0)),
+        (2, 6, (1, 3)),
+        (2, 5, (0, 0)),
+        (6, 2, (1, 1)),
+        (5, 2, (0, 0)),
+        (1000, 100, (4, 1)),
+    ],
+)
+def test_scouts_are_paid_for_by_the_draws(draws, evaluations, expected):
+    assert scout.budget(draws, evaluations) == expected
+
+
+def test_scouts_never_take_more_than_half_and_are_paid_in_full():
+    for draws in range(1, 40):
+        for evaluations in range(2, 60):
+            scouts, share = scout.budget(draws, evaluations)
+            assert 0 <= scouts <= 4 and 0 <= share <= evaluations // 2
+            price = scouts * scout.LOOKS * len(scout.RADII)
+            assert price <= share * draws < price + draws
+            assert (scouts == 0) == (share == 0)
+
+
+@pytest.mark.parametrize(("columns", "root"), [(jax.random.normal, 1.0), (jax.random.uniform, 3**-0.5)])
+@pytest.mark.parametrize("dim", [1, 100])
+def test_length_is_the_root_mean_square_of_the_entries(columns, root, dim):
+    assert float(scout.length(KEY, columns, 100_000, dim)) == pytest.approx(root, rel=0.02)
+
+
+@jax.jit
+def directions(fn, slope, key, epsilon):
+    return scout.directions(fn, slope, key, dim=10, entry=1.0, epsilon=epsilon, num_scouts=4)
+
+
+def groups(directions, steepness, step):
+    """A loss for each group of examples, which rises once the step goes far enough in its direction."""
+    return jnp.mean(jax.nn.softplus(steepness * (directions @ step - 1)))
+
+
+def cosines(found, v):
+    return np.asarray(found @ v / jnp.linalg.norm(found, axis=-1))
+
+
+def test_the_direction_along_which_the_loss_rises_is_found():
+    others = 0.2 * jax.random.normal(KEY, (20, N)) / jnp.sqrt(N)
+    fn = Partial(groups, jnp.concatenate([V[None], others]), jnp.full(21, 5.0))
+    found = jax.vmap(lambda key: directions(fn, V, key, 0.5))(jax.random.split(KEY, 5))
+    assert found.shape == (5, len(scout.RADII), N)
+    assert cosines(found, V).min() > 0.9
+
+
+def test_the_steeper_of_two_groups_is_found_for_most_keys():
+    fn = Partial(groups, jnp.stack([V, W]), jnp.array([4.0, 3.0]))
+    found = jax.vmap(lambda key: directions(fn, W, key, 0.5))(jax.random.split(KEY, 20))
+    assert np.mean(cosines(found, V) > np.abs(cosines(found, W))) > 0.75
+
+
+def test_more_scouts_find_a_higher_one():
+    fn = Partial(groups, jnp.stack([V, W]), jnp.array([4.0, 3.0]))
+
+    def hits(number):
+        def one(key):
+            return scout.directions(fn, W, key, dim=10, entry=1.0, epsilon=jnp.float32(0.5), num_scouts=number)
+
+        found = jax.jit(jax.vmap(one))(jax.random.split(KEY, 40))
+        return np.mean(cosines(found, V) > cosines(found, W))
+
+    assert hits(1) < hits(4)
+
+
+def beyond(value, step):
+    return value * jnp.sum(step**2)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_loss_that_is_not_finite_leaves_the_slope(value):
+    found = directions(Partial(beyond, jnp.float32(value)), V + W, KEY, 0.5)
+    np.testing.assert_array_equal(found, jnp.stack([V + W] * len(scout.RADII)))
+
+
+def bounded(limit, step):
+    return jnp.where(step @ step < limit**2, 1 + step @ V, jnp.nan)
+
+
+def test_a_radius_at_which_the_loss_is_not_finite_leaves_only_its_own_slope():
+    """The scouts step to 0.1 * 10 * sqrt(2 / pi) = 0.8 and to 1.2."""
+    found = directions(Partial(bounded, jnp.float32(1.0)), W, jax.random.key(1), 0.1 / jnp.sqrt(N / 10.0))
+    np.testing.assert_allclose(cosines(found, V), [1, 1], rtol=1e-6)
+    found = directions(Partial(bounded, jnp.float32(0.0)), W, KEY, 0.1)
+    np.testing.assert_array_equal(found, jnp.stack([W, W]))
+
+
+def test_the_same_key_gives_the_same_directions():
+    fn = Partial(groups, jnp.stack([V, W]), jnp.array([4.0, 3.0]))
+    np.testing.assert_array_equal(directions(fn, V, KEY, 0.5), directions(fn, V, jax.random.key(0), 0.5))
