@@ -78,7 +78,8 @@ class _State(NamedTuple):
     done: Array
 
 
-def corner(
+def maximise(
+    rule: Rule,
     fn: Callable,
     start: Float[Array, " p"],
     radius: Float[Array, " p"],
@@ -89,17 +90,15 @@ def corner(
     starts: Float[Array, "s p"] | None = None,
     known: tuple[Float[Array, ""], Float[Array, " p"]] | None = None,
 ) -> Maximum:
-    r"""Corner ascent: step to where the gradient points, $y \leftarrow r\,\mathrm{sign}(\nabla f(y))$.
+    """Ascents by a rule; `corner`, `gradient` and `lbfgs` are this with a rule each.
 
-    It is the conditional-gradient step, which ends at a corner where f is convex. A coordinate that went too
-    far, so that its derivative changed sign on the way, goes back to where the derivative vanishes by linear
-    interpolation; after a step that did not improve the rest goes half-way only. A derivative of exactly 0
-    takes a random sign, so that an ascent from a stationary point moves.
-
-    An ascent that no longer moves makes room for another, from the corner that a quadratic model of all that
-    has been seen thinks highest (see `secants.corner`), or from a random one where p is large.
+    An ascent that no longer moves, or that three looks in a row did not improve, makes room for another, from
+    the corner that a quadratic model of all that has been seen thinks highest (see `secants.corner`), or from
+    a random one where p is above `secants.LIMIT`. A derivative of exactly 0 takes a random sign, so that an
+    ascent from a stationary point moves.
 
     Args:
+      rule: how an ascent goes on.
       fn: `y -> scalar`, differentiable.
       start: a point in the box, which the first ascent begins at.
       radius: the half-widths r of the box, not negative.
@@ -113,116 +112,6 @@ def corner(
     >>> float(top.value), top.point.tolist()
     (2.0, [1.0, -0.5])
     """
-    rule = Rule(_no_state, _corner_step)
-    return maximise(rule, fn, start, radius, key, num_starts, max_evaluations, starts=starts, known=known)
-
-
-def gradient(
-    fn: Callable,
-    start: Float[Array, " p"],
-    radius: Float[Array, " p"],
-    key: Key[Array, ""],
-    *,
-    num_starts: int = 4,
-    max_evaluations: int = 12,
-    starts: Float[Array, "s p"] | None = None,
-    known: tuple[Float[Array, ""], Float[Array, " p"]] | None = None,
-) -> Maximum:
-    """Projected gradient ascent with momentum 0.75 and a step that halves whenever it did not improve.
-
-    Arguments and result as of `corner`. Reference: Croce and Hein, "Reliable evaluation of adversarial
-    robustness with an ensemble of diverse parameter-free attacks", 2020 (Auto-PGD), which halves its step
-    at checkpoints; here every look is one.
-    """
-    rule = Rule(_momentum_init, _momentum_step)
-    return maximise(rule, fn, start, radius, key, num_starts, max_evaluations, starts=starts, known=known)
-
-
-def lbfgs(
-    fn: Callable,
-    start: Float[Array, " p"],
-    radius: Float[Array, " p"],
-    key: Key[Array, ""],
-    *,
-    num_starts: int = 4,
-    max_evaluations: int = 12,
-    starts: Float[Array, "s p"] | None = None,
-    known: tuple[Float[Array, ""], Float[Array, " p"]] | None = None,
-) -> Maximum:
-    """Projected L-BFGS: optax's two-loop recursion, clipped to the box, halved whenever it did not improve.
-
-    Arguments and result as of `corner`.
-    """
-    rule = Rule(_lbfgs_init, _lbfgs_step)
-    return maximise(rule, fn, start, radius, key, num_starts, max_evaluations, starts=starts, known=known)
-
-
-def scipy_lbfgsb(
-    fn: Callable,
-    start: Float[Array, " p"],
-    radius: Float[Array, " p"],
-    *,
-    max_iterations: int = 10,
-    max_evaluations: int = 15000,
-    scaled: bool = False,
-    tolerance: float | None = 0.0,
-) -> Maximum:
-    """The paper's solver (sec. 2.2.2), for comparison: SciPy's L-BFGS-B.
-
-    It runs on the host, so that it cannot be traced, and what it finds depends on the scale of f.
-
-    Args:
-      fn: `y -> scalar`, differentiable.
-      start: a point in the box.
-      radius: the half-widths of the box.
-      max_iterations: of L-BFGS-B; the paper has 10.
-      max_evaluations: values with gradients after which no further iteration begins; SciPy's default.
-      scaled: hand y / radius to SciPy in place of y.
-      tolerance: of the value and of the gradient; `None` for SciPy's own, with which it ends at once where
-        the gradient is below 1e-5.
-    """
-    fn = loops.as_pytree(fn)
-    r = np.asarray(radius, np.float64)
-    unit = np.where(r > 0, r, 1) if scaled else np.ones_like(r)
-    points, values = [np.asarray(start)], []
-    finite = True
-    tolerances = {} if tolerance is None else {"ftol": tolerance, "gtol": tolerance}
-
-    def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal finite
-        y = np.clip(z * unit, -r, r).astype(start.dtype)
-        value, slope = (np.asarray(a, np.float64) for a in _value_and_grad(fn, y))
-        finite = finite and bool(np.isfinite(value) and np.all(np.isfinite(slope)))
-        values.append(float(value))
-        if values[-1] >= np.fmax.reduce(values):
-            points[0] = y
-        return -float(value), -slope * unit
-
-    end = scipy.optimize.minimize(
-        negative,
-        np.asarray(start, np.float64) / unit,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=scipy.optimize.Bounds(-r / unit, r / unit),
-        options={"maxiter": max_iterations, "maxfun": max_evaluations} | tolerances,
-    )
-    top = float(np.fmax.reduce(values))
-    return Maximum(*(jnp.asarray(a) for a in (points[0], top, values[0], end.nfev, finite, [top])))
-
-
-def maximise(
-    rule: Rule,
-    fn: Callable,
-    start: Float[Array, " p"],
-    radius: Float[Array, " p"],
-    key: Key[Array, ""],
-    num_starts: int,
-    max_evaluations: int,
-    *,
-    starts: Float[Array, "s p"] | None = None,
-    known: tuple[Float[Array, ""], Float[Array, " p"]] | None = None,
-) -> Maximum:
-    """Ascents by a rule: where to begin, what to keep and when to stop; see `corner` for the arguments."""
     fn = loops.as_pytree(fn)
     value, slope = _value_and_grad(fn, start) if known is None else known
     unit = jnp.where(radius > 0, radius, 1)
@@ -383,3 +272,75 @@ def _lbfgs_step(before: Look, look: Look, state: optax.OptState) -> tuple[Array,
         jnp.where(better, point, (before.point + look.point) / 2),
         jax.tree.map(partial(jnp.where, better), after, state),
     )
+
+
+corner = partial(maximise, Rule(_no_state, _corner_step))
+r"""Corner ascent: step to where the gradient points, $y \leftarrow r\,\mathrm{sign}(\nabla f(y))$.
+
+It is the conditional-gradient step, which ends at a corner where f is convex. A coordinate that went too far, so
+that its derivative changed sign on the way, goes back to where the derivative vanishes by linear interpolation;
+after a step that did not improve, the rest goes half-way only.
+"""
+
+gradient = partial(maximise, Rule(_momentum_init, _momentum_step))
+"""Projected gradient ascent with momentum 0.75 and a step that halves whenever it did not improve.
+
+Reference: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks", 2020 (Auto-PGD), which halves its step at checkpoints; here every look is one.
+"""
+
+lbfgs = partial(maximise, Rule(_lbfgs_init, _lbfgs_step))
+"""Projected L-BFGS: optax's two-loop recursion, clipped to the box, halved whenever it did not improve."""
+
+
+def scipy_lbfgsb(
+    fn: Callable,
+    start: Float[Array, " p"],
+    radius: Float[Array, " p"],
+    *,
+    max_iterations: int = 10,
+    max_evaluations: int = 15000,
+    scaled: bool = False,
+    tolerance: float | None = 0.0,
+) -> Maximum:
+    """The paper's solver (sec. 2.2.2), for comparison: SciPy's L-BFGS-B.
+
+    It runs on the host, so that it cannot be traced, and what it finds depends on the scale of f.
+
+    Args:
+      fn: `y -> scalar`, differentiable.
+      start: a point in the box.
+      radius: the half-widths of the box.
+      max_iterations: of L-BFGS-B; the paper has 10.
+      max_evaluations: values with gradients after which no further iteration begins; SciPy's default.
+      scaled: hand y / radius to SciPy in place of y.
+      tolerance: of the value and of the gradient; `None` for SciPy's own, with which it ends at once where
+        the gradient is below 1e-5.
+    """
+    fn = loops.as_pytree(fn)
+    r = np.asarray(radius, np.float64)
+    unit = np.where(r > 0, r, 1) if scaled else np.ones_like(r)
+    points, values = [np.asarray(start)], []
+    finite = True
+    tolerances = {} if tolerance is None else {"ftol": tolerance, "gtol": tolerance}
+
+    def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal finite
+        y = np.clip(z * unit, -r, r).astype(start.dtype)
+        value, slope = (np.asarray(a, np.float64) for a in _value_and_grad(fn, y))
+        finite = finite and bool(np.isfinite(value) and np.all(np.isfinite(slope)))
+        values.append(float(value))
+        if values[-1] >= np.fmax.reduce(values):
+            points[0] = y
+        return -float(value), -slope * unit
+
+    end = scipy.optimize.minimize(
+        negative,
+        np.asarray(start, np.float64) / unit,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=scipy.optimize.Bounds(-r / unit, r / unit),
+        options={"maxiter": max_iterations, "maxfun": max_evaluations} | tolerances,
+    )
+    top = float(np.fmax.reduce(values))
+    return Maximum(*(jnp.asarray(a) for a in (points[0], top, values[0], end.nfev, finite, [top])))
