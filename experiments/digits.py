@@ -12,7 +12,7 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 from gengap import cli, data, models
-from gengap.protocol import Protocol, tables
+from gengap.protocol import DIGITS, Protocol, tables
 
 
 class Config(NamedTuple):
@@ -20,7 +20,7 @@ class Config(NamedTuple):
 
     dataset: str = "digits"
     """"digits", or any TFDS image-classification set"""
-    protocol: Protocol = Protocol(small_batch=32, patience=None, target=0.003, num_draws=2, max_evaluations=6)
+    protocol: Protocol = DIGITS
 
 
 CONFIG = Config()

@@ -1,7 +1,7 @@
 """Pairs of minima: one network trained from one starting point with small batches and with large ones."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,49 +79,148 @@ def find_pair(
     Returns:
       The SB and the LB minima.
     """
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds is {num_seeds}; it must be at least 1")
     for batch_size in (small_batch, large_batch):
         train.count(batch_size, len(ds.x_train))
-    seeds = first_seed + jnp.arange(num_seeds)
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.fold_in(key, seed)))(seeds)
-    example = objective.scale(ds.x_train[:2])
-    x0 = _init(model.init)(keys[:, 0], example)
-    loss = objective.batch_loss(model.apply, model.apply_train, clip=clip)
-    evaluate = objective.loss_and_accuracy(model.apply, ds.x_test, ds.y_test, chunk=chunk, clip=clip)
-
-    def descend(method: str, batch_size: float) -> Minimum:
-        state = train.start(x0, keys[:, 1], optimizer=optimizer)
-        checkpoint = _Checkpoint(checkpoints and checkpoints / f"{method}-{first_seed}.npz")
-        state, history = checkpoint.load(state)
-        state, history = train.fit(
-            loss,
-            state,
-            ds.x_train,
-            ds.y_train,
-            batch_size=batch_size,
+    small, large = (
+        find(
+            model,
+            ds,
+            key,
+            batch_size,
+            num_seeds=num_seeds,
+            first_seed=first_seed,
             optimizer=optimizer,
             epochs=epochs,
             patience=patience,
             tolerance=tolerance,
             target=target,
-            evaluate=evaluate,
-            history=history,
-            on_epoch=checkpoint.save_sometimes,
+            clip=clip,
+            chunk=chunk,
+            checkpoint=checkpoints and checkpoints / f"{method}-{first_seed}.npz",
             progress=progress and f"{progress} {method}",
         )
-        checkpoint.save(state, history)
-        return Minimum(
-            params=state.params,
-            batch_size=train.count(batch_size, len(ds.x_train)),
-            epochs=np.asarray(state.epoch),
-            steps=np.asarray(state.step),
-            diverged_at=np.asarray(state.diverged_at),
-            distance=np.asarray(_distances(state.params, x0)),
-            history=history,
-        )
+        for method, batch_size in (("SB", small_batch), ("LB", large_batch))
+    )
+    return small, large
 
-    return descend("SB", small_batch), descend("LB", large_batch)
+
+def find(
+    model: Model,
+    ds: Dataset,
+    key: Key[Array, ""],
+    batch_size: float,
+    *,
+    num_seeds: int = 5,
+    first_seed: int = 0,
+    start: PyTree[Float[Array, "seeds ..."]] | None = None,
+    optimizer: optax.GradientTransformation = train.ADAM,
+    epochs: int = 100,
+    patience: int | None = 10,
+    tolerance: float = 1e-3,
+    target: float | None = None,
+    clip: float | None = None,
+    chunk: int = 5000,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[train.TrainState, train.History], None] | None = None,
+    progress: str | None = None,
+) -> Minimum:
+    """Train to a minimum with one batch size; arguments as of `find_pair`, but for these.
+
+    Args:
+      batch_size: in examples, or as a fraction of the training set.
+      start: where to begin, in place of each seed's own starting point; with a leading axis of seeds.
+      checkpoint: a file to which the run is saved as it goes, and from which it goes on.
+      on_epoch: called with the state and the history after each epoch.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds is {num_seeds}; it must be at least 1")
+    x0 = starting_points(model, ds, key, num_seeds=num_seeds, first_seed=first_seed) if start is None else start
+    state = train.start(x0, _keys(key, num_seeds, first_seed)[:, 1], optimizer=optimizer)
+    kept = _Checkpoint(checkpoint)
+    state, history = kept.load(state)
+
+    def after_epoch(state: train.TrainState, history: train.History) -> None:
+        if on_epoch is not None:
+            on_epoch(state, history)
+        kept.save_sometimes(state, history)
+
+    state, history = train.fit(
+        objective.batch_loss(model.apply, model.apply_train, clip=clip),
+        state,
+        ds.x_train,
+        ds.y_train,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        epochs=epochs,
+        patience=patience,
+        tolerance=tolerance,
+        target=target,
+        evaluate=objective.loss_and_accuracy(model.apply, ds.x_test, ds.y_test, chunk=chunk, clip=clip),
+        history=history,
+        on_epoch=after_epoch,
+        progress=progress,
+    )
+    kept.save(state, history)
+    return Minimum(
+        params=state.params,
+        batch_size=train.count(batch_size, len(ds.x_train)),
+        epochs=np.asarray(state.epoch),
+        steps=np.asarray(state.step),
+        diverged_at=np.asarray(state.diverged_at),
+        distance=np.asarray(_distances(state.params, x0)),
+        history=history,
+    )
+
+
+class Iterates:
+    """The parameters after some of the epochs of a training run: pass `keep` as `on_epoch` to `find`.
+
+    They are kept in memory, or as files in a directory, where those of an earlier run that was stopped are
+    found again.
+
+    Args:
+      epochs: which to keep.
+      directory: where to; `None` keeps them in memory.
+    """
+
+    def __init__(self, epochs: Iterable[int], directory: Path | None = None) -> None:
+        self.epochs, self.directory = set(epochs), directory
+        self.memory: dict[int, PyTree] = {}
+
+    def keep(self, state: train.TrainState, history: train.History) -> None:
+        """Keep the parameters if this epoch is one of those asked for."""
+        epoch = int(state.epoch.max())
+        if epoch not in self.epochs:
+            return
+        if self.directory is None:
+            self.memory[epoch] = jax.tree.map(jnp.copy, state.params)  # the next epoch overwrites its argument
+        else:
+            records.save(self.directory / f"{epoch}.npz", state.params)
+
+    def at(self, epoch: int, like: PyTree) -> Any:
+        """The parameters after an epoch, with a leading axis of seeds.
+
+        Raises:
+          ValueError: that epoch was not reached or not asked for.
+        """
+        if self.directory is None:
+            if epoch not in self.memory:
+                raise ValueError(f"epoch is {epoch}; there are {sorted(self.memory)}")
+            return self.memory[epoch]
+        return records.load(self.directory / f"{epoch}.npz", like)
+
+
+def starting_points(
+    model: Model, ds: Dataset, key: Key[Array, ""], *, num_seeds: int = 1, first_seed: int = 0
+) -> Any:
+    """The parameters that each seed's training begins at, with a leading axis of seeds."""
+    return _init(model.init)(_keys(key, num_seeds, first_seed)[:, 0], objective.scale(ds.x_train[:2]))
+
+
+def _keys(key: Key[Array, ""], num_seeds: int, first_seed: int) -> Key[Array, "seeds 2"]:
+    """For each seed the key of its starting point and that of its batches."""
+    seeds = first_seed + jnp.arange(num_seeds)
+    return jax.vmap(lambda seed: jax.random.split(jax.random.fold_in(key, seed)))(seeds)
 
 
 @lru_cache(maxsize=64)

@@ -109,9 +109,40 @@ def loss_and_accuracy(
     return Partial(_mean_loss_and_accuracy(apply, chunk, clip), x, y)
 
 
-def _check(x: Array, y: Array, chunk: int) -> None:
+def over_batches(
+    apply: Callable,
+    x: Shaped[Array, "m ..."],
+    y: Integer[Array, " m"],
+    *,
+    size: int = 256,
+    clip: float | None = None,
+) -> Callable[[PyTree, Key[Array, ""]], Array]:
+    """`(params, key) -> mean loss` of a batch that the key draws with replacement, without dropout.
+
+    Its mean over keys is f (eq. 1) for a network that looks at each example by itself; batch norm takes its
+    statistics over the batch. A pytree of its data, as `over_dataset` returns.
+
+    Raises:
+      ValueError: `size` below 1, no examples, or `x` and `y` of different lengths.
+    """
+    _check(x, y, size, "size")
+    return Partial(_batch(apply, size, clip), x, y)
+
+
+@lru_cache(maxsize=64)
+def _batch(apply: Callable, size: int, clip: float | None) -> Callable:
+    loss = batch_loss(apply, clip=clip)
+
+    def f(x: Array, y: Array, params: PyTree, key: Array) -> Array:
+        where = jax.random.randint(key, (size,), 0, len(x))
+        return loss(params, x[where], y[where], key)[0]
+
+    return f
+
+
+def _check(x: Array, y: Array, chunk: int, name: str = "chunk") -> None:
     if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+        raise ValueError(f"{name} is {chunk}; it must be at least 1")
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
 

@@ -1,15 +1,17 @@
 """The protocol of Tables 2, 3 and 4: train pairs of minima, evaluate them, measure how sharp they are."""
 
+import json
 import time
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from gengap import data, loops, minima, objective, records, sharpness, train
+from gengap import data, loops, minima, models, objective, records, sharpness, train
 from gengap.data import Dataset
 from gengap.models import Model
 
@@ -53,6 +55,15 @@ class Protocol(NamedTuple):
     """use only the first so many training examples"""
 
 
+DIGITS = Protocol(small_batch=32, patience=None, target=0.003, num_draws=2, max_evaluations=6)
+"""What suits the small data set that needs no download; `experiments/digits.py` says why."""
+
+
+def default(dataset: str) -> Protocol:
+    """The settings for a data set unless others are asked for."""
+    return DIGITS if dataset == "digits" else Protocol()
+
+
 CHOICES = {
     "optimizer": "Adam, learning rate 1e-3, 0.9, 0.999, 1e-8, no schedule, the same for SB and LB",
     "starting points": "one per seed, shared by SB and LB; glorot uniform, zero biases",
@@ -64,6 +75,19 @@ CHOICES = {
     "maximiser": "corner ascent, the best point seen; in subspaces from directions that scouts found",
 }
 """The choices that are not numbers, for a run's record."""
+
+TRAINING = (
+    "seed",
+    "small_batch",
+    "large_batch",
+    "epochs",
+    "patience",
+    "tolerance",
+    "target",
+    "clip",
+    "train_size",
+)
+"""The settings that minima depend on, the data set aside."""
 
 
 def tables(
@@ -97,13 +121,9 @@ def tables(
     """
     if protocol.train_size is not None:
         ds = data.head(ds, protocol.train_size)
-    on_cpu = jax.default_backend() == "cpu"
-    if protocol.num_draws is None:
-        protocol = protocol._replace(num_draws=1 if on_cpu else 10)
-    if protocol.max_evaluations is None:
-        protocol = protocol._replace(max_evaluations=3 if on_cpu else 12)
-    _check(protocol, ds, networks)
-    at_once = 1 if on_cpu else protocol.num_seeds
+    protocol = resolved(protocol)
+    check(protocol, ds, networks)
+    at_once = 1 if jax.default_backend() == "cpu" else protocol.num_seeds
     asked = {"dataset": ds.name, **protocol._asdict(), **CHOICES}
     with records.opened(experiment, asked, out, fresh=fresh) as run:
         for name, model in networks.items():
@@ -114,7 +134,106 @@ def tables(
         return run.summary()
 
 
-def _check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model]) -> None:
+Network = Literal["f1", "f2", "c1", "c2", "c3", "c4"]
+
+
+class Setting(NamedTuple):
+    """What an experiment with one network works on."""
+
+    name: str
+    """of the network, as in the paper's tables"""
+    model: Model
+    ds: Dataset
+    protocol: Protocol
+
+
+def setting(
+    network: Network,
+    dataset: str,
+    data_dir: str | PathLike | None,
+    *,
+    num_seeds: int,
+    train_size: int | None = None,
+    epochs: int | None = None,
+) -> Setting:
+    """A network, a data set and the settings for it.
+
+    Args:
+      network: one of the paper's.
+      dataset: "digits", or any TFDS image-classification set.
+      data_dir: the TFDS directory, see `data.load`.
+      num_seeds: starting points.
+      train_size: use only the first so many training examples.
+      epochs: how long to train, whatever the loss; `None` trains until the default of the data set says stop.
+
+    Raises:
+      ValueError: a setting out of its range, or data that are not there.
+    """
+    ds = data.load(dataset, data_dir)
+    protocol = resolved(default(dataset))._replace(num_seeds=num_seeds, train_size=train_size)
+    if train_size is not None:
+        ds = data.head(ds, train_size)
+    if epochs is not None:
+        protocol = protocol._replace(epochs=epochs, patience=None, target=None)
+    model = getattr(models, network)(ds.num_classes)
+    name = network.upper()
+    check(protocol, ds, {name: model})
+    return Setting(name, model, ds, protocol)
+
+
+def resolved(protocol: Protocol) -> Protocol:
+    """With numbers in place of what depends on the device."""
+    on_cpu = jax.default_backend() == "cpu"
+    if protocol.num_draws is None:
+        protocol = protocol._replace(num_draws=1 if on_cpu else 10)
+    if protocol.max_evaluations is None:
+        protocol = protocol._replace(max_evaluations=3 if on_cpu else 12)
+    return protocol
+
+
+def pair(
+    name: str,
+    model: Model,
+    ds: Dataset,
+    protocol: Protocol,
+    seed: int,
+    run: records.Run,
+    earlier: Path | None = None,
+) -> tuple[PyTree, PyTree]:
+    """The SB and the LB minimum of one seed: those of the run in the directory `earlier`, or trained here.
+
+    They are taken from `earlier` if it has them, and they were trained as `protocol` says.
+    """
+    like = minima.starting_points(model, ds, jax.random.key(protocol.seed), first_seed=seed)
+    if earlier is not None and (earlier / "config.json").exists():
+        asked = json.loads((earlier / "config.json").read_text())["config"]
+        files = [earlier / f"minima/{name}-{method}-{seed}.npz" for method in ("SB", "LB")]
+        wanted = {"dataset": ds.name} | {setting: getattr(protocol, setting) for setting in TRAINING}
+        if all(asked.get(k) == v for k, v in wanted.items()) and all(file.exists() for file in files):
+            small, large = (records.load(file, loops.row(like, 0)) for file in files)
+            return small, large
+    found = minima.find_pair(
+        model,
+        ds,
+        jax.random.key(protocol.seed),
+        small_batch=protocol.small_batch,
+        large_batch=protocol.large_batch,
+        num_seeds=1,
+        first_seed=seed,
+        epochs=protocol.epochs,
+        patience=protocol.patience,
+        tolerance=protocol.tolerance,
+        target=protocol.target,
+        clip=protocol.clip,
+        chunk=protocol.chunk,
+        checkpoints=run.file(f"minima/{name}"),
+        progress=f"{name} seed {seed}",
+    )
+    small, large = (loops.row(minimum.params, 0) for minimum in found)
+    return small, large
+
+
+def check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model]) -> None:
     """Refuse a setting out of its range before anything is trained."""
     for name in ("num_seeds", "epochs", "patience", "dim", "num_draws", "num_starts", "chunk"):
         if (value := getattr(protocol, name)) is not None and value < 1:
@@ -201,9 +320,18 @@ def measure(
     key: Key[Array, ""],
     protocol: Protocol,
     *,
+    subspaces: bool = True,
     progress: str | None = None,
 ) -> records.Row:
-    """Loss, accuracy and sharpness of one minimum, as the entries of a row; `progress` names a bar of the draws.
+    """Loss, accuracy and sharpness of one minimum, as the entries of a row.
+
+    Args:
+      model, ds: the network and its data.
+      params: the minimum.
+      key: of the matrices A.
+      protocol: the settings.
+      subspaces: measure in random subspaces too, not in the full space only.
+      progress: names a bar of the draws.
 
     A minimum whose loss is not finite gets none of the sharpness.
     """
@@ -219,6 +347,10 @@ def measure(
     budget = protocol.max_evaluations or 12
     how: Any = {"num_starts": protocol.num_starts, "max_evaluations": budget, "precision": protocol.precision}
     full = sharpness.full_space(f, params, epsilon=protocol.epsilons, **how)
+    for i, epsilon in enumerate(protocol.epsilons):
+        row["sharpness"].append({"space": "full", "epsilon": epsilon, **_entry(full, i)})
+    if not subspaces:
+        return row
     random = sharpness.random_subspaces(
         f,
         params,
@@ -229,8 +361,6 @@ def measure(
         progress=progress and f"{progress}, subspaces",
         **how,
     )
-    for i, epsilon in enumerate(protocol.epsilons):
-        row["sharpness"].append({"space": "full", "epsilon": epsilon, **_entry(full, i)})
     interval = random.interval()
     for i, epsilon in enumerate(protocol.epsilons):
         entry = _entry(random, i)

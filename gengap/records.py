@@ -36,9 +36,10 @@ class Run(NamedTuple):
     environment: Mapping[str, Any]
     rows: list[Row]
 
-    def has(self, network: str, method: str, seed: int) -> bool:
+    def has(self, network: str, method: str, seed: int, epoch: int | None = None) -> bool:
         """Whether this row is finished."""
-        return any((row["network"], row["method"], row["seed"]) == (network, method, seed) for row in self.rows)
+        asked = (network, method, seed, epoch)
+        return any(asked == (row["network"], row["method"], row["seed"], row.get("epoch")) for row in self.rows)
 
     def add(self, row: Row) -> None:
         """Record a finished row."""

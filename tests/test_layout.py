@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"records", "report"},
     "data": {"tfds_sets"},
     "figures": {"paper"},
-    "landscape": set(),
+    "landscape": {"loops"},
     "loops": set(),
     "measures": {"ascent", "subspace"},
     "methods": {"objective"},

@@ -253,3 +253,20 @@ def test_batch_loss_trains_through_dropout_where_there_is_one():
 def test_the_same_batch_loss_is_the_same_function():
     assert objective.batch_loss(network, clip=1e-7) is objective.batch_loss(network, clip=1e-7)
     assert objective.batch_loss(network, clip=1e-7) is not objective.batch_loss(network)
+
+
+def test_batches_are_an_unbiased_estimate_of_the_whole() -> None:
+    x = jax.random.normal(jax.random.key(0), (50, 4))
+    y = jnp.arange(50) % 3
+    params = jax.random.normal(jax.random.key(1), (4, 3))
+
+    def apply(w, x):
+        return x @ w
+
+    loss = objective.over_batches(apply, x, y, size=8)
+    values = jax.vmap(lambda key: loss(params, key))(jax.random.split(jax.random.key(2), 4000))
+    whole = objective.over_dataset(apply, x, y)(params)
+    assert abs(values.mean() - whole) < 4 * values.std() / 4000**0.5
+    assert values.std() > 0.01
+    with pytest.raises(ValueError, match="size is 0"):
+        objective.over_batches(apply, x, y, size=0)

@@ -1,0 +1,103 @@
+"""Along training: accuracy per epoch (Fig. 2), sharpness against cross entropy (Fig. 6), when large batches pay.
+
+    make exp-trajectory
+    make exp-trajectory ARGS="--network c1 --dataset cifar10"
+
+SB and LB are trained for a fixed number of epochs, 100 in the paper, and the sharpness in the full space is
+measured after some of them. From it comes a comparison that the paper does not make: SB against LB at the same
+training loss.
+"""
+
+from os import PathLike
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gengap import cli, loops, minima, protocol, records
+
+
+class Config(NamedTuple):
+    """Sharpness along the training of one network."""
+
+    network: protocol.Network = "f1"
+    """which of the paper's networks"""
+    dataset: str = "digits"
+    """"digits", or any TFDS image-classification set"""
+    num_seeds: int = 3
+    """starting points"""
+    train_size: int | None = None
+    """use only the first so many training examples"""
+    epochs: int | None = None
+    """of training; by default 100, and 40 on the digits"""
+    points: int = 12
+    """epochs after which to measure, evenly spaced on a logarithmic scale"""
+
+
+CONFIG = Config()
+SMOKE = CONFIG._replace(num_seeds=1, train_size=200, epochs=3, points=2)
+
+
+def run(
+    config: Config = CONFIG,
+    out: str | PathLike | None = None,
+    *,
+    fresh: bool = False,
+    data_dir: str | PathLike | None = None,
+) -> dict[str, Any]:
+    """Train, measure and record; returns the summary, which is also in the run directory `out`."""
+    epochs = config.epochs or (40 if config.dataset == "digits" else 100)
+    at = protocol.setting(
+        config.network,
+        config.dataset,
+        data_dir,
+        num_seeds=config.num_seeds,
+        train_size=config.train_size,
+        epochs=epochs,
+    )
+    if config.points < 2:
+        raise ValueError(f"points is {config.points}; it must be at least 2")
+    wanted = sorted(set(np.geomspace(1, epochs, config.points).round().astype(int).tolist()))
+    key = jax.random.key(at.protocol.seed)
+    asked = at.protocol._asdict() | config._asdict() | {"epochs": epochs}
+    with records.opened("trajectory", asked, out, fresh=fresh) as run:
+        for seed in range(config.num_seeds):
+            for method, batch_size in (("SB", at.protocol.small_batch), ("LB", at.protocol.large_batch)):
+                if run.has(at.name, method, seed):
+                    continue
+                iterates = minima.Iterates(wanted, run.file(f"iterates/{method}-{seed}"))
+                found = minima.find(
+                    at.model,
+                    at.ds,
+                    key,
+                    batch_size,
+                    num_seeds=1,
+                    first_seed=seed,
+                    epochs=epochs,
+                    patience=None,
+                    chunk=at.protocol.chunk,
+                    checkpoint=run.file(f"minima/{method}-{seed}.npz"),
+                    on_epoch=iterates.keep,
+                    progress=f"{at.name} seed {seed} {method}",
+                )
+                row = {"network": at.name, "dataset": at.ds.name, "method": method, "seed": seed}
+                reached = int(found.epochs[0])
+                for epoch in [e for e in wanted if e <= reached and not run.has(at.name, method, seed, e)]:
+                    params = loops.row(iterates.at(epoch, found.params), 0)
+                    measured = protocol.measure(at.model, at.ds, params, key, at.protocol, subspaces=False)
+                    run.add(row | {"epoch": epoch, "batch_size": found.batch_size, **measured})
+                run.add(
+                    row
+                    | {
+                        "batch_size": found.batch_size,
+                        "epochs": reached,
+                        "steps": found.steps[0],
+                        "diverged_at": None if found.diverged_at[0] < 0 else found.diverged_at[0],
+                        "history": {name: values[0, :reached] for name, values in found.history.items()},
+                    }
+                )
+        return run.summary()
+
+
+if __name__ == "__main__":
+    cli.main("trajectory", run, CONFIG, __doc__)
