@@ -4,6 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+DATASET ?= digits
+TABLES_digits := digits
+TABLES_mnist := mnist
+TABLES_cifar10 := cifar
+TABLES_cifar100 := cifar --dataset cifar100
+NETWORK_cifar10 := c1
+NETWORK_cifar100 := c3
+
 EXPERIMENTS := $(patsubst experiments/%.py,exp-%,$(wildcard experiments/[a-z]*.py))
 
 ifneq ($(words $(CURDIR)),1)
@@ -31,6 +39,8 @@ help:
 	@echo 'make exp-NAME         run experiments/NAME.py; ARGS="--flag value" goes to it'
 	@for f in $(EXPERIMENTS:exp-%=experiments/%.py); do name=$${f##*/}; \
 	  printf '  make exp-%-12s %s\n' "$${name%.py}" "$$(sed -n '1s/^r*"""//; 1s/"""$$//; 1p' "$$f")"; done
+	@echo 'make paper            run what is behind every table and figure, and write one report; DATASET=mnist for'
+	@echo '                      another data set than the digits'
 	@echo 'make bench            measure the maximisers against SciPy; ARGS="--flag value" goes to it'
 	@echo 'make test             run the tests; ARGS goes to pytest'
 	@echo 'make lint             run ruff check, ruff format --check and mypy'
@@ -47,6 +57,12 @@ $(EXPERIMENTS): exp-%: $(READY)
 
 exp-%:
 	$(error There is no experiment "$*"; there are: $(EXPERIMENTS:exp-%=%))
+
+# In the order in which they use each other's minima; each goes on where it was stopped.
+paper: $(READY)
+	@$(PY) -m experiments.$(or $(TABLES_$(DATASET)),mnist --dataset $(DATASET))
+	@for name in landscape trajectory batch_size warm_start paper; do \
+	  $(PY) -m experiments.$$name --network $(or $(NETWORK_$(DATASET)),f1) --dataset $(DATASET) || exit; done
 
 bench: $(READY)
 	@$(PY) -m benchmarks.sharpness $(ARGS)
@@ -68,7 +84,7 @@ clean:
 .DEFAULT:
 	$(error There is no target "$@"; "make help" lists them)
 
-.PHONY: help bench test lint setup clean present again $(EXPERIMENTS)
+.PHONY: help paper bench test lint setup clean present again $(EXPERIMENTS)
 
 # uv is several times faster than pip, but reads none of pip's configuration: where pip has been given an
 # index of its own, or uv fails, pip installs. An interrupted set-up leaves .unfinished, and is begun anew.

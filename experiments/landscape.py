@@ -49,7 +49,6 @@ class Config(NamedTuple):
 
 CONFIG = Config()
 SMOKE = CONFIG._replace(num_seeds=1, train_size=200, points=7, side=3, num_directions=3, steps=2)
-TABLES = {"cifar10": "cifar/default", "cifar100": "cifar/dataset=cifar100"}
 
 
 def run(
@@ -68,17 +67,19 @@ def run(
     )
     earlier = config.earlier
     if earlier is None and out is not None:
-        earlier = Path(out).resolve().parent.parent / TABLES.get(config.dataset, f"{config.dataset}/default")
+        earlier = Path(out).resolve().parent.parent / protocol.tables_run(config.dataset)
     asked = {name: value for name, value in config._asdict().items() if name != "earlier"}
     with records.opened("landscape", at.protocol._asdict() | asked, out, fresh=fresh) as run:
         for seed in range(config.num_seeds):
+            if run.has(at.name, "pair", seed) and (seed or run.has(at.name, "planes", 0)):
+                continue
             small, large = protocol.pair(*at, seed, run, earlier)
             key = jax.random.fold_in(jax.random.key(at.protocol.seed), seed)
             row = {"network": at.name, "dataset": at.ds.name, "seed": seed}
             if not run.has(at.name, "pair", seed):
                 run.add(row | {"method": "pair", **_pair(config, at, small, large, seed, key)})
             if seed == 0 and not run.has(at.name, "planes", 0):
-                other = "another SB minimum" if config.num_seeds > 1 else "the starting point"
+                other = "SB, seed 1" if config.num_seeds > 1 else "start"
                 third = protocol.pair(*at, 1, run, earlier)[0] if config.num_seeds > 1 else _start(at, 0)
                 planes = _planes(config, at, {"SB": small, "LB": large, other: third}, key)
                 run.add(row | {"method": "planes", "planes": planes})
@@ -96,7 +97,7 @@ def _pair(
         "test": objective.loss_and_accuracy(at.model.apply, at.ds.x_test, at.ds.y_test, chunk=at.protocol.chunk),
     }
     ends = {"SB": small, "LB": large}
-    alphas = jnp.linspace(-1.0, 2.0, config.points)
+    alphas = jnp.asarray(np.linspace(-1, 2, config.points), jnp.float32)
     row: dict[str, Any] = {"alphas": alphas, "linear": {}, "curvilinear": {}, "ends": {}}
     for name, path in (
         ("linear", landscape.linear(small, large)),
@@ -138,7 +139,7 @@ def _connection(
     """Loss and accuracy along the straight line and along a Bézier curve that was trained to be low."""
     loss = objective.over_batches(at.model.apply, at.ds.x_train, at.ds.y_train)
     control = landscape.connect(loss, small, large, jax.random.fold_in(key, 2), steps=config.steps)
-    alphas = jnp.linspace(0.0, 1.0, config.points)
+    alphas = jnp.asarray(np.linspace(0, 1, config.points), jnp.float32)
     row: dict[str, Any] = {"alphas": alphas}
     for name, path in (
         ("straight", landscape.linear(small, large)),
@@ -160,7 +161,7 @@ def _planes(config: Config, at: protocol.Setting, points: dict[str, PyTree], key
     s, t = (jnp.linspace(a - margin, b + margin, config.side) for a, b in zip(low, high, strict=True))
     planes = [
         {
-            "name": "the plane through three minima" if config.num_seeds > 1 else "the plane through two minima",
+            "name": "three minima" if config.num_seeds > 1 else "two minima, start",
             "s": s,
             "t": t,
             "loss": landscape.over(f, plane, s, t),
@@ -173,7 +174,7 @@ def _planes(config: Config, at: protocol.Setting, points: dict[str, PyTree], key
         around = landscape.Plane(points[method], u, v)
         planes.append(
             {
-                "name": f"around the {method} minimum, filter-normalised",
+                "name": f"around {method}",
                 "s": s,
                 "t": t,
                 "loss": landscape.over(f, around, s, t),

@@ -82,8 +82,9 @@ def run(
                 )
                 row = {"network": at.name, "dataset": at.ds.name, "method": method, "seed": seed}
                 reached = int(found.epochs[0])
-                for epoch in [e for e in wanted if e <= reached and not run.has(at.name, method, seed, e)]:
-                    params = loops.row(iterates.at(epoch, found.params), 0)
+                start = minima.starting_points(at.model, at.ds, key, first_seed=seed)
+                for epoch in [e for e in (0, *wanted) if e <= reached and not run.has(at.name, method, seed, e)]:
+                    params = loops.row(iterates.at(epoch, found.params) if epoch else start, 0)
                     measured = protocol.measure(at.model, at.ds, params, key, at.protocol, subspaces=False)
                     run.add(row | {"epoch": epoch, "batch_size": found.batch_size, **measured})
                 run.add(

@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ascent",
     "data",
+    "findings",
+    "landscape",
     "loops",
     "minima",
     "models",
@@ -29,6 +31,7 @@ __all__ = [
     "scout",
     "secants",
     "sharpness",
+    "speedup",
     "subspace",
     "train",
 ]

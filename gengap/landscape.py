@@ -333,7 +333,7 @@ def _each(fn: Callable, path: Callable, places: tuple[Array, ...]) -> Any:
 
 
 @jax.jit
-def _look(fn: Callable, path: Callable, place: tuple[Array, ...]) -> Any:
+def _look(fn: Callable, path: Callable, place: tuple[PyTree, ...]) -> Any:
     return fn(path(*place))
 
 

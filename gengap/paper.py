@@ -159,3 +159,22 @@ def figure(name: str) -> dict[str, dict[str, Curve]]:
     if name not in stored:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(stored)}")
     return {network: dict(curves) for network, curves in stored[name].items()}
+
+
+def nearest(name: str, network: str) -> tuple[str, dict[str, Curve]]:
+    """The curves of a figure for a network, or where it shows others only, for the one most like it.
+
+    F2 is most like F1, both being dense with batch norm, and C1 most like the convolutional networks.
+
+    Returns:
+        The network whose curves they are, and the curves.
+
+    Example:
+        >>> nearest("fig4_batchsize", "F1")[0]
+        'F2'
+    """
+    stored = figure(name)
+    for candidate in (network, "F2" if network.startswith("F") else "C1"):
+        if candidate in stored:
+            return candidate, stored[candidate]
+    raise ValueError(f"network is {network!r}; it must be one of {', '.join(DATASET)}")

@@ -181,6 +181,18 @@ def setting(
     return Setting(name, model, ds, protocol)
 
 
+def tables_run(dataset: str) -> str:
+    """The directory below `results/` of the run behind the tables that a data set has by default.
+
+    >>> tables_run("digits"), tables_run("cifar100")
+    ('digits/default', 'cifar/dataset=cifar100')
+    """
+    own = {"digits": "digits", "mnist": "mnist", "cifar10": "cifar"}
+    if dataset in own:
+        return f"{own[dataset]}/default"
+    return f"{'cifar' if dataset == 'cifar100' else 'mnist'}/dataset={dataset}"
+
+
 def resolved(protocol: Protocol) -> Protocol:
     """With numbers in place of what depends on the device."""
     on_cpu = jax.default_backend() == "cpu"
@@ -212,22 +224,8 @@ def pair(
         if all(asked.get(k) == v for k, v in wanted.items()) and all(file.exists() for file in files):
             small, large = (records.load(file, loops.row(like, 0)) for file in files)
             return small, large
-    found = minima.find_pair(
-        model,
-        ds,
-        jax.random.key(protocol.seed),
-        small_batch=protocol.small_batch,
-        large_batch=protocol.large_batch,
-        num_seeds=1,
-        first_seed=seed,
-        epochs=protocol.epochs,
-        patience=protocol.patience,
-        tolerance=protocol.tolerance,
-        target=protocol.target,
-        clip=protocol.clip,
-        chunk=protocol.chunk,
-        checkpoints=run.file(f"minima/{name}"),
-        progress=f"{name} seed {seed}",
+    found = _find_pair(
+        model, ds, protocol, range(seed, seed + 1), run.file(f"minima/{name}"), f"{name} seed {seed}"
     )
     small, large = (loops.row(minimum.params, 0) for minimum in found)
     return small, large
@@ -266,23 +264,8 @@ def check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model]) -> Non
 def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records.Run, seeds: range) -> None:
     key = jax.random.key(protocol.seed)
     begin = time.monotonic()
-    pair = minima.find_pair(
-        model,
-        ds,
-        key,
-        small_batch=protocol.small_batch,
-        large_batch=protocol.large_batch,
-        num_seeds=len(seeds),
-        first_seed=seeds.start,
-        epochs=protocol.epochs,
-        patience=protocol.patience,
-        tolerance=protocol.tolerance,
-        target=protocol.target,
-        clip=protocol.clip,
-        chunk=protocol.chunk,
-        checkpoints=run.file(f"minima/{name}"),
-        progress=f"{name} seed {seeds.start}" + (f"-{seeds[-1]}" if len(seeds) > 1 else ""),
-    )
+    words = f"{name} seed {seeds.start}" + (f"-{seeds[-1]}" if len(seeds) > 1 else "")
+    pair = _find_pair(model, ds, protocol, seeds, run.file(f"minima/{name}"), words)
     seconds = (time.monotonic() - begin) / len(seeds)
     for method, found in zip(("SB", "LB"), pair, strict=True):
         for i, seed in enumerate(seeds):
@@ -306,6 +289,28 @@ def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records
             }
             bar = f"{name} {method} seed {seed}"
             run.add(row | measure(model, ds, params, _measure_key(key, seed), protocol, progress=bar))
+
+
+def _find_pair(
+    model: Model, ds: Dataset, protocol: Protocol, seeds: range, checkpoints: Path | None, progress: str
+) -> tuple[minima.Minimum, minima.Minimum]:
+    return minima.find_pair(
+        model,
+        ds,
+        jax.random.key(protocol.seed),
+        small_batch=protocol.small_batch,
+        large_batch=protocol.large_batch,
+        num_seeds=len(seeds),
+        first_seed=seeds.start,
+        epochs=protocol.epochs,
+        patience=protocol.patience,
+        tolerance=protocol.tolerance,
+        target=protocol.target,
+        clip=protocol.clip,
+        chunk=protocol.chunk,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
 
 
 def _measure_key(key: Key[Array, ""], seed: int) -> Key[Array, ""]:

@@ -9,21 +9,24 @@ needs is inside it: it loads nothing from the network.
 import base64
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from gengap import figures as drawing
+from gengap import landscape_sections as around
 from gengap import paper
+from gengap import training_sections as training
+from gengap.findings import Section
 from gengap.summaries import Group, Summary, diverged, groups, measures, number, percent
-from gengap.tables import DASH, Table, blanked, headline, lost, plain, spread, tables, text, unfinished
+from gengap.tables import DASH, Table, blanked, headline, lost, plain, spread, tables, unfinished, wrapped
+from gengap.tables import text as tables_text
 
-__all__ = ["figures", "html", "tables", "text", "write"]
+__all__ = ["figures", "html", "sections", "tables", "text", "write"]
 
-_ROW = ("network", "dataset", "method", "seed", "batch_size", "epochs", "steps", "stopped", "diverged_at",
-        "train_loss", "train_accuracy", "test_loss", "test_accuracy", "distance", "seconds_training",
-        "seconds_sharpness")  # fmt: skip
+_ROW = ("network", "dataset", "method", "seed", "batch_size", "epochs", "steps", "diverged_at",
+        "train_loss", "train_accuracy", "test_loss", "test_accuracy", "distance")  # fmt: skip
 
 _CAPTIONS = {
     "accuracy": (
@@ -38,6 +41,28 @@ _CAPTIONS = {
         "edge."
     ),
 }
+
+_SECTIONS: dict[str, tuple[Callable[[Sequence[Any]], Section | None], ...]] = {
+    "trajectory": (training.accuracy, training.along_training, training.equal_loss, training.speedup),
+    "landscape": (around.straight, around.curved, around.connection, around.planes, around.neighbourhood),
+    "batch_size": (training.batch_size,),
+    "warm_start": (training.warm_start,),
+}
+_ORDER = (
+    "sharpness",
+    "accuracy",
+    "fig2",
+    "fig3",
+    "fig4",
+    "fig5",
+    "fig6",
+    "equal_loss",
+    "neighbourhood",
+    "speedup",
+    "fig7",
+    "connection",
+    "planes",
+)
 
 _CSS = """
 body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1a1a1a; background: #fff;
@@ -62,16 +87,54 @@ figcaption { font-size: .9rem; color: #333; }
 """
 
 
-def figures(summary: Summary) -> dict[str, drawing.Figure]:
-    """The figures of a run, SB and LB in the same two colours.
+def sections(summary: Summary) -> list[Section]:
+    """The figures of a run with what there is to say of each, in the paper's order.
 
     Args:
-        summary: the summary of a run.
+        summary: the summary of a run; or one with "parts", the summaries of several, by name.
 
     Returns:
-        `"accuracy"`, the accuracy per epoch as in the paper's Fig. 2, and `"sharpness"`, every seed beside
-        the paper's mean; each only if the run has something to draw in it.
+        For the runs behind the tables `"accuracy"`, per epoch as in the paper's Fig. 2, and `"sharpness"`, every
+        seed beside the paper's mean; for the others the figures of the paper that they are behind. Each only if
+        the run has something to draw in it.
     """
+    if (parts := summary.get("parts")) is not None:
+        found = [section for part in parts.values() for section in sections(part)]
+        names = {section.name for section in found}
+        kept = [section for section in found if not (section.name == "accuracy" and "fig2" in names)]
+        return sorted(kept, key=lambda section: _ORDER.index(section.name))
+    rows = summary.get("rows") or []
+    if (makers := _SECTIONS.get(str(summary.get("experiment")))) is not None:
+        return [made for make in makers if (made := make(rows)) is not None]
+    return [
+        Section(name, "", figure, f"{_CAPTIONS[name]} {_seen(summary, name)}", [])
+        for name, figure in _tables_figures(summary).items()
+    ]
+
+
+def figures(summary: Summary) -> dict[str, drawing.Figure]:
+    """The figures of `sections` by name, SB and LB in the same two colours."""
+    return {section.name: section.figure for section in sections(summary)}
+
+
+def text(summary: Summary) -> str:
+    """What a run found as plain text: the tables as "paper | here", and what the figures say."""
+    tabled = _tabled(summary)
+    blocks = [tables_text(tabled)] if tabled is not None else []
+    for section in sections(summary):
+        if section.findings:
+            found = [line for item in section.findings for line in wrapped(item, "  ")]
+            blocks.append("\n".join([section.title, *found]) + "\n")
+    return "\n".join(blocks)
+
+
+def _tabled(summary: Summary) -> Summary | None:
+    """The run whose rows belong into Tables 2 to 4."""
+    every = [summary] if summary.get("parts") is None else list(summary["parts"].values())
+    return next((one for one in every if str(one.get("experiment")) not in _SECTIONS), None)
+
+
+def _tables_figures(summary: Summary) -> dict[str, drawing.Figure]:
     every = groups(summary)
     drawn = {}
     if panels := [panel for group in every if (panel := _curves(group)).kept or panel.diverged]:
@@ -114,7 +177,7 @@ def html(summary: Summary) -> str:
     Returns:
         The page, figures inside. Text that comes from the records is escaped.
     """
-    return _page(summary, {name: drawing.image(figure, "svg") for name, figure in figures(summary).items()})
+    return _page(summary, [(section, drawing.image(section.figure, "svg")) for section in sections(summary)])
 
 
 def write(summary: Summary, directory: str | os.PathLike[str]) -> Path:
@@ -130,11 +193,11 @@ def write(summary: Summary, directory: str | os.PathLike[str]) -> Path:
         The path of the page.
     """
     out = Path(directory)
-    vector = {}
-    for name, figure in figures(summary).items():
-        vector[name] = drawing.image(figure, "svg")
-        _put(out / "figures" / f"{name}.svg", vector[name])
-        _put(out / "figures" / f"{name}.png", drawing.image(figure, "png"))
+    vector = []
+    for section in sections(summary):
+        vector.append((section, drawing.image(section.figure, "svg")))
+        _put(out / "figures" / f"{section.name}.svg", vector[-1][1])
+        _put(out / "figures" / f"{section.name}.png", drawing.image(section.figure, "png"))
     return _put(out / "report.html", _page(summary, vector).encode())
 
 
@@ -171,21 +234,24 @@ def _label(group: Group, compared: bool) -> str:
     return "\n".join([*lines, f"paper: {group.elsewhere}"] if compared and group.elsewhere else lines)
 
 
-def _page(summary: Summary, images: Mapping[str, bytes]) -> str:
+def _page(summary: Summary, images: Sequence[tuple[Section, bytes]]) -> str:
     name = str(summary.get("experiment") or "run")
     title = f"{name}: small batch (SB) against large batch (LB)"
-    made = tables(summary)
+    tabled = _tabled(summary)
+    parts = summary.get("parts") or {"": summary}
+    made = tables(tabled) if tabled is not None else []
     body = [f"<h1>{escape(title)}</h1>"]
-    body += [f'<p class="warn">{escape(line)}</p>' for line in unfinished(summary)]
-    body += [f'<p class="lead">{escape(headline(summary))}</p>']
+    body += [f'<p class="warn">{escape(line)}</p>' for part in parts.values() for line in unfinished(part)]
+    body += [f'<p class="lead">{escape(headline(tabled))}</p>'] if tabled is not None else []
     body += [_table(table) for table in made if not table.title.startswith("Distance")]
-    body += ["<h2>Figures</h2>"] if images else []
-    body += [_figure(summary, key, content) for key, content in images.items()]
+    body += ["<h2>Figures</h2>"] if images and not images[0][0].title else []
+    body += [_figure(*image) for image in images]
     body += [_table(table) for table in made if table.title.startswith("Distance")]
-    body += _choices(summary)
-    body += [_pairs("The choices under which it was measured", summary.get("config"))]
+    body += _choices(tabled) if tabled is not None else []
+    for name, part in parts.items():
+        body.append(_pairs(f"The choices under which it was measured{name and f': {name}'}", part.get("config")))
     body += [_pairs("Versions and machine", summary.get("environment"))]
-    body += ["<h2>Runs that diverged</h2>", _items(lost(summary)), _rows(summary)]
+    body += ["<h2>Runs that diverged</h2>", _items(lost(tabled)), _rows(tabled)] if tabled is not None else []
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -219,14 +285,14 @@ def _items(notes: Sequence[str]) -> str:
     return f'<ul class="notes">\n{items}\n</ul>' if notes else ""
 
 
-def _figure(summary: Summary, name: str, content: bytes) -> str:
+def _figure(section: Section, content: bytes) -> str:
     # an <img>, not inline <svg>: the ids inside two inline images would clash
     data = base64.b64encode(content).decode()
-    seen = f"{_CAPTIONS[name]} {_seen(summary, name)}"
     return (
-        f'<figure><div class="box"><img alt="{escape(name)} of SB and LB" '
+        (f"<h2>{escape(section.title)}</h2>\n" if section.title else "")
+        + f'<figure><div class="box"><img alt="{escape(section.name)} of SB and LB" '
         f'src="data:image/svg+xml;base64,{data}"></div>\n'
-        f"<figcaption>{escape(seen)}</figcaption></figure>"
+        f"<figcaption>{escape(section.caption)}</figcaption></figure>\n{_items(section.findings)}"
     )
 
 

@@ -113,11 +113,11 @@ def text(summary: Summary) -> str:
         >>> next(line.split() for line in text({"rows": [row]}).splitlines() if " test " in line)
         ['test', 'SB', '98.03', '±', '0.07', '98.00', '±', '-', '1']
     """
-    lines = [line for block in [*unfinished(summary), headline(summary)] for line in _wrap(block)]
+    lines = [line for block in [*unfinished(summary), headline(summary)] for line in wrapped(block)]
     for table in tables(summary):
-        lines += ["", *_wrap(table.title), *_aligned(table)]
-        lines += [line for note in table.notes for line in _wrap(note, "  ")]
-    lines += ["", *(line for item in lost(summary) for line in _wrap(item))]
+        lines += ["", *wrapped(table.title), *_aligned(table)]
+        lines += [line for note in table.notes for line in wrapped(note, "  ")]
+    lines += ["", *(line for item in lost(summary) for line in wrapped(item))]
     return "\n".join(lines) + "\n"
 
 
@@ -281,7 +281,8 @@ def _mean(values: Mapping[int, float], seeds: Mapping[int, float]) -> str:
     return plain(statistics.fmean(kept)) if kept else DASH
 
 
-def _wrap(line: str, indent: str = "") -> list[str]:
+def wrapped(line: str, indent: str = "") -> list[str]:
+    """A paragraph as lines for a terminal."""
     return textwrap.wrap(
         line, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
     )

@@ -9,10 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cifar, digits, mnist
-from gengap import cli, data, minima, models
+from experiments import batch_size, cifar, digits, landscape, mnist, paper, trajectory, warm_start
+from gengap import cli, data, minima, models, records, report
 
 EXPERIMENTS = {"cifar": cifar, "digits": digits, "mnist": mnist}
+FIGURES = {
+    "landscape": (landscape, ["fig3", "fig7", "connection", "planes", "neighbourhood"]),
+    "trajectory": (trajectory, ["fig2", "fig6", "speedup"]),
+    "batch_size": (batch_size, ["fig4"]),
+    "warm_start": (warm_start, ["fig5"]),
+}
 SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "mnist": (28, 28, 1), "digits": (8, 8, 1)}
 
 
@@ -130,7 +136,107 @@ def test_networks_have_the_classes_of_their_data_set():
             assert jax.eval_shape(model.apply, params, x).shape == (2, classes)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+def timeless(rows):
+    return [{name: value for name, value in row.items() if not name.startswith("seconds")} for row in rows]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_experiment_behind_a_figure_draws_it(small, tmp_path, monkeypatch, name):
+    experiment, drawn = FIGURES[name]
+    summary = experiment.run(experiment.SMOKE, tmp_path)
+    assert summary["experiment"] == name and summary["complete"] is True
+    made = report.sections(summary)
+    assert set(drawn) <= {section.name for section in made}
+    assert all(section.findings and "nan" not in " ".join(section.findings) for section in made)
+    assert all(
+        found in report.text(summary).replace("\n    ", " ") for section in made for found in section.findings
+    )
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
+    assert experiment.run(experiment.SMOKE, tmp_path)["rows"] == summary["rows"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_run_that_was_killed_ends_as_it_would_have(small, tmp_path, monkeypatch, name):
+    experiment, _ = FIGURES[name]
+    whole = experiment.run(experiment.SMOKE, tmp_path / "whole")
+    add, left = records.Run.add, 1
+
+    def dies(run, row):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        add(run, row)
+
+    monkeypatch.setattr(records.Run, "add", dies)
+    for _ in range(len(whole["rows"])):
+        left = 1
+        try:
+            experiment.run(experiment.SMOKE, tmp_path / "killed")
+        except KeyboardInterrupt:
+            continue
+    monkeypatch.undo()
+    monkeypatch.setattr(data, "load", synthetic)
+    monkeypatch.setattr(models, "f1", tiny)
+    again = experiment.run(experiment.SMOKE, tmp_path / "killed")
+    assert timeless(again["rows"]) == timeless(whole["rows"])
+
+
+def test_the_ends_of_the_paths_are_the_minima(small):
+    pair = landscape.run(landscape.SMOKE)["rows"][0]
+    assert pair["alphas"][2:5:2] == [0, 1]
+    for path in ("linear", "curvilinear"):
+        for split in ("train", "test"):
+            losses = pair[path][f"{split}_loss"]
+            assert losses[2] == pytest.approx(pair["ends"]["SB"][split], rel=1e-5)
+            assert losses[4] == pytest.approx(pair["ends"]["LB"][split], rel=1e-5)
+
+
+def test_the_landscape_takes_the_minima_of_an_earlier_run(small, tmp_path, monkeypatch):
+    tabled = digits.CONFIG._replace(protocol=digits.CONFIG.protocol._replace(num_seeds=1, train_size=200, dim=3))
+    digits.run(tabled, tmp_path / "digits" / "default")
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
+    landscape.run(landscape.SMOKE, tmp_path / "landscape" / "default")
+    other = landscape.SMOKE._replace(train_size=100)
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        landscape.run(other, tmp_path / "landscape" / "other")
+
+
+def test_one_report_has_every_figure_of_the_paper(small, tmp_path):
+    with pytest.raises(ValueError, match="make paper DATASET=digits"):
+        paper.run(paper.CONFIG, tmp_path / "paper" / "default")
+    digits.run(digits.SMOKE, tmp_path / "digits" / "default")
+    for name, (experiment, _) in FIGURES.items():
+        experiment.run(experiment.SMOKE, tmp_path / name / "default")
+    out = tmp_path / "paper" / "default"
+    summary = paper.run(paper.CONFIG, out)
+    page = report.write(summary, out).read_text()
+    for figure in range(2, 8):
+        assert f"(Fig. {figure})" in page
+    for words in ("Table 2", "Table 3", "Table 4", "appendix C", "section 2", "Planes", "connected"):
+        assert words in page
+    assert records.read(out)["parts"].keys() == {"tables", *FIGURES}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "wrong", "message"),
+    [
+        (landscape, {"points": 1}, "points is 1"),
+        (landscape, {"num_seeds": 0}, "num_seeds is 0"),
+        (trajectory, {"points": 1}, "points is 1"),
+        (trajectory, {"epochs": -1}, "epochs is -1"),
+        (batch_size, {"batch_sizes": (50, 0.25)}, "50 more than once"),
+        (batch_size, {"batch_sizes": (1000,)}, "batch size 1000"),
+        (warm_start, {"starts": 5}, "starts is 5; it must be from 2 to 2"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named(small, tmp_path, experiment, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.run(experiment.SMOKE._replace(**wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *FIGURES, "paper", "choices"])
 def test_an_experiment_says_how_it_is_run(name):
     module = importlib.import_module(f"experiments.{name}")
     assert f"make exp-{name}" in module.__doc__

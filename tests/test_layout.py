@@ -21,7 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"records", "report"},
     "data": {"tfds_sets"},
     "figures": {"paper"},
+    "findings": {"figures"},
     "landscape": {"loops"},
+    "landscape_sections": {"figures", "findings", "paper", "summaries", "tables"},
     "loops": set(),
     "measures": {"ascent", "subspace"},
     "methods": {"objective"},
@@ -34,7 +36,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("records", "sharpness", "subspace", "train"),
     },
     "records": set(),
-    "report": {"figures", "paper", "records", "summaries", "tables"},
+    "report": {
+        *("figures", "findings", "landscape_sections", "paper"),
+        *("records", "summaries", "tables", "training_sections"),
+    },
     "scout": {"loops"},
     "secants": set(),
     "sharpness": {"ascent", "loops", "scout", "subspace"},
@@ -45,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": {"paper", "summaries"},
     "tfds_sets": set(),
     "train": {"loops", "objective"},
+    "training_sections": {"figures", "findings", "paper", "speedup", "summaries", "tables"},
 }
 FOR_EXPERIMENTS_ONLY = {"cli"}
 MOST_LINES = 400
