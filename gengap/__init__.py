@@ -19,8 +19,10 @@ __all__ = [
     "ascent",
     "data",
     "findings",
+    "hessian",
     "landscape",
     "loops",
+    "measures",
     "minima",
     "models",
     "objective",
@@ -33,6 +35,7 @@ __all__ = [
     "sharpness",
     "speedup",
     "subspace",
+    "symmetry",
     "train",
 ]
 

@@ -18,14 +18,16 @@ SOURCES = [ROOT / "gengap" / "__init__.py", *MODULES.values()]
 # What each module may import from gengap.
 MAY_IMPORT: dict[str, set[str]] = {
     "ascent": {"loops", "secants"},
+    "audits": set(),
     "cli": {"records", "report"},
     "data": {"tfds_sets"},
     "figures": {"paper"},
     "findings": {"figures"},
+    "hessian": {"loops"},
     "landscape": {"loops"},
     "landscape_sections": {"figures", "findings", "paper", "summaries", "tables"},
     "loops": set(),
-    "measures": {"ascent", "subspace"},
+    "measures": {"ascent", "audits", "hessian", "loops"},
     "methods": {"objective"},
     "minima": {"data", "loops", "models", "objective", "records", "train"},
     "models": set(),
