@@ -16,8 +16,8 @@ class Finding(NamedTuple):
       measure, symmetry: their names.
       before, after: the mean of the measure over the keys.
       factor: after / before; NaN where before is 0.
-      verdict: "unchanged", "changed", or "not resolved" where the spread over the keys hides a change by less
-        than a third, or the values are not finite.
+      verdict: "unchanged", "changed", or "not resolved" where the errors would hide a change by a third, or the
+        values are not finite.
     """
 
     measure: str
@@ -39,8 +39,10 @@ def audit(
 ) -> list[Finding]:
     """Which maps leave which measures unchanged.
 
-    Every measure is taken at `params` and at each image of it with the same keys. A change counts if it is above
-    `tolerance` of the value and above three standard errors of the difference over the keys.
+    Every measure is taken at `params` and at each image of it with the same keys. What counts is the mean of the
+    logarithm of after / before (of the difference, where a value is not positive): up to `tolerance` it is
+    unchanged; above it is a change if it is above three standard errors, those over the keys and those that the
+    measure itself states; else it is unchanged if three standard errors are below a third, and not resolved.
 
     Args:
       measures: name -> `(params, key) -> number` (what has a `value`, such as an `Estimate`, counts by it).
@@ -59,27 +61,42 @@ def audit(
     images = {name: move(params) for name, move in symmetries.items()}
     found = []
     for name, measure in measures.items():
-        before = [_number(measure(params, k)) for k in keys]
+        before = [_read(measure(params, k)) for k in keys]
         for symmetry, image in images.items():
-            after = [_number(measure(image, k)) for k in keys]
+            after = [_read(measure(image, k)) for k in keys]
             found.append(_compare(name, symmetry, before, after, tolerance))
     return found
 
 
-def _compare(name: str, symmetry: str, before: list[float], after: list[float], tolerance: float) -> Finding:
-    a, b = statistics.fmean(before), statistics.fmean(after)
+def _compare(
+    name: str,
+    symmetry: str,
+    before: list[tuple[float, float]],
+    after: list[tuple[float, float]],
+    tolerance: float,
+) -> Finding:
+    n = len(before)
+    a, b = (statistics.fmean(value for value, _ in side) for side in (before, after))
+    finding = Finding(name, symmetry, a, b, b / a if a else math.nan, "not resolved")
     if not (math.isfinite(a) and math.isfinite(b)):
-        return Finding(name, symmetry, a, b, math.nan, "not resolved")
-    differences = [y - x for x, y in zip(before, after, strict=True)]
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    scale = max(abs(a), abs(b))
-    change = abs(b - a)
-    if change > max(tolerance * scale, 3 * error):
-        verdict = "changed"
+        return finding
+    if all(x > 0 and y > 0 for (x, _), (y, _) in zip(before, after, strict=True)):
+        changes = [math.log(y / x) for (x, _), (y, _) in zip(before, after, strict=True)]
+        scale = 1.0
     else:
-        verdict = "unchanged" if 3 * error <= scale / 3 else "not resolved"
-    return Finding(name, symmetry, a, b, b / a if a else math.nan, verdict)
+        changes = [y - x for (x, _), (y, _) in zip(before, after, strict=True)]
+        scale = max(abs(a), abs(b))
+    relative = [(sem / abs(value) if value else math.inf) if sem else 0.0 for value, sem in (*before, *after)]
+    sampling = scale * math.sqrt(sum(r**2 for r in relative)) / n
+    error = math.hypot(statistics.stdev(changes) / math.sqrt(n), sampling)
+    change = abs(statistics.fmean(changes))
+    if change <= tolerance * scale:
+        return finding._replace(verdict="unchanged")
+    if change > 3 * error:
+        return finding._replace(verdict="changed")
+    return finding._replace(verdict="unchanged" if 3 * error <= scale / 3 else "not resolved")
 
 
-def _number(value: Any) -> float:
-    return float(getattr(value, "value", value))
+def _read(value: Any) -> tuple[float, float]:
+    """A number, and its standard error where it has one."""
+    return float(getattr(value, "value", value)), float(getattr(value, "sem", 0.0))

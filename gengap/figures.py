@@ -1,4 +1,4 @@
-"""The drawing of figures from plain numbers; the only module that imports matplotlib.
+"""The drawing of a run's two figures from plain numbers, and what all figures have in common.
 
 Nothing here touches pyplot, so importing it chooses no backend and opens no window.
 """
@@ -11,20 +11,18 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 # Dark blue and light orange differ in hue for every kind of colour vision, and in lightness in print.
-_COLOURS = {"SB": "#00498d", "LB": "#e08300"}
-_MARKERS = {"SB": "o", "LB": "s"}
+COLOURS = {"SB": "#00498d", "LB": "#e08300"}
+MARKERS = {"SB": "o", "LB": "s"}
 _OTHERS = (("#5d3a6b", "^"), ("#5a9e6f", "v"), ("#777777", "D"))
-_ROLES = {**_COLOURS, "here": "#333333", "other": "#7a5195", "paper": "black", "paper, other": "#808080"}
 _LINES: dict[str, Any] = {"train": "-", "test": "--"}
 _PAPER_COLOURS = {"SB": "black", "LB": "#808080"}
 _PAPER_LINES: dict[str, Any] = {"train": (0, (1, 1)), "test": (0, (1, 3))}
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.linewidth": 0.7,
@@ -51,157 +49,15 @@ class Points(NamedTuple):
     paper: Mapping[str, tuple[float, float]]  # method -> mean, standard deviation
 
 
-class Line(NamedTuple):
-    """One curve of a panel; lines of one label share an entry of the legend."""
-
-    x: Sequence[float]
-    y: Sequence[float | None]
-    label: str = ""
-    colour: str = "here"  # "SB", "LB", "here", "other", "paper", "paper, other"
-    dashes: Any = "-"
-    width: float = 1.7
-    marker: str = ""
-    alpha: float = 1.0
-
-
-class Panel(NamedTuple):
-    """Axes and the lines in them; `marks` are vertical lines with a text, x -> text."""
-
-    title: str
-    x_label: str
-    y_label: str
-    lines: Sequence[Line]
-    log_x: bool = False
-    log_y: bool = False
-    flip_x: bool = False
-    marks: Mapping[float, str] = {}
-
-
-class Map(NamedTuple):
-    """A positive function on a grid of a plane, and points to name in it."""
-
-    title: str
-    x_label: str
-    y_label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    values: Sequence[Sequence[float | None]]  # rows of y
-    points: Mapping[str, tuple[float, float]]
-
-
-def seeds(
-    curves: Sequence[tuple[Sequence[float], Sequence[float | None]]],
-    label: str,
-    colour: str,
-    dashes: Any = "-",
-    marker: str = "",
-) -> list[Line]:
-    """A thin line for each seed and a thick one for their mean, where they have the same x."""
-    lines = [Line(x, y, "", colour, dashes, 0.5, "", 0.55) for x, y in curves] if len(curves) > 1 else []
-    same = [list(x) for x, _ in curves]
-    if curves and all(x == same[0] for x in same):
-        mean = np.mean([_array(y) for _, y in curves], axis=0)
-        return [*lines, Line(same[0], mean.tolist(), label, colour, dashes, 1.7, marker)]
-    return [Line(x, y, label, colour, dashes, 1.0, marker, 0.8) for x, y in curves]
-
-
-def panels(every: Sequence[Panel], columns: int = 2) -> Figure:
-    """Axes side by side with one legend below them.
-
-    Args:
-        every: the panels, at least one.
-        columns: how many side by side.
-
-    Returns:
-        The figure, 7 inches wide.
-    """
-    columns = min(columns, len(every))
-    rows = math.ceil(len(every) / columns)
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(7, 2.7 * rows + 0.7), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax in grid[len(every) :]:
-            ax.remove()
-        named: dict[str, Line] = {}
-        for ax, panel in zip(grid, every, strict=False):
-            for line in panel.lines:
-                ours = not line.colour.startswith("paper")
-                ax.plot(line.x, _array(line.y), color=_ROLES[line.colour], linestyle=line.dashes,
-                        linewidth=line.width, marker=line.marker, markersize=3.5, alpha=line.alpha,
-                        zorder=4 if ours and line.width > 1 else 3)  # fmt: skip
-                if line.label:
-                    named.setdefault(line.label, line)
-            for x, words in panel.marks.items():
-                ax.axvline(x, color="#555555", linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
-                ax.annotate(words, (x, 1), xycoords=("data", "axes fraction"), xytext=(2, -2),
-                            textcoords="offset points", fontsize=7.5, va="top", color="#333333")  # fmt: skip
-            ax.set_title(panel.title)
-            ax.set_xlabel(panel.x_label)
-            ax.set_ylabel(panel.y_label)
-            ax.grid(axis="y", color="#dddddd", linewidth=0.5)
-            for log, axis, set_scale in (
-                (panel.log_x, ax.xaxis, ax.set_xscale),
-                (panel.log_y, ax.yaxis, ax.set_yscale),
-            ):
-                if log:
-                    set_scale("log")
-                    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                    low, high = axis.get_view_interval()
-                    if high < 12 * low:
-                        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.1g}"))
-            if panel.flip_x:
-                ax.invert_xaxis()
-        handles = [
-            Line2D([], [], color=_ROLES[line.colour], linestyle=line.dashes, marker=line.marker, markersize=3.5,
-                   linewidth=line.width, label=label)
-            for label, line in named.items()
-        ]  # fmt: skip
-        return _finish(figure, handles, 3 if max(map(len, named), default=0) > 20 else 4)
-
-
-def maps(every: Sequence[Map]) -> Figure:
-    """Contours of positive functions, on one logarithmic scale of levels."""
-    values = [np.array(one.values, dtype=float) for one in every]
-    positive = np.concatenate([v[np.isfinite(v) & (v > 0)] for v in values])
-    low, high = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
-    low = max(low, high - 6)
-    levels = 10 ** np.arange(low, high + 0.25, 0.5)
-    with matplotlib.rc_context(_RC):
-        columns = min(3, len(every))
-        rows = math.ceil(len(every) / columns)
-        figure = Figure(figsize=(7, 2.7 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax in grid[len(every) :]:
-            ax.remove()
-        for ax, one, value in zip(grid, every, values, strict=False):
-            value = np.clip(np.nan_to_num(value, nan=levels[-1]), levels[0], levels[-1])
-            norm = LogNorm(levels[0], levels[-1])
-            filled = ax.contourf(one.x, one.y, value, levels, norm=norm, cmap="Greys", alpha=0.8)
-            ax.contour(one.x, one.y, value, levels[::2], norm=norm, colors="#444444", linewidths=0.5)
-            for name, (x, y) in one.points.items():
-                colour = _COLOURS.get(name, "#5d3a6b")
-                ax.plot([x], [y], _MARKERS.get(name, "^"), color=colour, markeredgecolor="white", markersize=7)
-                side = -1 if x > (one.x[0] + one.x[-1]) / 2 else 1
-                ax.annotate(name, (x, y), xytext=(5 * side, 5), textcoords="offset points", fontsize=8,
-                            ha="left" if side > 0 else "right")  # fmt: skip
-            ax.set_aspect("equal")
-            ax.set_title(one.title)
-            ax.set_xlabel(one.x_label)
-            ax.set_ylabel(one.y_label)
-        figure.colorbar(filled, ax=list(grid[: len(every)]), label="training loss (nats)", shrink=0.9,
-                        ticks=levels[::2])  # fmt: skip
-        return figure
-
-
 def style(method: str, methods: Sequence[str]) -> tuple[str, str]:
     """The colour and marker of a method: SB and LB have theirs in every figure."""
-    if method in _COLOURS:
-        return _COLOURS[method], _MARKERS[method]
-    others = [name for name in methods if name not in _COLOURS]
+    if method in COLOURS:
+        return COLOURS[method], MARKERS[method]
+    others = [name for name in methods if name not in COLOURS]
     return _OTHERS[others.index(method) % len(_OTHERS)]
 
 
-def _finish(figure: Figure, handles: Sequence[Line2D], columns: int) -> Figure:
+def finish(figure: Figure, handles: Sequence[Line2D], columns: int) -> Figure:
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, frameon=False,
                   handlelength=2.6, columnspacing=1.4)  # fmt: skip
     return figure
@@ -223,7 +79,7 @@ def accuracy(panels: Sequence[Curves]) -> Figure:
     splits = list(_LINES)
     columns = min(len(panels), 3 if len(panels) > 4 else 2)
     rows = math.ceil(len(panels) / columns)
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure = Figure(figsize=(7, 3.6 if rows == 1 else 2.6 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax in grid[len(panels) :]:
@@ -234,14 +90,14 @@ def accuracy(panels: Sequence[Curves]) -> Figure:
                         linewidth=1.1, zorder=3)  # fmt: skip
             for (method, split), seeds in panel.diverged.items():
                 for seed in seeds:
-                    y = _array(seed)
+                    y = array(seed)
                     colour = style(method, methods)[0]
                     ax.plot(_epochs(y), y, color=colour, linestyle=_LINES[split], linewidth=0.5, alpha=0.6)
                     last = np.flatnonzero(np.isfinite(y))[-1:]
                     ax.plot(last + 1, y[last], "x", color="black", markersize=6, zorder=5)
             for (method, split), seeds in panel.kept.items():
                 colour, line = style(method, methods)[0], _LINES[split]
-                curves = [_array(seed) for seed in seeds]
+                curves = [array(seed) for seed in seeds]
                 for y in curves if len(curves) > 1 else []:
                     ax.plot(_epochs(y), y, color=colour, linestyle=line, linewidth=0.5, alpha=0.45)
                 shared = min(map(len, curves), default=0)
@@ -269,7 +125,7 @@ def accuracy(panels: Sequence[Curves]) -> Figure:
         away = any(panel.diverged for panel in panels)
         if away:
             handles.append(Line2D([], [], color="black", linestyle="", marker="x", label="diverged"))
-        return _finish(figure, handles, 5 if away else 4)
+        return finish(figure, handles, 5 if away else 4)
 
 
 def sharpness(panels: Mapping[tuple[str, str], Sequence[Points]]) -> Figure:
@@ -295,7 +151,7 @@ def sharpness(panels: Mapping[tuple[str, str], Sequence[Points]]) -> Figure:
         for space, _ in panels
     }
     edge: set[str] = set()
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure = Figure(figsize=(7, (2.5 if columns > 1 else 2.1) * rows + 0.7), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax in grid[len(panels) :]:
@@ -325,7 +181,7 @@ def sharpness(panels: Mapping[tuple[str, str], Sequence[Points]]) -> Figure:
         if "missing" in edge:
             handles.append(Line2D([], [], color="#444444", linestyle="", marker="x",
                                   label="at the edge: not finite or diverged"))  # fmt: skip
-        return _finish(figure, handles, 3)
+        return finish(figure, handles, 3)
 
 
 def image(figure: Figure, kind: str) -> bytes:
@@ -342,12 +198,12 @@ def image(figure: Figure, kind: str) -> bytes:
     if kind not in absent:
         raise ValueError(f"kind is {kind!r}; it must be 'svg' or 'png'")
     target = io.BytesIO()
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure.savefig(target, format=kind, dpi=200, metadata=dict.fromkeys(absent[kind]))
     return target.getvalue()
 
 
-def _array(values: Sequence[float | None]) -> np.ndarray:
+def array(values: Sequence[float | None]) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in values], dtype=float)
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gengap import figures, paper
+from gengap import paper, plots
+from gengap.figures import Figure
 from gengap.findings import Section, verdict
 from gengap.summaries import Row
 from gengap.tables import plain, spread
@@ -74,9 +75,9 @@ def connection(rows: Sequence[Row]) -> Section | None:
             ("curve", "trained Bézier curve", "other", "--"),
         ):
             curves = [(row["connection"]["alphas"], row["connection"][name][f"{split}_loss"]) for row in runs]
-            lines += figures.seeds(curves, words, colour, dashes)
+            lines += plots.seeds(curves, words, colour, dashes)
         words = {"train": "training loss (nats)", "test": "test loss (nats)"}[split]
-        panels.append(figures.Panel("", "along the path: SB at 0, LB at 1", words, lines, log_y=True))
+        panels.append(plots.Panel("", "along the path: SB at 0, LB at 1", words, lines, log_y=True))
     heights = {
         name: [_barrier(row["connection"]["alphas"], row["connection"][name]["train_loss"]) for row in runs]
         for name in ("straight", "curve")
@@ -94,7 +95,7 @@ def connection(rows: Sequence[Row]) -> Section | None:
         "A quadratic Bézier curve whose control point was trained for a low loss along it (Garipov et al. 2018)."
     )
     title = "Are the minima connected?"
-    return Section("connection", title, figures.panels(panels), caption, said)
+    return Section("connection", title, plots.panels(panels), caption, said)
 
 
 def planes(rows: Sequence[Row]) -> Section | None:
@@ -108,7 +109,7 @@ def planes(rows: Sequence[Row]) -> Section | None:
         if len(plane["points"]) > 1:
             axes = ("from SB to LB", "across")
         points = {name: (float(x), float(y)) for name, (x, y) in plane["points"].items()}
-        maps.append(figures.Map(plane["name"], *axes, plane["s"], plane["t"], plane["loss"], points))
+        maps.append(plots.Map(plane["name"], *axes, plane["s"], plane["t"], plane["loss"], points))
     shares = []
     for plane in found[1:]:
         loss = np.array(plane["loss"], float)
@@ -121,7 +122,7 @@ def planes(rows: Sequence[Row]) -> Section | None:
         "Training loss, half a factor of ten between shades. In the first plane distances are Euclidean; the "
         "others have a filter-normalised random direction on each axis."
     )
-    return Section("planes", "Planes through the minima", figures.maps(maps), caption, said)
+    return Section("planes", "Planes through the minima", plots.maps(maps), caption, said)
 
 
 def neighbourhood(rows: Sequence[Row]) -> Section | None:
@@ -135,16 +136,16 @@ def neighbourhood(rows: Sequence[Row]) -> Section | None:
             near = row["directions"][method]
             rises = sorted(max(loss - near["base_loss"], 1e-9) for loss in near["losses"])
             shares_below = [(i + 1) / len(rises) for i in range(len(rises))]
-            lines.append(figures.Line(rises, shares_below, f"{method}, random directions", method, width=1.2))
+            lines.append(plots.Line(rises, shares_below, f"{method}, random directions", method, width=1.2))
     highest = {
         m: [row["directions"][m]["highest"] - row["directions"][m]["base_loss"] for row in runs]
         for m in ("SB", "LB")
     }
     lines += [
-        figures.Line([rise, rise], [0, 1], f"{method}, steepest found", method, ":", 1.2)
+        plots.Line([rise, rise], [0, 1], f"{method}, steepest found", method, ":", 1.2)
         for method in ("SB", "LB") for rise in highest[method]
     ]  # fmt: skip
-    panel = figures.Panel("", "rise of the training loss (nats)", "share of directions below", lines, log_x=True)
+    panel = plots.Panel("", "rise of the training loss (nats)", "share of directions below", lines, log_x=True)
     shares = {m: [100 * max(row["directions"][m]["share"], 0) for row in runs] for m in ("SB", "LB")}
     length = statistics.fmean(row["directions"]["LB"]["length"] for row in runs)
     ratios = [row["distance"]["SB from start"] / row["distance"]["LB from start"] for row in runs]
@@ -165,7 +166,7 @@ def neighbourhood(rows: Sequence[Row]) -> Section | None:
         "Directions along which the loss falls, or rises by less than 1e-9, stand at the left."
     )
     title = "Distances and steep directions (section 2)"
-    return Section("neighbourhood", title, figures.panels([panel]), caption, said)
+    return Section("neighbourhood", title, plots.panels([panel]), caption, said)
 
 
 def _pairs(rows: Sequence[Row]) -> list[Row]:
@@ -198,7 +199,7 @@ def _barrier(alphas: Sequence[float], losses: Sequence[float | None]) -> float:
     return max(0.0, max(inside) - float(max(ends)))
 
 
-def _drawing(runs: Sequence[Row], path: str, theirs: dict[str, paper.Curve]) -> figures.Figure:
+def _drawing(runs: Sequence[Row], path: str, theirs: dict[str, paper.Curve]) -> Figure:
     network = runs[0]["network"]
     panels = []
     for what, theirs_name, words, factor in (
@@ -211,9 +212,9 @@ def _drawing(runs: Sequence[Row], path: str, theirs: dict[str, paper.Curve]) -> 
                 (row["alphas"], [math.nan if v is None else factor * v for v in row[path][f"{split}_{what}"]])
                 for row in runs
             ]
-            lines += figures.seeds(curves, split, "here", dashes)
+            lines += plots.seeds(curves, split, "here", dashes)
             curve = theirs[f"{split}_{theirs_name}"]
-            lines.append(figures.Line(curve.x, curve.y, f"paper, {network}, {split}", "paper", dots, 1.1))
-        panels.append(figures.Panel(f"{network} on {runs[0]['dataset']}", "alpha", words, lines,
+            lines.append(plots.Line(curve.x, curve.y, f"paper, {network}, {split}", "paper", dots, 1.1))
+        panels.append(plots.Panel(f"{network} on {runs[0]['dataset']}", "alpha", words, lines,
                                     marks={0.0: "SB", 1.0: "LB"}))  # fmt: skip
-    return figures.panels(panels)
+    return plots.panels(panels)

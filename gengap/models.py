@@ -44,7 +44,12 @@ def f1(num_classes: int = 10) -> Model:
     >>> model.apply(params, x).shape
     (2, 10)
     """
-    return _model(_Dense(num_classes, widths=(512,) * 5))
+    return dense(num_classes)
+
+
+def dense(num_classes: int = 10, *, widths: tuple[int, ...] = (512,) * 5) -> Model:
+    """F1 with other widths: batch-normalised layers of ReLUs; images are flattened."""
+    return _model(_Dense(num_classes, widths=widths))
 
 
 def f2(num_classes: int = 1973) -> Model:

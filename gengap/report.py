@@ -16,6 +16,7 @@ from typing import Any
 
 from gengap import figures as drawing
 from gengap import landscape_sections as around
+from gengap import measures_sections as trust
 from gengap import paper
 from gengap import training_sections as training
 from gengap.findings import Section
@@ -47,6 +48,8 @@ _SECTIONS: dict[str, tuple[Callable[[Sequence[Any]], Section | None], ...]] = {
     "landscape": (around.straight, around.curved, around.connection, around.planes, around.neighbourhood),
     "batch_size": (training.batch_size,),
     "warm_start": (training.warm_start,),
+    "reparametrise": (trust.reparametrised, trust.audited),
+    "correlation": (trust.correlated,),
 }
 _ORDER = (
     "sharpness",
@@ -62,6 +65,9 @@ _ORDER = (
     "fig7",
     "connection",
     "planes",
+    "reparametrised",
+    "audited",
+    "correlated",
 )
 
 _CSS = """

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gengap import figures, paper
+from gengap import paper, plots
 from gengap.findings import Section, at_loss, threshold, trend, verdict
 from gengap.speedup import break_even, iterations_to
 from gengap.summaries import Row, compare, number
@@ -36,11 +36,11 @@ def accuracy(rows: Sequence[Row]) -> Section | None:
                 if split == "test" and shares and shares[-1] is not None:
                     ends[method, row["seed"]] = shares[-1]
                     peaks[method, row["seed"]] = max(s for s in shares if s is not None)
-            lines += figures.seeds(curves, f"{method} {split}", method, dashes)
+            lines += plots.seeds(curves, f"{method} {split}", method, dashes)
             curve = theirs[f"{method}_{split}"]
             colour = "paper" if method == "SB" else "paper, other"
             label = f"paper, {network}, {method} {split}"
-            lines.append(figures.Line(curve.x, curve.y, label, colour, _THEIRS[split], 1.1))
+            lines.append(plots.Line(curve.x, curve.y, label, colour, _THEIRS[split], 1.1))
     small, large = ({seed: v for (m, seed), v in ends.items() if m == method} for method in ("SB", "LB"))
     gaps = [small[seed] - large[seed] for seed in small if seed in large]
     paper_gap = theirs["SB_test"].y[-1] - theirs["LB_test"].y[-1]
@@ -51,9 +51,9 @@ def accuracy(rows: Sequence[Row]) -> Section | None:
         f"From its peak to the end test accuracy falls by {spread(drops['SB'])} points (SB) and "
         f"{spread(drops['LB'])} (LB); the paper sees no peak after which it decays.",
     ]
-    panels = _beside(figures.Panel(_where(runs[0]), "epoch", "accuracy (%)", lines), network, runs[0])
+    panels = _beside(plots.Panel(_where(runs[0]), "epoch", "accuracy (%)", lines), network, runs[0])
     caption = "Training solid, test dashed; thin lines are seeds, thick ones their mean. Dots: the paper's curve."
-    return Section("fig2", "Accuracy per epoch (Fig. 2)", figures.panels(panels), caption, said)
+    return Section("fig2", "Accuracy per epoch (Fig. 2)", plots.panels(panels), caption, said)
 
 
 def batch_size(rows: Sequence[Row]) -> Section | None:
@@ -80,19 +80,19 @@ def batch_size(rows: Sequence[Row]) -> Section | None:
     marks = {found.batch_size: "threshold, here"} if found else {}
     marks |= {same.batch_size: f"threshold,\npaper's {network}"} if same else {}
     panels = _beside(
-        figures.Panel(f"test accuracy, {_where(runs[0])}", "batch size (% of the training set)", "accuracy (%)",
-                      [*figures.seeds(accuracies, "here", "here", marker="o"),
-                       figures.Line(share, curve.y, f"paper, {network}", "paper", _THEIRS["train"], 1.1)],
+        plots.Panel(f"test accuracy, {_where(runs[0])}", "batch size (% of the training set)", "accuracy (%)",
+                      [*plots.seeds(accuracies, "here", "here", marker="o"),
+                       plots.Line(share, curve.y, f"paper, {network}", "paper", _THEIRS["train"], 1.1)],
                       log_x=True, marks=marks), network, runs[0]
     )  # fmt: skip
     rises = []
     for epsilon, name in _EPSILONS:
         values = curves(lambda row: _sharpness(row, epsilon))  # noqa: B023
         curve = theirs[f"sharp_{name}"]
-        lines = [*figures.seeds(values, "here", "here", marker="o"),
-                 figures.Line([100 * B / size for B in curve.x], curve.y, f"paper, {network}", "paper",
+        lines = [*plots.seeds(values, "here", "here", marker="o"),
+                 plots.Line([100 * B / size for B in curve.x], curve.y, f"paper, {network}", "paper",
                               _THEIRS["train"], 1.1)]  # fmt: skip
-        panels.append(figures.Panel(f"full space, epsilon {name}", "batch size (% of the training set)",
+        panels.append(plots.Panel(f"full space, epsilon {name}", "batch size (% of the training set)",
                                     "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
         rises += [trend(xs, ys) for xs, ys in values]
     known = [rise for rise in rises if rise is not None]
@@ -121,7 +121,7 @@ def batch_size(rows: Sequence[Row]) -> Section | None:
         "the paper's data sets are larger. Thin lines are seeds, thick ones their mean."
     )
     return Section(
-        "fig4", "Accuracy and sharpness against batch size (Fig. 4)", figures.panels(panels), caption, said
+        "fig4", "Accuracy and sharpness against batch size (Fig. 4)", plots.panels(panels), caption, said
     )
 
 
@@ -143,9 +143,9 @@ def warm_start(rows: Sequence[Row]) -> Section | None:
         for (x, _), one in zip(accuracies, every, strict=True)
     ]
     panels = _beside(
-        figures.Panel(f"test accuracy, {_where(starts[0])}", "epoch of SB that LB begins from", "accuracy (%)",
-                      [*figures.seeds(small, "SB there", "SB", marker="o"),
-                       *figures.seeds(accuracies, "LB begun there", "LB", marker="s"),
+        plots.Panel(f"test accuracy, {_where(starts[0])}", "epoch of SB that LB begins from", "accuracy (%)",
+                      [*plots.seeds(small, "SB there", "SB", marker="o"),
+                       *plots.seeds(accuracies, "LB begun there", "LB", marker="s"),
                        *_dotted(theirs["SB_test"], f"paper, {network}, SB", "paper"),
                        *_dotted(theirs["LB_piggyback_test"], f"paper, {network}, LB", "paper, other")],
                       log_x=True), network, starts[0]
@@ -153,9 +153,9 @@ def warm_start(rows: Sequence[Row]) -> Section | None:
     falls = []
     for epsilon, name in _EPSILONS:
         values = [([row["epoch"] for row in one], [_sharpness(row, epsilon) for row in one]) for one in every]
-        lines = [*figures.seeds(values, "LB begun there", "LB", marker="s"),
+        lines = [*plots.seeds(values, "LB begun there", "LB", marker="s"),
                  *_dotted(theirs[f"sharp_{name}"], f"paper, {network}, LB", "paper, other")]  # fmt: skip
-        panels.append(figures.Panel(f"full space, epsilon {name}", "epoch of SB that LB begins from",
+        panels.append(plots.Panel(f"full space, epsilon {name}", "epoch of SB that LB begins from",
                                     "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
         falls += [trend(x, y) for x, y in values]
     known = [fall for fall in falls if fall is not None]
@@ -176,7 +176,7 @@ def warm_start(rows: Sequence[Row]) -> Section | None:
     ]
     caption = "Above the epoch of SB from whose parameters LB began, with a new optimiser state."
     return Section(
-        "fig5", "Large batches begun from small-batch iterates (Fig. 5)", figures.panels(panels), caption, said
+        "fig5", "Large batches begun from small-batch iterates (Fig. 5)", plots.panels(panels), caption, said
     )
 
 
@@ -193,12 +193,12 @@ def along_training(rows: Sequence[Row]) -> Section | None:
             for label, (_, seed), one in ((method, key, p) for key, p in points.items() if key[0] == method):
                 x = [number(row.get("train_loss")) or math.nan for row in one]
                 y = [_sharpness(row, epsilon) for row in one]
-                lines.append(figures.Line(x, y, label, method, width=1.0, marker="o" if method == "SB" else "s"))
+                lines.append(plots.Line(x, y, label, method, width=1.0, marker="o" if method == "SB" else "s"))
                 if epsilon == 1e-3:
                     ranks[method, seed] = trend([-v for v in x], y)
             lines += _dotted(theirs[f"{method}_{name}"], f"paper, {network}, {method}",
                              "paper" if method == "SB" else "paper, other")  # fmt: skip
-        panels.append(figures.Panel(f"epsilon {name}", "training loss f (nats)", "sharpness (% of 1 + f)", lines,
+        panels.append(plots.Panel(f"epsilon {name}", "training loss f (nats)", "sharpness (% of 1 + f)", lines,
                                     log_x=True, log_y=True, flip_x=True))  # fmt: skip
     losses = [number(row.get("train_loss")) for key, one in points.items() if key[0] == "LB" for row in one]
     reached = [loss for loss in losses if loss]
@@ -213,7 +213,7 @@ def along_training(rows: Sequence[Row]) -> Section | None:
     ]
     caption = "One line for each seed; the loss falls to the right, as in the paper."
     title = "Sharpness against cross entropy along training (Fig. 6)"
-    return Section("fig6", title, figures.panels(panels), caption, said)
+    return Section("fig6", title, plots.panels(panels), caption, said)
 
 
 def equal_loss(rows: Sequence[Row]) -> Section | None:
@@ -244,11 +244,11 @@ def equal_loss(rows: Sequence[Row]) -> Section | None:
         shared = [(level, math.exp(statistics.fmean(map(math.log, r)))) for level, r in pairs.items() if r]
         if not shared:
             continue
-        lines = [figures.Line(x, y, "one seed", "here", width=0.8, marker=".", alpha=0.6) for x, y in curves]
+        lines = [plots.Line(x, y, "one seed", "here", width=0.8, marker=".", alpha=0.6) for x, y in curves]
         x, y = zip(*shared, strict=True)
-        lines.append(figures.Line(x, y, "geometric mean over the seeds that reach the loss", "here", width=1.9))
-        lines.append(figures.Line([levels[0], levels[-1]], [1, 1], "equally sharp", "paper, other", ":", 1.0))
-        panels.append(figures.Panel(f"epsilon {name}", "training loss f (nats)", "sharpness of LB / SB", lines,
+        lines.append(plots.Line(x, y, "geometric mean over the seeds that reach the loss", "here", width=1.9))
+        lines.append(plots.Line([levels[0], levels[-1]], [1, 1], "equally sharp", "paper, other", ":", 1.0))
+        panels.append(plots.Panel(f"epsilon {name}", "training loss f (nats)", "sharpness of LB / SB", lines,
                                     log_x=True, log_y=True, flip_x=True))  # fmt: skip
         full = [level for level, ratios in pairs.items() if len(ratios) == max(map(len, pairs.values()))]
         for level in dict.fromkeys((full[0], full[-1])):
@@ -264,7 +264,7 @@ def equal_loss(rows: Sequence[Row]) -> Section | None:
         "Each run where its training loss first crosses the level, interpolated in both logarithms between the "
         "epochs at which it was measured. The paper compares SB and LB at the end of training only."
     )
-    return Section("equal_loss", "SB and LB at the same training loss", figures.panels(panels), caption, said)
+    return Section("equal_loss", "SB and LB at the same training loss", plots.panels(panels), caption, said)
 
 
 def speedup(rows: Sequence[Row]) -> Section | None:
@@ -290,10 +290,10 @@ def speedup(rows: Sequence[Row]) -> Section | None:
     efficiency = [k / 100 for k in range(4, 101)]
     line = [break_even(sizes[0], sizes[1], f) for f in efficiency]
     lines = [
-        figures.Line(efficiency, line, "break-even, $B_s / (f_s(P) B_l)$", "here"),
-        *(figures.Line([0.04, 1], [r, r], "$I_l / I_s$, one seed", "LB", "-", 0.9) for r in ratios),
+        plots.Line(efficiency, line, "break-even, $B_s / (f_s(P) B_l)$", "here"),
+        *(plots.Line([0.04, 1], [r, r], "$I_l / I_s$, one seed", "LB", "-", 0.9) for r in ratios),
     ]
-    panel = figures.Panel("LB is faster where its line lies below the break-even",
+    panel = plots.Panel("LB is faster where its line lies below the break-even",
                           "parallel efficiency of small batches, $f_s(P)$", "iterations, LB / SB",
                           lines, log_x=True, log_y=True)  # fmt: skip
     pays = [sizes[0] / (sizes[1] * ratio) for ratio in ratios]
@@ -303,10 +303,10 @@ def speedup(rows: Sequence[Row]) -> Section | None:
         f"efficiency below {spread(pays)}" + (" (above 1: always)." if max(pays) > 1 else ".")
     ]
     caption = "Appendix C: large batches use all processors fully, small ones with the efficiency on the axis."
-    return Section("speedup", "When large batches pay (appendix C)", figures.panels([panel]), caption, said)
+    return Section("speedup", "When large batches pay (appendix C)", plots.panels([panel]), caption, said)
 
 
-def _beside(panel: figures.Panel, network: str, row: Row) -> list[figures.Panel]:
+def _beside(panel: plots.Panel, network: str, row: Row) -> list[plots.Panel]:
     """The panel, or where the paper's curves in it are another network's, one for those beside it."""
     if network == row["network"]:
         return [panel]
@@ -343,8 +343,8 @@ def _paper(name: str, row: Row) -> tuple[str, Mapping[str, paper.Curve]]:
     return paper.nearest(name, str(row["network"]))
 
 
-def _dotted(curve: paper.Curve, label: str, colour: str) -> list[figures.Line]:
-    return [figures.Line(curve.x, curve.y, label, colour, _THEIRS["train"], 1.1)]
+def _dotted(curve: paper.Curve, label: str, colour: str) -> list[plots.Line]:
+    return [plots.Line(curve.x, curve.y, label, colour, _THEIRS["train"], 1.1)]
 
 
 def _where(row: Row) -> str:

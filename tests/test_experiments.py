@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import batch_size, cifar, digits, landscape, mnist, paper, trajectory, warm_start
+from experiments import (
+    batch_size,
+    cifar,
+    correlation,
+    digits,
+    landscape,
+    mnist,
+    paper,
+    reparametrise,
+    trajectory,
+    warm_start,
+)
 from gengap import cli, data, minima, models, records, report
 
 EXPERIMENTS = {"cifar": cifar, "digits": digits, "mnist": mnist}
@@ -182,6 +193,39 @@ def test_a_run_that_was_killed_ends_as_it_would_have(small, tmp_path, monkeypatc
     assert timeless(again["rows"]) == timeless(whole["rows"])
 
 
+def test_the_same_function_is_made_sharper_and_flatter(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "f1", lambda num_classes: models.dense(num_classes, widths=(16, 16)))
+    summary = reparametrise.run(reparametrise.SMOKE, tmp_path)
+    for row in summary["rows"][:2]:
+        for one in row["maps"]:
+            assert one["logits_change"] < 0.02
+            assert one["loss"] == pytest.approx(row["maps"][1]["loss"], rel=0.1)
+        full = {(one["map"], one["factor"]): one["full"] for one in row["maps"]}
+        assert full["behind batch norm", 10.0] > 2 * full["behind batch norm", 1.0]
+        assert full["before batch norm", 10.0] < 0.8 * full["before batch norm", 1.0]
+    verdicts = {(one["measure"], one["symmetry"]): one["verdict"] for one in summary["rows"][-1]["audit"]}
+    for measure in ("training loss", "worst case l2, adaptive (ASAM)", "worst case l-inf, adaptive"):
+        assert verdicts[measure, "alpha-scale"] == "unchanged"
+    assert verdicts["relative flatness, last layer", "alpha-scale"] == "unchanged"
+    assert verdicts["sharpness, full space", "before batch norm"] == "changed"
+    sections = report.sections(summary)
+    assert [section.name for section in sections] == ["reparametrised", "audited"]
+    assert "Dinh et al. could not show" in report.text(summary)
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
+    assert reparametrise.run(reparametrise.SMOKE, tmp_path)["rows"] == summary["rows"]
+
+
+def test_measures_are_ranked_over_a_grid(tmp_path):
+    config = correlation.SMOKE._replace(widths=(4,), batch_sizes=(50, 100), num_seeds=2)
+    summary = correlation.run(config, tmp_path)
+    assert len(summary["rows"]) == 4
+    assert all(len(row["measures"]) == 17 for row in summary["rows"])
+    (section,) = report.sections(summary)
+    assert "4 runs" in section.findings[0]
+    with pytest.raises(ValueError, match="every axis"):
+        correlation.run(config._replace(widths=()))
+
+
 def test_the_ends_of_the_paths_are_the_minima(small):
     pair = landscape.run(landscape.SMOKE)["rows"][0]
     assert pair["alphas"][2:5:2] == [0, 1]
@@ -227,6 +271,7 @@ def test_one_report_has_every_figure_of_the_paper(small, tmp_path):
         (trajectory, {"epochs": -1}, "epochs is -1"),
         (batch_size, {"batch_sizes": (50, 0.25)}, "50 more than once"),
         (batch_size, {"batch_sizes": (1000,)}, "batch size 1000"),
+        (reparametrise, {"factors": (0.1, 10.0)}, "one must be 1"),
         (warm_start, {"starts": 5}, "starts is 5; it must be from 2 to 2"),
     ],
 )
@@ -236,7 +281,7 @@ def test_a_setting_out_of_its_range_is_named(small, tmp_path, experiment, wrong,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, *FIGURES, "paper", "choices"])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *FIGURES, "paper", "choices", "reparametrise", "correlation"])
 def test_an_experiment_says_how_it_is_run(name):
     module = importlib.import_module(f"experiments.{name}")
     assert f"make exp-{name}" in module.__doc__
