@@ -62,9 +62,7 @@ def run(
     for name in ("points", "side", "examples", "num_directions", "steps"):
         if getattr(config, name) < 2:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 2")
-    at = protocol.setting(
-        config.network, config.dataset, data_dir, num_seeds=config.num_seeds, train_size=config.train_size
-    )
+    at = protocol.setting(config, data_dir)
     earlier = config.earlier
     if earlier is None and out is not None:
         earlier = Path(out).resolve().parent.parent / protocol.tables_run(config.dataset)

@@ -68,9 +68,7 @@ def run(
     """Measure and record; returns the summary, which is also in the run directory `out`."""
     if 1.0 not in config.factors or not all(0 < factor < math.inf for factor in config.factors):
         raise ValueError(f"factors is {config.factors}; each must be above 0, and one must be 1")
-    at = protocol.setting(
-        config.network, config.dataset, data_dir, num_seeds=config.num_seeds, train_size=config.train_size
-    )
+    at = protocol.setting(config, data_dir)
     earlier = config.earlier
     if earlier is None and out is not None:
         earlier = Path(out).resolve().parent.parent / protocol.tables_run(config.dataset)

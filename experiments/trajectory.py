@@ -47,14 +47,7 @@ def run(
 ) -> dict[str, Any]:
     """Train, measure and record; returns the summary, which is also in the run directory `out`."""
     epochs = config.epochs or (40 if config.dataset == "digits" else 100)
-    at = protocol.setting(
-        config.network,
-        config.dataset,
-        data_dir,
-        num_seeds=config.num_seeds,
-        train_size=config.train_size,
-        epochs=epochs,
-    )
+    at = protocol.setting(config, data_dir, epochs=epochs)
     if config.points < 2:
         raise ValueError(f"points is {config.points}; it must be at least 2")
     wanted = sorted(set(np.geomspace(1, epochs, config.points).round().astype(int).tolist()))

@@ -45,14 +45,7 @@ def run(
 ) -> dict[str, Any]:
     """Train, measure and record; returns the summary, which is also in the run directory `out`."""
     epochs = config.epochs or (20 if config.dataset == "digits" else 100)
-    at = protocol.setting(
-        config.network,
-        config.dataset,
-        data_dir,
-        num_seeds=config.num_seeds,
-        train_size=config.train_size,
-        epochs=epochs,
-    )
+    at = protocol.setting(config, data_dir, epochs=epochs)
     if not 2 <= config.starts <= epochs:
         raise ValueError(f"starts is {config.starts}; it must be from 2 to {epochs}, the epochs")
     spaced = np.geomspace(1, epochs, config.starts) if config.starts < epochs else np.arange(1, epochs + 1)

@@ -15,7 +15,7 @@ from gengap.tables import plain
 
 _WORDS = {
     "before batch norm": "weights before batch norm times c",
-    "behind batch norm": "batch norm times a, weights behind it by 1 / a",
+    "behind batch norm": "batch norm times a, next weights by 1 / a",
 }
 _SAME = 0.01
 _NAMES = {"full": "full space", "random": "random subspaces"}
@@ -74,8 +74,8 @@ def audited(rows: Sequence[Row]) -> Section | None:
     invariant = [m for m in measures if all(cells[m, s][0] == "unchanged" for s in maps)]
     moved = [m for m in measures if any(cells[m, s][0] == "changed" for s in maps)]
     said = [
-        f"Unchanged by all of them: {', '.join(invariant) or 'none'}.",
-        f"Changed by at least one: {', '.join(moved) or 'none'}.",
+        f"Unchanged by all of them: {'; '.join(invariant) or 'none'}.",
+        f"Changed by at least one: {'; '.join(moved) or 'none'}.",
     ]
     caption = (
         "Each map leaves the function as it is. The number is the factor by which the measure changes; a dot: "
@@ -111,8 +111,8 @@ def correlated(rows: Sequence[Row]) -> Section | None:
         f"{len(runs)} runs; the gap between training and test accuracy runs from {plain(min(gaps))} to "
         f"{plain(max(gaps))} points.",
         f"Highest Kendall's tau: {best}, {_interval(taus[best][0])}.",
-        f"The 95 % interval of tau is above 0 for {', '.join(sure) or 'none'}; below 0 for "
-        f"{', '.join(against) or 'none'}.",
+        f"The 95 % interval of tau is above 0 for {'; '.join(sure) or 'none'}; below 0 for "
+        f"{'; '.join(against) or 'none'}.",
     ]
     for name in order:
         psi = taus[name][1]

@@ -147,36 +147,26 @@ class Setting(NamedTuple):
     protocol: Protocol
 
 
-def setting(
-    network: Network,
-    dataset: str,
-    data_dir: str | PathLike | None,
-    *,
-    num_seeds: int,
-    train_size: int | None = None,
-    epochs: int | None = None,
-) -> Setting:
-    """A network, a data set and the settings for it.
+def setting(config: Any, data_dir: str | PathLike | None, *, epochs: int | None = None) -> Setting:
+    """The network, the data set and the settings that an experiment's config asks for.
 
     Args:
-      network: one of the paper's.
-      dataset: "digits", or any TFDS image-classification set.
+      config: with the fields `network`, one of the paper's; `dataset`, "digits" or any TFDS image-classification
+        set; `num_seeds`, starting points; `train_size`, to use only the first so many training examples.
       data_dir: the TFDS directory, see `data.load`.
-      num_seeds: starting points.
-      train_size: use only the first so many training examples.
       epochs: how long to train, whatever the loss; `None` trains until the default of the data set says stop.
 
     Raises:
       ValueError: a setting out of its range, or data that are not there.
     """
-    ds = data.load(dataset, data_dir)
-    protocol = resolved(default(dataset))._replace(num_seeds=num_seeds, train_size=train_size)
-    if train_size is not None:
-        ds = data.head(ds, train_size)
+    ds = data.load(config.dataset, data_dir)
+    protocol = resolved(default(config.dataset))._replace(num_seeds=config.num_seeds, train_size=config.train_size)
+    if config.train_size is not None:
+        ds = data.head(ds, config.train_size)
     if epochs is not None:
         protocol = protocol._replace(epochs=epochs, patience=None, target=None)
-    model = getattr(models, network)(ds.num_classes)
-    name = network.upper()
+    model = getattr(models, config.network)(ds.num_classes)
+    name = config.network.upper()
     check(protocol, ds, {name: model})
     return Setting(name, model, ds, protocol)
 
