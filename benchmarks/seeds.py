@@ -1,51 +1,53 @@
 """Seeds side by side: one after another in a compiled loop, or under one `vmap`?
 
     python -m benchmarks.seeds
+    python -m benchmarks.seeds --network c1 --train-size 50000 --batch-sizes 256 5000
 
-Epochs of F1 on the digits for 5 seeds, compilation apart, interleaved; prints the ratio of the medians.
+Epochs of training on random images, compilation apart, in turn; prints the ratio of the medians.
 """
 
-import statistics
-import time
+from functools import partial
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
-from gengap import data, models, objective, train
+from benchmarks import common
+from gengap import models, objective, train
 
 
-def main() -> None:
-    ds = data.load("digits")
-    model = models.f1(ds.num_classes)
-    keys = jax.random.split(jax.random.key(0), 5)
-    x0 = jax.vmap(lambda key: model.init(key, jnp.zeros(ds.x_train[:2].shape)))(keys)
-    loss = objective.batch_loss(model.apply)
+def main(
+    network: Literal["f1", "c1", "c2"] = "f1",
+    train_size: int = 2048,
+    batch_sizes: tuple[int, ...] = (32, 256),
+    seeds: int = 5,
+    rounds: int = 5,
+) -> dict[int, float]:
+    """Print seconds under one `vmap` over seconds one by one, for each batch size.
 
-    def seconds(batch_size: int, at_once: int) -> float:
-        begin = time.perf_counter()
-        state, _ = train.fit(
-            loss,
-            train.start(x0, keys),
-            ds.x_train,
-            ds.y_train,
-            batch_size=batch_size,
-            epochs=2,
-            patience=None,
-            seeds_at_once=at_once,
-        )
-        jax.block_until_ready(state)
-        return time.perf_counter() - begin
+    Args:
+      network: of the paper.
+      train_size: training examples.
+      batch_sizes: of training.
+      seeds: starting points.
+      rounds: of the timing, whose median is taken.
+    """
+    model = getattr(models, network)(10)
+    x, y = common.examples(network, train_size)
+    keys = jax.random.split(jax.random.key(0), seeds)
+    x0 = jax.vmap(lambda key: model.init(key, objective.scale(x[:2])))(keys)
+    loss = objective.batch_loss(model.apply, model.apply_train)
+    ratios = {}
+    for size in batch_sizes:
 
-    for batch_size in (32, 144):
-        times: dict[int, list[float]] = {1: [], 5: []}
-        for round_ in range(6):
-            for at_once, found in times.items():
-                elapsed = seconds(batch_size, at_once)
-                if round_:  # the first compiles
-                    found.append(elapsed)
-        ratio = statistics.median(times[5]) / statistics.median(times[1])
-        print(f"{jax.devices()[0].device_kind}, batch {batch_size}: vmap / one by one = {ratio:.2f}")
+        def epoch(at_once: int, size: int) -> Any:
+            state = train.start(x0, keys)
+            return train.fit(loss, state, x, y, batch_size=size, epochs=1, patience=None, seeds_at_once=at_once)[0]
+
+        found = common.in_turn({"one": partial(epoch, 1, size), "all": partial(epoch, seeds, size)}, rounds)
+        ratios[size] = found["all"]["median"] / found["one"]["median"]
+        print(f"{jax.devices()[0].device_kind}, {network}, batch {size}: vmap / one by one = {ratios[size]:.2f}")
+    return ratios
 
 
 if __name__ == "__main__":
-    main()
+    common.cli(main)

@@ -10,8 +10,6 @@ memory of a draw with 15 million parameters. Every result is kept as it comes, a
 """
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,8 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
+from benchmarks import common
 from experiments import digits
 from gengap import ascent, data, loops, minima, models, objective, records, sharpness, subspace
 
@@ -42,6 +40,9 @@ def main(
     subspaces: int = 64,
     parameters: int = 15_000_000,
     spaces: tuple[str, ...] = ("random", "full"),
+    width: int = 512,
+    rounds: int = 3,
+    images: int = 60_000,
 ) -> None:
     """Measure what `out` does not hold yet, and print it all.
 
@@ -53,6 +54,9 @@ def main(
       subspaces: draws that are timed against a loop of SciPy.
       parameters: of the draw whose memory is measured.
       spaces: of the comparison with SciPy.
+      width: of the network's five layers.
+      rounds: of the timing, whose median is taken.
+      images: of the size of MNIST's, random ones, on which a draw is timed too.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "bench.json"
@@ -64,9 +68,9 @@ def main(
             records.write_json(path, found)
             print(name, file=sys.stderr)
 
-    keep("machine", _machine)
+    keep("machine", common.machine)
     ds = data.load("digits")
-    model = models.f1(ds.num_classes)
+    model = models.dense(ds.num_classes, widths=(width,) * 5)
     loss = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
     for seed in range(seeds):
         names = [f"{method} {seed}" for method in ("SB", "LB")]
@@ -75,21 +79,15 @@ def main(
         for name, minimum in zip(names, _pair(model, ds, seed, out), strict=True):
             params = loops.row(minimum.params, 0)
             if name == "LB 0":
-                keep("draw", partial(_draw, loss, params))
+                keep("draw", partial(_draw, loss, params, min(4, subspaces), rounds))
                 keep("subspaces", partial(_subspaces, loss, params, subspaces))
             for space in spaces:
                 keep(f"{name} {space}", partial(_cells, loss, params, space, starts, budget))
+    x, y = common.examples("f1", images)
+    params = model.init(jax.random.key(0), objective.scale(x[:2]))
+    keep(f"draw, {images} images", partial(_draw, objective.over_dataset(model.apply, x, y), params, 1, 1))
     keep("memory", partial(_memory, parameters))
     _print(found)
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
 
 
 def _pair(model: models.Model, ds: data.Dataset, seed: int, out: Path) -> tuple[minima.Minimum, minima.Minimum]:
@@ -172,30 +170,22 @@ def _times(fn: Callable, y: Any) -> Any:
     return 1e4 * fn(y)
 
 
-def _draw(loss: Callable, params: Any) -> dict[str, float]:
-    """Seconds of a draw over those of its gradients, in turn in one process; medians of 3."""
+def _draw(loss: Callable, params: Any, draws: int, rounds: int) -> dict[str, float]:
+    """Seconds of a draw over those of its gradients, in turn in one process."""
     fn, unit = _problem(loss, params, "random")
     look = jax.jit(lambda fn, y: jax.value_and_grad(fn)(y))
     bare = jax.jit(lambda loss, params: jax.value_and_grad(loss)(params))
-    seconds: dict[str, list[float]] = {"one": [], "two": [], "look": [], "bare": []}
-    counts = {}
-    for round_ in range(4):
-        for name, call in (
-            ("one", partial(_measure, loss, params, 4, 1e-3, 12)),
-            ("two", partial(_measure, loss, params, 4, EPSILONS, 12)),
-            ("look", lambda: look(fn, 1e-4 * unit)),
-            ("bare", lambda: bare(loss, params)),
-        ):
-            elapsed, result = _timed(call)
-            if round_:
-                seconds[name].append(elapsed)
-            if name in ("one", "two"):
-                counts[name] = int(result.evaluations.sum())
-    median = {name: statistics.median(values) for name, values in seconds.items()}
+    draw = {
+        "one": partial(_measure, loss, params, draws, 1e-3, 12),
+        "two": partial(_measure, loss, params, draws, EPSILONS, 12),
+    }
+    gradients = {"in": lambda: look(fn, 1e-4 * unit), "without A": lambda: bare(loss, params)}
+    counts = {name: int(call().evaluations.sum()) for name, call in draw.items()}
+    seconds = {name: one["median"] for name, one in common.in_turn(draw | gradients, rounds).items()}
     return {
-        f"draw / gradients {of} y, {name} epsilon": median[name] / counts[name] / median[by]
-        for name in ("one", "two")
-        for of, by in (("in", "look"), ("without A", "bare"))
+        f"draw / gradients {of} y, {name} epsilon": seconds[name] / counts[name] / seconds[of]
+        for name in draw
+        for of in gradients
     }
 
 
@@ -209,7 +199,7 @@ def _subspaces(loss: Callable, params: Any, count: int) -> dict[str, Any]:
     results: dict[str, Any] = {"draws": count}
     for budget in (4, 6, 12):
         _measure(loss, params, count, 1e-3, budget)
-        elapsed, s = _timed(partial(_measure, loss, params, count, 1e-3, budget))
+        elapsed, s = common.timed(partial(_measure, loss, params, count, 1e-3, budget))
         results[f"corner, {budget} gradients"] = {
             "seconds": elapsed,
             "mean": float(s.mean),
@@ -241,12 +231,6 @@ def _measure(loss: Callable, params: Any, draws: int, epsilon: Any, evaluations:
     )
 
 
-def _timed(call: Callable) -> tuple[float, Any]:
-    begin = time.perf_counter()
-    result = jax.block_until_ready(call())
-    return time.perf_counter() - begin, result
-
-
 def _memory(n: int) -> dict[str, float]:
     """Gigabytes at the peak of one draw above those of the bare gradient, in a process of its own."""
     code = f"from benchmarks import sharpness; sharpness.peak({n})"
@@ -273,8 +257,9 @@ def peak(n: int) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    for name in ("machine", "memory", "draw", "subspaces"):
-        print(name, json.dumps(found[name], indent=2))
+    for name, rows in found.items():
+        if name.split()[0] not in ("SB", "LB"):
+            print(name, json.dumps(rows, indent=2))
     cells: dict[tuple[str, float], dict[str, Any]] = {}
     for name, rows in found.items():
         if name.split()[0] in ("SB", "LB"):
@@ -294,4 +279,4 @@ def _print(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    common.cli(main)

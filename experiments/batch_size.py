@@ -48,7 +48,7 @@ def run(
 ) -> dict[str, Any]:
     """Train, measure and record; returns the summary, which is also in the run directory `out`."""
     epochs = config.epochs or (30 if config.dataset == "digits" else 100)
-    at = protocol.setting(config, data_dir, epochs=epochs)
+    at = protocol.setting(config, data_dir, epochs=epochs, pair=False)
     asked_sizes = config.batch_sizes or (DIGITS if config.dataset == "digits" else PAPER)
     sizes = [minima.train.count(size, len(at.ds.x_train)) for size in asked_sizes]
     if repeated := {size for size in sizes if sizes.count(size) > 1}:

@@ -5,7 +5,7 @@
 
 At full size for a GPU or TPU. On a CPU a smaller one ends in minutes:
 
-    make exp-cifar ARGS="--network c1 --num-seeds 1 --epochs 2 --train-size 2000"
+    make exp-cifar ARGS="--network c1 --num-seeds 1 --epochs 2 --train-size 2000 --small-batch 32"
 """
 
 from os import PathLike
@@ -29,7 +29,7 @@ CONFIG = Config()
 SMOKE = CONFIG._replace(
     network="c1",
     protocol=CONFIG.protocol._replace(
-        num_seeds=1, epochs=1, train_size=200, small_batch=50, dim=3, num_draws=2, max_evaluations=3
+        num_seeds=1, epochs=1, train_size=200, small_batch=10, dim=3, num_draws=2, max_evaluations=3
     ),
 )
 

@@ -25,7 +25,7 @@ class Config(NamedTuple):
 
 CONFIG = Config()
 SMOKE = CONFIG._replace(
-    protocol=CONFIG.protocol._replace(num_seeds=1, epochs=2, train_size=200, dim=5, num_draws=2, max_evaluations=3)
+    protocol=CONFIG.protocol._replace(num_seeds=1, epochs=2, train_size=400, dim=5, num_draws=2, max_evaluations=3)
 )
 
 

@@ -48,7 +48,7 @@ class Config(NamedTuple):
 
 
 CONFIG = Config()
-SMOKE = CONFIG._replace(num_seeds=1, train_size=200, points=7, side=3, num_directions=3, steps=2)
+SMOKE = CONFIG._replace(num_seeds=1, train_size=400, points=7, side=3, num_directions=3, steps=2)
 
 
 def run(

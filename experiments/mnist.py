@@ -24,7 +24,7 @@ class Config(NamedTuple):
 CONFIG = Config()
 SMOKE = CONFIG._replace(
     protocol=CONFIG.protocol._replace(
-        num_seeds=1, epochs=2, train_size=2560, dim=5, num_draws=2, max_evaluations=3
+        num_seeds=1, epochs=2, train_size=3000, dim=5, num_draws=2, max_evaluations=3
     )
 )
 

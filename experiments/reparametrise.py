@@ -53,7 +53,7 @@ class Config(NamedTuple):
 
 CONFIG = Config()
 SMOKE = CONFIG._replace(
-    num_seeds=1, train_size=200, factors=(0.1, 1.0, 10.0), num_draws=1, examples=100, repeats=2
+    num_seeds=1, train_size=400, factors=(0.1, 1.0, 10.0), num_draws=1, examples=100, repeats=2
 )
 MAPS = ("before batch norm", "behind batch norm")
 

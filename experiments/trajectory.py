@@ -35,7 +35,7 @@ class Config(NamedTuple):
 
 
 CONFIG = Config()
-SMOKE = CONFIG._replace(num_seeds=1, train_size=200, epochs=3, points=2)
+SMOKE = CONFIG._replace(num_seeds=1, train_size=400, epochs=3, points=2)
 
 
 def run(

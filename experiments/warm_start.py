@@ -33,7 +33,7 @@ class Config(NamedTuple):
 
 
 CONFIG = Config()
-SMOKE = CONFIG._replace(num_seeds=1, train_size=200, epochs=2, starts=2)
+SMOKE = CONFIG._replace(num_seeds=1, train_size=400, epochs=2, starts=2)
 
 
 def run(

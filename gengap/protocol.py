@@ -147,7 +147,9 @@ class Setting(NamedTuple):
     protocol: Protocol
 
 
-def setting(config: Any, data_dir: str | PathLike | None, *, epochs: int | None = None) -> Setting:
+def setting(
+    config: Any, data_dir: str | PathLike | None, *, epochs: int | None = None, pair: bool = True
+) -> Setting:
     """The network, the data set and the settings that an experiment's config asks for.
 
     Args:
@@ -155,6 +157,7 @@ def setting(config: Any, data_dir: str | PathLike | None, *, epochs: int | None 
         set; `num_seeds`, starting points; `train_size`, to use only the first so many training examples.
       data_dir: the TFDS directory, see `data.load`.
       epochs: how long to train, whatever the loss; `None` trains until the default of the data set says stop.
+      pair: whether SB and LB are trained, so that the one batch must be below the other.
 
     Raises:
       ValueError: a setting out of its range, or data that are not there.
@@ -167,7 +170,7 @@ def setting(config: Any, data_dir: str | PathLike | None, *, epochs: int | None 
         protocol = protocol._replace(epochs=epochs, patience=None, target=None)
     model = getattr(models, config.network)(ds.num_classes)
     name = config.network.upper()
-    check(protocol, ds, {name: model})
+    check(protocol, ds, {name: model}, pair=pair)
     return Setting(name, model, ds, protocol)
 
 
@@ -221,8 +224,8 @@ def pair(
     return small, large
 
 
-def check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model]) -> None:
-    """Refuse a setting out of its range before anything is trained."""
+def check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model], *, pair: bool = True) -> None:
+    """Refuse, before any training, a setting out of its range, or with `pair` a small batch not below the large."""
     for name in ("num_seeds", "epochs", "patience", "dim", "num_draws", "num_starts", "chunk"):
         if (value := getattr(protocol, name)) is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -249,6 +252,12 @@ def check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model]) -> Non
             train.count(getattr(protocol, name), len(ds.x_train))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+    small, large = (train.count(size, len(ds.x_train)) for size in (protocol.small_batch, protocol.large_batch))
+    if pair and small >= large:
+        raise ValueError(
+            f"the small batch has {small} examples and the large one {large} of {len(ds.x_train)}; "
+            "choose a smaller small_batch, a larger large_batch or a larger train_size"
+        )
 
 
 def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records.Run, seeds: range) -> None:

@@ -36,7 +36,7 @@ SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "mnist": (28, 28, 1),
 def synthetic(name, data_dir=None):
     rng = np.random.default_rng(0)
     classes = 100 if name == "cifar100" else 10
-    size = 200 if "cifar" in name else 2560
+    size = 200 if "cifar" in name else 3000
     images = rng.integers(0, 256, (2 * size, *SHAPES[name]), np.uint8)
     labels = np.arange(2 * size) % classes
     return data.from_arrays(
@@ -99,16 +99,16 @@ def test_smoke(small, tmp_path, monkeypatch, name):
 
 
 def test_the_digits_with_the_network_of_the_paper():
-    size = {"train_size": 360, "small_batch": 36}  # as many as there are test images, to compile half as much
+    size = {"train_size": 360, "small_batch": 36, "large_batch": 72}  # 360 is the test set too
     protocol = digits.SMOKE.protocol._replace(epochs=1, num_draws=1, max_evaluations=2, **size)
     summary = digits.run(digits.SMOKE._replace(protocol=protocol))
     check(summary, "digits", ["F1"], "digits", protocol)
-    assert [row["batch_size"] for row in summary["rows"]] == [36, 36]
+    assert [row["batch_size"] for row in summary["rows"]] == [36, 72]
     assert all(row["test_accuracy"] > 0.2 for row in summary["rows"])
 
 
 def test_the_command_writes_the_report(small, tmp_path, capsys):
-    flags = "--num-seeds 1 --epochs 2 --train-size 2560 --num-draws 2 --dim 5 --max-evaluations 3 --out"
+    flags = "--num-seeds 1 --epochs 2 --train-size 3000 --num-draws 2 --dim 5 --max-evaluations 3 --out"
     cli.main("mnist", mnist.run, mnist.CONFIG, "", [*flags.split(), str(tmp_path)])
     said = capsys.readouterr()
     assert "Table 4" in said.out and "F1 on mnist" in said.out
@@ -237,11 +237,11 @@ def test_the_ends_of_the_paths_are_the_minima(small):
 
 
 def test_the_landscape_takes_the_minima_of_an_earlier_run(small, tmp_path, monkeypatch):
-    tabled = digits.CONFIG._replace(protocol=digits.CONFIG.protocol._replace(num_seeds=1, train_size=200, dim=3))
+    tabled = digits.CONFIG._replace(protocol=digits.CONFIG.protocol._replace(num_seeds=1, train_size=400, dim=3))
     digits.run(tabled, tmp_path / "digits" / "default")
     monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
     landscape.run(landscape.SMOKE, tmp_path / "landscape" / "default")
-    other = landscape.SMOKE._replace(train_size=100)
+    other = landscape.SMOKE._replace(train_size=410)
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         landscape.run(other, tmp_path / "landscape" / "other")
 

@@ -165,8 +165,8 @@ def test_only_the_first_training_examples_are_used(monkeypatch):
 
     monkeypatch.setattr(minima, "find_pair", find_pair)
     with pytest.raises(KeyboardInterrupt):
-        fill(None, SMALL._replace(train_size=7))
-    assert seen[0].x_train.shape == (7, 5) and seen[0].x_test.shape == (24, 5)
+        fill(None, SMALL._replace(train_size=13))
+    assert seen[0].x_train.shape == (13, 5) and seen[0].x_test.shape == (24, 5)
 
 
 IMPOSSIBLE = [
@@ -176,6 +176,7 @@ IMPOSSIBLE = [
     {"patience": 0},
     {"small_batch": 0},
     {"small_batch": 25},
+    {"small_batch": 12},
     {"large_batch": 0},
     {"large_batch": 25},
     {"epsilons": ()},
