@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import common
 from experiments import digits
@@ -29,6 +28,7 @@ from gengap import ascent, data, loops, minima, models, objective, records, shar
 
 EPSILONS = (1e-3, 5e-4)
 DIM = 100
+SOLVERS = ("ours", "SciPy")
 OURS = {"corner": ascent.corner, "gradient": ascent.gradient, "L-BFGS": ascent.lbfgs}
 
 
@@ -74,7 +74,9 @@ def main(
     loss = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
     for seed in range(seeds):
         names = [f"{method} {seed}" for method in ("SB", "LB")]
-        if all(f"{name} {space}" in found for name in names for space in spaces) and seed:
+        if seed and all(
+            f"{name} {space}, {who}" in found for name in names for space in spaces for who in SOLVERS
+        ):
             continue
         for name, minimum in zip(names, _pair(model, ds, seed, out), strict=True):
             params = loops.row(minimum.params, 0)
@@ -82,7 +84,8 @@ def main(
                 keep("draw", partial(_draw, loss, params, min(4, subspaces), rounds))
                 keep("subspaces", partial(_subspaces, loss, params, subspaces))
             for space in spaces:
-                keep(f"{name} {space}", partial(_cells, loss, params, space, starts, budget))
+                keep(f"{name} {space}, ours", partial(_ours, loss, params, space))
+                keep(f"{name} {space}, SciPy", partial(_scipy, loss, params, space, starts, budget))
     x, y = common.examples("f1", images)
     params = model.init(jax.random.key(0), objective.scale(x[:2]))
     keep(f"draw, {images} images", partial(_draw, objective.over_dataset(model.apply, x, y), params, 1, 1))
@@ -116,35 +119,42 @@ def _problem(loss: Callable, params: Any, space: str) -> tuple[Callable, Any]:
     return sharpness.restrict(loss, params, A), sharpness.radius(params, A, 1.0)
 
 
-def _cells(loss: Callable, params: Any, space: str, starts: int, budget: int) -> list[dict[str, Any]]:
-    """Each solver for each epsilon; the corner ascent as `sharpness` calls it, in the first of ten draws too."""
+def _ours(loss: Callable, params: Any, space: str) -> list[dict[str, Any]]:
+    """Each maximiser for each epsilon; the corner ascent in the first of ten draws too."""
+    rows = []
+    for epsilon in EPSILONS:
+        for name, maximiser in OURS.items():
+            if space == "full":
+                s = sharpness.full_space(loss, params, epsilon=epsilon, maximiser=maximiser)
+            else:
+                s = _measure(loss, params, 1, epsilon, 12, maximiser)
+            rows.append(_row(epsilon, name, s.value.ravel()[0], s.evaluations.ravel()[0]))
+        if space == "random":
+            s = _measure(loss, params, 10, epsilon, 12)
+            rows.append(_row(epsilon, "corner, of ten draws", s.value[0], s.evaluations[0]))
+    return rows
+
+
+def _scipy(loss: Callable, params: Any, space: str, starts: int, budget: int) -> list[dict[str, Any]]:
+    """SciPy for each epsilon, in the subspace of the first draw."""
     fn, unit = _problem(loss, params, space)
     base = float(loss(params))
     rows = []
-
-    def row(epsilon: float, solver: str, value: Any, evaluations: Any, **more: Any) -> None:
-        phi = 100 * (float(value) - base) / (1 + base)
-        rows.append({"epsilon": epsilon, "solver": solver, "value": phi, "evaluations": int(evaluations), **more})
-
     for epsilon in EPSILONS:
-        for name, maximiser in OURS.items():
-            measure = partial(sharpness.full_space, loss, params)
-            if space == "random":
-                measure = partial(
-                    sharpness.random_subspaces, loss, params, jax.random.key(0), dim=DIM, num_draws=1
-                )
-            s = measure(epsilon=epsilon, maximiser=maximiser)
-            row(epsilon, name, np.asarray(s.max_loss).flat[0], np.asarray(s.evaluations).flat[0])
-        if space == "random":
-            s = sharpness.random_subspaces(loss, params, jax.random.key(0), dim=DIM, num_draws=10, epsilon=epsilon)
-            row(epsilon, "corner, of ten draws", s.max_loss[0], s.evaluations[0])
         r = epsilon * unit
-        for scaled in (False, True):
+        for kind, scaled in (("raw", False), ("box", True)):
             top = ascent.scipy_lbfgsb(fn, jnp.zeros_like(r), r, scaled=scaled)
-            kind = "box" if scaled else "raw"
-            row(epsilon, f"SciPy, 10 iterations, {kind}", top.value, top.evaluations)
-            row(epsilon, f"SciPy, converged, {kind}", *_converged(fn, r, scaled, starts, budget), starts=starts)
+            found = {"10 iterations": (float(top.value), int(top.evaluations))}
+            found["converged"] = _converged(fn, r, scaled, starts, budget)
+            rows += [
+                _row(epsilon, f"SciPy, {name}, {kind}", 100 * (value - base) / (1 + base), evaluations)
+                for name, (value, evaluations) in found.items()
+            ]
     return rows
+
+
+def _row(epsilon: float, solver: str, value: Any, evaluations: Any) -> dict[str, Any]:
+    return {"epsilon": epsilon, "solver": solver, "value": float(value), "evaluations": int(evaluations)}
 
 
 def _converged(fn: Callable, radius: Any, scaled: bool, starts: int, budget: int) -> tuple[float, int]:
@@ -225,9 +235,23 @@ def _subspaces(loss: Callable, params: Any, count: int) -> dict[str, Any]:
     return results
 
 
-def _measure(loss: Callable, params: Any, draws: int, epsilon: Any, evaluations: int) -> sharpness.Sharpness:
+def _measure(
+    loss: Callable,
+    params: Any,
+    draws: int,
+    epsilon: Any,
+    evaluations: int,
+    maximiser: Callable = ascent.corner,
+) -> sharpness.Sharpness:
     return sharpness.random_subspaces(
-        loss, params, jax.random.key(0), dim=DIM, num_draws=draws, epsilon=epsilon, max_evaluations=evaluations
+        loss,
+        params,
+        jax.random.key(0),
+        dim=DIM,
+        num_draws=draws,
+        epsilon=epsilon,
+        max_evaluations=evaluations,
+        maximiser=maximiser,
     )
 
 
@@ -264,7 +288,7 @@ def _print(found: dict[str, Any]) -> None:
     for name, rows in found.items():
         if name.split()[0] in ("SB", "LB"):
             for row in rows:
-                cells.setdefault((name, row["epsilon"]), {})[row["solver"]] = row
+                cells.setdefault((name.split(",")[0], row["epsilon"]), {})[row["solver"]] = row
     ratios: dict[str, list[float]] = {}
     for (name, epsilon), row in sorted(cells.items()):
         best = max(one["value"] for solver, one in row.items() if "converged" in solver)

@@ -225,7 +225,7 @@ def pair(
 
 
 def check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model], *, pair: bool = True) -> None:
-    """Refuse, before any training, a setting out of its range, or with `pair` a small batch not below the large."""
+    """Refuse, before training, a setting out of its range or, with `pair`, a small batch not below the large."""
     for name in ("num_seeds", "epochs", "patience", "dim", "num_draws", "num_starts", "chunk"):
         if (value := getattr(protocol, name)) is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
