@@ -6,6 +6,9 @@ another. In place of another subspace the scouts climb in what it looks like fro
 $r\,\mathrm{sign}(A^T g)$, seen along $g$, has the length $\sum_i r_i |(A^T g)_i| / \|g\|$, about
 $\epsilon p \sigma \sqrt{2/\pi}$ for p columns of independent entries of standard deviation $\sigma$. So a scout
 steps to $\rho\, g / \|g\|$, again and again, with that $\rho$; no A is needed for it.
+
+In the full space the ascent itself begins better from outside the box: far away another group of examples
+dominates than close to x, and the corner that it points to is the higher one.
 """
 
 from collections.abc import Callable
@@ -21,7 +24,7 @@ from gengap import loops
 LOOKS = 3
 """Gradients that one scout takes."""
 
-RADII = (1.0, 1.5)
+RADII = (1.5, 3.0)
 """The radii at which scouts climb, as multiples of the one above; the best of each is a start."""
 
 _MOST_SCOUTS = 4
@@ -39,6 +42,29 @@ def budget(num_draws: int, max_evaluations: int) -> tuple[int, int]:
     scouts = min(max(num_draws * (max_evaluations // 4) // price, 1), _MOST_SCOUTS)
     share = -(-scouts * price // num_draws)
     return (scouts, share) if share <= max_evaluations // 2 else (0, 0)
+
+
+OUTSIDE = (3.0, 2.0, 1.5)
+"""Multiples of the box at whose corners `outside` looks, one after another."""
+
+
+def outside(fn: Callable, slope: Float[Array, " n"], radius: Float[Array, " n"], key: Key[Array, ""]) -> Array:
+    """The gradient at the end of a few corner steps in boxes larger than the one of the metric.
+
+    A look that is not finite, or where the loss is flat, changes nothing.
+
+    Args:
+      fn: `step -> f(x + step)`.
+      slope: gradient of f at x.
+      radius: half-widths of the box.
+      key: of the signs where a derivative is exactly 0.
+    """
+    random = jax.random.rademacher(key, slope.shape, slope.dtype)
+    g = slope
+    for multiple in OUTSIDE:
+        value, seen = _look(fn, multiple * radius * jnp.where(g == 0, random, jnp.sign(g)))
+        g = jnp.where(jnp.isfinite(value) & (seen != 0).any(), seen, g)
+    return g
 
 
 def length(key: Key[Array, ""], columns: Callable, n: int, dim: int) -> Float[Array, ""]:

@@ -72,7 +72,7 @@ class _How(NamedTuple):
     """What is static when a measurement is compiled."""
 
     dim: int | None = None  # None: the full space
-    columns: subspace.Columns = jax.random.normal
+    columns: subspace.Columns = subspace.normal
     normalise: bool = False
     keep: bool = True
     maximiser: Callable = ascent.corner
@@ -96,6 +96,9 @@ def full_space(
 ) -> Sharpness:
     """Metric 2.1 with A = I (Table 3).
 
+    Three of the gradients are spent at corners of larger boxes, and the ascent begins at the corner that the
+    last of them points to (see `scout.outside`); where there are fewer than six to spend, it begins at x.
+
     Args:
       loss: `params -> scalar`, in nats.
       params: x, floating-point leaves.
@@ -117,7 +120,15 @@ def full_space(
     4.25
     """
     _check(loss, params, epsilon, num_starts, max_evaluations, precision)
-    how = _How(maximiser=maximiser, num_starts=num_starts, max_evaluations=max_evaluations, precision=precision)
+    share = len(scout.OUTSIDE) if max_evaluations >= 2 * len(scout.OUTSIDE) else 0
+    how = _How(
+        maximiser=maximiser,
+        num_starts=num_starts,
+        max_evaluations=max_evaluations - share,
+        scouts=min(share, 1),
+        share=share,
+        precision=precision,
+    )
     found = _measure(how, loss, params, jax.random.key(0), 1, epsilon)
     return jax.tree.map(lambda a: a[0] if np.ndim(epsilon) else a[0, 0], found)
 
@@ -133,7 +144,7 @@ def random_subspaces(
     num_starts: int = 4,
     max_evaluations: int = 12,
     maximiser: Callable = ascent.corner,
-    columns: subspace.Columns = jax.random.normal,
+    columns: subspace.Columns = subspace.normal,
     normalise: bool = False,
     draws_at_once: int | None = None,
     precision: str = "float32",
@@ -275,7 +286,14 @@ def _prepare(
     slope, _ = ravel_pytree(slope)
     if not how.scouts:
         return (value, slope), None
-    length = 1 / np.sqrt(slope.size) if how.normalise else scout.length(key, how.columns, slope.size, how.dim or 1)
+    if how.dim is None:
+        box = radius(x, None, 1.0)
+
+        def away(epsilon: Array) -> Array:
+            return scout.outside(restrict(loss, x, None), slope, epsilon * box, key)[None]
+
+        return (value, slope), loops.each(away, epsilons, at_once=1)
+    length = 1 / np.sqrt(slope.size) if how.normalise else scout.length(key, how.columns, slope.size, how.dim)
 
     def look(epsilon: Array) -> Array:
         return scout.directions(
@@ -328,9 +346,11 @@ def _draw(
 
     def maximise(epsilon: Float[Array, ""], directions: Array | None) -> Sharpness:
         r = epsilon * unit
-        starts = directions
-        if directions is not None and A is not None:
-            starts = jnp.stack([r * jnp.sign(subspace.transpose_times(A, d)) for d in directions])
+        starts = None
+        if directions is not None:
+            starts = jnp.stack(
+                [r * jnp.sign(d if A is None else subspace.transpose_times(A, d)) for d in directions]
+            )
         found = how.maximiser(
             fn,
             jnp.zeros_like(r),

@@ -113,3 +113,23 @@ def test_a_radius_at_which_the_loss_is_not_finite_leaves_only_its_own_slope():
 def test_the_same_key_gives_the_same_directions():
     fn = Partial(groups, jnp.stack([V, W]), jnp.array([4.0, 3.0]))
     np.testing.assert_array_equal(directions(fn, V, KEY, 0.5), directions(fn, V, jax.random.key(0), 0.5))
+
+
+def test_from_outside_the_box_the_higher_corner_is_seen():
+    fn = Partial(lambda step: jnp.sum(0.3 * step**3 - 0.1 * step))
+    slope = jax.grad(fn)(jnp.zeros(2))
+    g = scout.outside(fn, slope, jnp.ones(2), KEY)
+    assert float(fn(jnp.sign(g))) == pytest.approx(0.4) and float(fn(jnp.sign(slope))) == pytest.approx(-0.4)
+
+
+def test_what_is_not_finite_outside_the_box_changes_nothing():
+    slope = jnp.array([1.0, -2.0])
+    fn = Partial(lambda step: jnp.where(jnp.abs(step).max() > 1, jnp.nan, 1.0) * step.sum())
+    g = scout.outside(fn, slope, jnp.ones(2), KEY)
+    np.testing.assert_array_equal(g, slope)
+
+
+def test_where_the_loss_is_flat_around_x_the_looks_outside_leave_it():
+    fn = Partial(lambda step: jnp.maximum(jnp.abs(step).max() - 2, 0.0))
+    g = scout.outside(fn, jnp.zeros(2), jnp.ones(2), KEY)
+    assert jnp.abs(g).max() > 0

@@ -151,3 +151,21 @@ def test_vmap_over_keys_equals_a_loop(keep):
     for i, key in enumerate(keys):
         for some, one in zip(together, alone(key), strict=True):
             np.testing.assert_allclose(some[i], one, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 7), (100, 4321)])
+@pytest.mark.parametrize("seed", [0, 1, 2**31 + 5])
+def test_normal_is_that_of_jax(shape, seed):
+    key = jax.random.fold_in(jax.random.key(seed), 3)
+    np.testing.assert_array_equal(
+        jax.jit(subspace.normal, static_argnums=1)(key, shape), jax.random.normal(key, shape)
+    )
+    other = jax.random.key(seed, impl="rbg")
+    np.testing.assert_array_equal(subspace.normal(other, shape), jax.random.normal(other, shape))
+
+
+def test_normal_is_that_of_jax_in_float64_too():
+    with jax.enable_x64(True):
+        drawn = subspace.normal(jax.random.key(0), (3, 5))
+        assert drawn.dtype == jnp.float64
+        np.testing.assert_array_equal(drawn, jax.random.normal(jax.random.key(0), (3, 5)))
