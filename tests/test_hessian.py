@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 
-from gengap import hessian, objective
+from gengap import data, hessian, minima, models, objective
 
 
 @functools.cache
@@ -82,16 +83,45 @@ def test_hutch_plus_plus_is_exact_on_a_low_rank() -> None:
 
 
 def test_a_spectral_density_is_within_its_own_error() -> None:
-    """Against the same Gaussian around each eigenvalue; four standard errors at 95 % of the points."""
+    """Against the same Gaussian around each eigenvalue, as the trace: three standard errors, 95 of 100 repeats."""
     loss, params, dense = network()
     every = np.linalg.eigvalsh(dense)
-    found = hessian.spectral_density(loss, params, jax.random.key(0), num_samples=20, num_matvecs=100, width=0.02)
-    at = np.asarray(found.eigenvalues, np.float64)
-    exact = (np.exp(-0.5 * ((at[:, None] - every[None]) / 0.02) ** 2) / (0.02 * np.sqrt(2 * np.pi))).mean(1)
-    error = np.abs(np.asarray(found.density) - exact)
-    assert (error <= 4 * np.asarray(found.sem) + 1e-3 * exact.max()).mean() >= 0.95
-    np.testing.assert_allclose(np.trapezoid(np.asarray(found.density), at), 1, rtol=1e-2)
-    assert found.gradients == 2 * 100 * 20
+    within = []
+    for i in range(100):
+        found = hessian.spectral_density(
+            loss, params, jax.random.key(i), num_samples=15, num_matvecs=60, width=0.05
+        )
+        at = np.asarray(found.eigenvalues, np.float64)
+        exact = (np.exp(-0.5 * ((at[:, None] - every[None]) / 0.05) ** 2) / (0.05 * np.sqrt(2 * np.pi))).mean(1)
+        error = np.abs(np.asarray(found.density) - exact)
+        within.append((error <= 3 * np.asarray(found.sem) + 1e-4 * exact.max()).mean())
+        np.testing.assert_allclose(np.trapezoid(np.asarray(found.density), at), 1, rtol=1e-2)
+    assert found.gradients == 2 * 60 * 15
+    assert (np.array(within) >= 0.9).sum() >= 95
+    assert np.mean(within) >= 0.95
+
+
+@pytest.mark.data
+def test_the_hessian_of_f1_on_mnist_against_converged_references() -> None:
+    """Top eigenvalue against ARPACK at a tolerance of 1e-7, trace against 300 other products; both within 1 %."""
+    ds = data.head(data.load("mnist"), 1000)
+    model = models.f1(ds.num_classes)
+    key = jax.random.key(0)
+    minimum, _ = minima.find_pair(model, ds, key, small_batch=100, large_batch=200, num_seeds=1, epochs=5)
+    params = jax.tree.map(lambda a: a[0], minimum.params)
+    loss = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
+    flat, tree = ravel_pytree(params)
+    times = jax.jit(lambda v: ravel_pytree(hessian.product(loss, params, tree(v)))[0])
+    operator = scipy.sparse.linalg.LinearOperator(
+        (flat.size, flat.size), lambda v: np.asarray(times(jnp.asarray(v.ravel(), jnp.float32)), np.float64)
+    )
+    start = np.random.default_rng(0).standard_normal(flat.size)
+    top = scipy.sparse.linalg.eigsh(operator, k=1, which="LA", v0=start, tol=1e-7, return_eigenvectors=False)[0]
+    assert float(hessian.eigenvalues(loss, params, key)[0]) == pytest.approx(top, rel=0.01)
+    reference = hessian.trace(loss, params, jax.random.key(1), num_samples=300)
+    found = hessian.trace_plus_plus(loss, params, key, num_samples=90)
+    assert float(reference.sem / reference.value) < 0.005
+    assert float(found.value) == pytest.approx(float(reference.value), rel=0.01)
 
 
 def test_new_parameters_compile_nothing() -> None:
