@@ -72,7 +72,7 @@ CHOICES = {
     "batch norm in f": "statistics of each chunk (batch statistics)",
     "dropout in f": "off",
     "A": "independent N(0, 1) entries, not normalised; full space: the identity",
-    "maximiser": "corner ascent, the best point seen; in subspaces from directions that scouts found",
+    "maximiser": "corner ascent, the best point seen; begun from outside the box, in subspaces by scouts",
 }
 """The choices that are not numbers, for a run's record."""
 
