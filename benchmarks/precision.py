@@ -54,7 +54,7 @@ def main(
     rows: list[dict[str, Any]] = []
     for space, p in (("full", None), ("random", dim)):
         with jax.enable_x64(True):
-            loss64, params64 = _in_float64(model, ds, params)
+            loss64, params64 = in_float64(model, ds.x_train, ds.y_train, params)
             fn64, radius64 = _problem(loss64, params64, p)
             reference = _ascend(fn64, epsilon * radius64)
             base = float(loss64(params64))
@@ -104,9 +104,10 @@ def _minimum(
     return loops.row((small if method == "SB" else large).params, 0)
 
 
-def _in_float64(model: models.Model, ds: data.Dataset, params: Any) -> tuple[Callable, Any]:
-    x = np.asarray(objective.scale(ds.x_train), np.float64)
-    loss = objective.over_dataset(model.apply, jnp.asarray(x), ds.y_train)
+def in_float64(model: models.Model, x: Array, y: Array, params: Any) -> tuple[Callable, Any]:
+    """The loss over these images, and the parameters, in float64."""
+    images = np.asarray(objective.scale(x), np.float64)
+    loss = objective.over_dataset(model.apply, jnp.asarray(images), y)
     return loss, jax.tree.map(lambda a: a.astype(jnp.float64), params)
 
 

@@ -186,10 +186,11 @@ def torch_loss(
     for layer in network:
         layer.train(not isinstance(layer, nn.Dropout))
     network.zero_grad()
+    dtype = next(network.parameters()).dtype
     total = torch.zeros((), dtype=torch.float64, device=DEVICE)
     for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
         with autocast():
-            part = F.cross_entropy(network(x.float() / 255), y, reduction="sum") / len(images)
+            part = F.cross_entropy(network(x.to(dtype) / 255), y, reduction="sum") / len(images)
         part.backward()
         total += part.detach()
     return float(total), torch.cat([p.grad.ravel() for p in network.parameters()])

@@ -83,13 +83,17 @@ def test_pytorch_computes_the_same_network_and_gradient():
     x, y = common.examples("c1", 16)
     model = models.c1()
     params = model.init(jax.random.key(0), objective.scale(x))
-    network = pytorch.c1(params)
-    images = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
-    labels = torch.tensor(np.asarray(y)).long()
-    value, slope = pytorch.torch_loss(network, images, labels, 16, contextlib.nullcontext)
-    expected, gradient = jax.value_and_grad(objective.over_dataset(model.apply, x, y))(params)
-    assert value == pytest.approx(float(expected), rel=1e-5)
-    assert float(slope.norm()) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
+    with jax.enable_x64(True):
+        loss, params = precision.in_float64(model, x, y, params)
+        expected, gradient = jax.value_and_grad(loss)(params)
+        network = pytorch.c1(params)
+        assert next(network.parameters()).dtype == torch.float64
+        images = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
+        labels = torch.tensor(np.asarray(y)).long()
+        value, slope = pytorch.torch_loss(network, images, labels, 16, contextlib.nullcontext)
+        # The images of the one are float32 / 255, of the other float64.
+        assert value == pytest.approx(float(expected), rel=1e-7)
+        assert float(slope.norm()) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-6)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is no dependency")
