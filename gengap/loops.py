@@ -74,6 +74,6 @@ def each(fn: Callable, xs: PyTree, *, at_once: int = 1) -> Any:
     """`vmap(fn)(xs)`, computed in groups of `at_once`, one group after another."""
     if not traced(xs) and in_python(fn, row(xs, 0)):
         return stack([fn(row(xs, i)) for i in range(len(jax.tree.leaves(xs)[0]))])
-    if at_once >= len(jax.tree.leaves(xs)[0]):
+    if 1 < len(jax.tree.leaves(xs)[0]) <= at_once:
         return jax.vmap(fn)(xs)
     return lax.map(fn, xs, batch_size=at_once if at_once > 1 else None)
