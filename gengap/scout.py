@@ -24,7 +24,7 @@ from gengap import loops
 LOOKS = 3
 """Gradients that one scout takes."""
 
-RADII = (1.5, 3.0)
+RADII = (1.0, 1.5)
 """The radii at which scouts climb, as multiples of the one above; the best of each is a start."""
 
 _MOST_SCOUTS = 4

@@ -121,14 +121,8 @@ def full_space(
     """
     _check(loss, params, epsilon, num_starts, max_evaluations, precision)
     share = len(scout.OUTSIDE) if max_evaluations >= 2 * len(scout.OUTSIDE) else 0
-    how = _How(
-        maximiser=maximiser,
-        num_starts=num_starts,
-        max_evaluations=max_evaluations - share,
-        scouts=min(share, 1),
-        share=share,
-        precision=precision,
-    )
+    how = _How(maximiser=maximiser, num_starts=num_starts, max_evaluations=max_evaluations - share)
+    how = how._replace(scouts=min(share, 1), share=share, precision=precision)
     found = _measure(how, loss, params, jax.random.key(0), 1, epsilon)
     return jax.tree.map(lambda a: a[0] if np.ndim(epsilon) else a[0, 0], found)
 
@@ -287,12 +281,9 @@ def _prepare(
     if not how.scouts:
         return (value, slope), None
     if how.dim is None:
-        box = radius(x, None, 1.0)
-
-        def away(epsilon: Array) -> Array:
-            return scout.outside(restrict(loss, x, None), slope, epsilon * box, key)[None]
-
-        return (value, slope), loops.each(away, epsilons, at_once=1)
+        fn = restrict(loss, x, None)
+        looks = loops.each(lambda e: scout.outside(fn, slope, radius(x, None, e), key)[None], epsilons, at_once=1)
+        return (value, slope), looks
     length = 1 / np.sqrt(slope.size) if how.normalise else scout.length(key, how.columns, slope.size, how.dim)
 
     def look(epsilon: Array) -> Array:
