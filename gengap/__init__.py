@@ -23,6 +23,7 @@ __all__ = [
     "landscape",
     "loops",
     "measures",
+    "metric",
     "minima",
     "models",
     "objective",

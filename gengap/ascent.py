@@ -105,7 +105,8 @@ def maximise(
       key: of everything random.
       num_starts: the most ascents.
       max_evaluations: values with gradients to spend in all, f(start) included.
-      starts: points to look at first; the ascent goes on from the best of them.
+      starts: points to look at first, with at most half of what there is to spend; the ascent goes on from the
+        best of them.
       known: f(start) and its gradient, where they are known.
 
     >>> top = corner(lambda y: y @ jnp.array([1.0, -2.0]), jnp.zeros(2), jnp.array([1.0, 0.5]), jax.random.key(0))
@@ -116,7 +117,7 @@ def maximise(
     value, slope = _value_and_grad(fn, start) if known is None else known
     unit = jnp.where(radius > 0, radius, 1)
     look = Look(start / unit, value, slope * radius)
-    first = look.point[None] if starts is None else starts[: max(max_evaluations - 1, 1)] / unit[None]
+    first = look.point[None] if starts is None else starts[: max((max_evaluations - 1) // 2, 1)] / unit[None]
     given = 0 if starts is None else len(first)
     ends = jnp.full(max(num_starts, given, 1), jnp.nan, value.dtype)
     inner = rule.init(look.point)

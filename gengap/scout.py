@@ -21,27 +21,28 @@ from jaxtyping import Array, Float, Key
 
 from gengap import loops
 
-LOOKS = 3
-"""Gradients that one scout takes."""
-
 RADII = (1.0, 1.5)
 """The radii at which scouts climb, as multiples of the one above; the best of each is a start."""
 
-_MOST_SCOUTS = 4
+_FEWEST_LOOKS, _MOST_LOOKS = 3, 6
+_MOST_SCOUTS = 8
 
 
-def budget(num_draws: int, max_evaluations: int) -> tuple[int, int]:
-    """Scouts at each radius, and the gradients that each draw pays for them: a quarter of what it may spend.
+def budget(num_draws: int, max_evaluations: int) -> tuple[int, int, int]:
+    """Scouts at each radius, gradients of each of them, and gradients that a draw pays: a quarter of all it has.
 
-    A few draws pay up to half; where that does not buy one scout, there is none.
+    What the draws pay together is spent on longer scouts first, then on more of them. A few draws pay up to
+    half; where that does not buy a scout of three gradients at each radius, there is none.
 
     >>> budget(num_draws=10, max_evaluations=12), budget(1, 12), budget(1, 6)
-    ((4, 3), (1, 6), (0, 0))
+    ((2, 6, 3), (1, 3, 6), (0, 0, 0))
     """
-    price = LOOKS * len(RADII)
-    scouts = min(max(num_draws * (max_evaluations // 4) // price, 1), _MOST_SCOUTS)
-    share = -(-scouts * price // num_draws)
-    return (scouts, share) if share <= max_evaluations // 2 else (0, 0)
+    radii = len(RADII)
+    total = max(num_draws * (max_evaluations // 4), radii * _FEWEST_LOOKS)
+    looks = min(total // radii, _MOST_LOOKS)
+    scouts = min(total // (radii * looks), _MOST_SCOUTS)
+    share = -(-scouts * looks * radii // num_draws)
+    return (scouts, looks, share) if share <= max_evaluations // 2 else (0, 0, 0)
 
 
 OUTSIDE = (3.0, 2.0, 1.5)
@@ -81,6 +82,7 @@ def directions(
     entry: float | Float[Array, ""],
     epsilon: Float[Array, ""],
     num_scouts: int,
+    num_looks: int,
 ) -> Float[Array, "radii n"]:
     """The gradient at the end of the best scout, for each radius.
 
@@ -95,6 +97,7 @@ def directions(
       entry: sigma, root mean square of the entries of A.
       epsilon: of the box.
       num_scouts: for each radius.
+      num_looks: gradients of each.
     """
     wide = epsilon * entry
     radius = wide * (dim or 1) * np.sqrt(2 / np.pi)
@@ -103,7 +106,7 @@ def directions(
         multiple, key = which
         _, g = _look(fn, multiple * wide * np.sqrt(dim or 1) * jax.random.normal(key, slope.shape, slope.dtype))
         value = jnp.full_like(wide, -jnp.inf)
-        for _ in range(LOOKS - 1):
+        for _ in range(num_looks - 1):
             value, g = _look(fn, multiple * radius * _unit(g))
         better = value > best[0]
         return jax.tree.map(partial(jnp.where, better), (value, g), best), None

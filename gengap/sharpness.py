@@ -1,71 +1,24 @@
-r"""Metric 2.1 of Keskar et al. (2016): how far the loss rises within a small box around a minimum.
+"""Sharpness, Metric 2.1 of Keskar et al. (2016): how far the loss rises within a small box around a minimum.
 
-$$\phi_{x,f}(\epsilon, A) = \frac{(\max_{y \in C_\epsilon} f(x + A y)) - f(x)}{1 + f(x)} \times 100, \qquad
-C_\epsilon = \{ z \in R^p : |z_i| \le \epsilon (|(A^+ x)_i| + 1) \}$$ (eqs. 3 and 4).
-
-The functions take the loss as a function of the parameters alone, and know neither networks nor data. Every
-value is a lower bound on the maximum in the definition.
+The definition is that of `metric`. The functions take the loss as a function of the parameters alone, and know
+neither networks nor data. Every value is a lower bound on the maximum in the definition.
 """
 
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 import tqdm
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from gengap import ascent, loops, scout, subspace
-from gengap.subspace import Subspace
-
-
-class Sharpness(NamedTuple):
-    """The metric with what it was computed from; leading axes are those of epsilon, then of the draws.
-
-    Attributes:
-      value: phi, in the paper's units (x 100).
-      base_loss: f(x), in nats.
-      max_loss: f(x + A y*), in nats.
-      evaluations: gradients spent, the one at x and the draw's share of those that all draws share included.
-      finite: whether the loss was finite wherever it was looked at.
-      ends: phi at the end of each ascent; NaN for one that there was nothing left to spend on.
-    """
-
-    value: Float[Array, "..."]
-    base_loss: Float[Array, "..."]
-    max_loss: Float[Array, "..."]
-    evaluations: Int[Array, "..."]
-    finite: Bool[Array, "..."]
-    ends: Float[Array, "... starts"]
-
-    @property
-    def mean(self) -> Float[Array, "..."]:
-        """Mean over the draws."""
-        return self.value.mean(-1)
-
-    @property
-    def sem(self) -> Float[Array, "..."]:
-        """Standard error of the mean over the draws; NaN for a single draw."""
-        draws = self.value.shape[-1]
-        return self.value.std(-1, ddof=1) / jnp.sqrt(draws) if draws > 1 else jnp.full_like(self.mean, jnp.nan)
-
-    def interval(self, level: float = 0.95) -> Float[np.ndarray, "... 2"]:
-        """Bootstrap interval of the mean over the draws (bias-corrected, accelerated); NaN for a single draw."""
-        values = np.asarray(self.value, np.float64)
-        if values.shape[-1] < 2:
-            return np.full((*values.shape[:-1], 2), np.nan)
-        if np.all(values == values[..., :1]):
-            return np.stack([values[..., 0]] * 2, -1)
-        found = scipy.stats.bootstrap(
-            (values,), np.mean, axis=-1, confidence_level=level, rng=np.random.default_rng(0)
-        )
-        return np.stack([found.confidence_interval.low, found.confidence_interval.high], -1)
+from gengap.metric import Sharpness, radius, restrict
 
 
 class _How(NamedTuple):
@@ -77,9 +30,11 @@ class _How(NamedTuple):
     keep: bool = True
     maximiser: Callable = ascent.corner
     num_starts: int = 4
-    max_evaluations: int = 12  # of a draw, without its share of the scouts'
+    max_evaluations: int = 12  # of a draw, without its share of the beginning's
+    begin: Callable | None = None  # (how, fn, x, slope, key, epsilon) -> [starts, n]
     scouts: int = 0
-    share: int = 0  # of their evaluations, for one draw
+    looks: int = 0
+    share: int = 0  # of what `begin` spends, for one draw
     at_once: int = 1
     precision: str = "float32"
 
@@ -121,8 +76,14 @@ def full_space(
     """
     _check(loss, params, epsilon, num_starts, max_evaluations, precision)
     share = len(scout.OUTSIDE) if max_evaluations >= 2 * len(scout.OUTSIDE) else 0
-    how = _How(maximiser=maximiser, num_starts=num_starts, max_evaluations=max_evaluations - share)
-    how = how._replace(scouts=min(share, 1), share=share, precision=precision)
+    how = _How(
+        maximiser=maximiser,
+        num_starts=num_starts,
+        max_evaluations=max_evaluations - share,
+        begin=_outside if share else None,
+        share=share,
+        precision=precision,
+    )
     found = _measure(how, loss, params, jax.random.key(0), 1, epsilon)
     return jax.tree.map(lambda a: a[0] if np.ndim(epsilon) else a[0, 0], found)
 
@@ -188,7 +149,7 @@ def random_subspaces(
     if draws_at_once is None:
         slow = jax.default_backend() == "cpu" or loops.has_convolution(loss, params)
         draws_at_once = 1 if slow else min(max(fitting, 1), num_draws, 16)
-    scouts, share = scout.budget(num_draws, max_evaluations)
+    scouts, looks, share = scout.budget(num_draws, max_evaluations)
     how = _How(
         dim=dim,
         columns=columns,
@@ -197,24 +158,15 @@ def random_subspaces(
         maximiser=maximiser,
         num_starts=num_starts,
         max_evaluations=max_evaluations - share,
+        begin=_scouts if share else None,
         scouts=scouts,
+        looks=looks,
         share=share,
         at_once=draws_at_once,
         precision=precision,
     )
     found = _measure(how, loss, params, key, num_draws, epsilon, progress)
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1) if np.ndim(epsilon) else a[:, 0], found)
-
-
-def restrict(loss: Callable, params: PyTree[Float[Array, "..."]], A: Subspace | None) -> Partial:
-    """`y -> f(x + A y)`, the function that Metric 2.1 maximises; A = I where `A` is `None`."""
-    return Partial(_at, loops.as_pytree(loss), params, A)
-
-
-def radius(params: PyTree[Float[Array, "..."]], A: Subspace | None, epsilon: float | Array) -> Float[Array, " p"]:
-    """The half-widths of the box, epsilon (|A^+ x| + 1) (eq. 3); A = I where `A` is `None`."""
-    x, _ = ravel_pytree(params)
-    return epsilon * (jnp.abs(x if A is None else subspace.pseudo_inverse_times(A, x)) + 1)
 
 
 def draw_keys(key: Key[Array, ""], num_draws: int) -> Key[Array, " draws"]:
@@ -278,20 +230,22 @@ def _prepare(
     """f(x), its gradient [n], and the directions in which the draws begin [epsilons, starts, n]."""
     value, slope = _value_and_grad(loss, x)
     slope, _ = ravel_pytree(slope)
-    if not how.scouts:
+    if how.begin is None:
         return (value, slope), None
-    if how.dim is None:
-        fn = restrict(loss, x, None)
-        looks = loops.each(lambda e: scout.outside(fn, slope, radius(x, None, e), key)[None], epsilons, at_once=1)
-        return (value, slope), looks
-    length = 1 / np.sqrt(slope.size) if how.normalise else scout.length(key, how.columns, slope.size, how.dim)
+    fn = restrict(loss, x, None)
+    return (value, slope), loops.each(partial(how.begin, how, fn, x, slope, key), epsilons, at_once=1)
 
-    def look(epsilon: Array) -> Array:
-        return scout.directions(
-            restrict(loss, x, None), slope, key, dim=how.dim, entry=length, epsilon=epsilon, num_scouts=how.scouts
-        )
 
-    return (value, slope), loops.each(look, epsilons, at_once=1)
+def _outside(how: _How, fn: Callable, x: PyTree, slope: Array, key: Key[Array, ""], epsilon: Array) -> Array:
+    return scout.outside(fn, slope, radius(x, None, epsilon), key)[None]
+
+
+def _scouts(how: _How, fn: Callable, x: PyTree, slope: Array, key: Key[Array, ""], epsilon: Array) -> Array:
+    assert how.dim is not None
+    entry = 1 / np.sqrt(slope.size) if how.normalise else scout.length(key, how.columns, slope.size, how.dim)
+    return scout.directions(
+        fn, slope, key, dim=how.dim, entry=entry, epsilon=epsilon, num_scouts=how.scouts, num_looks=how.looks
+    )
 
 
 @jax.jit
@@ -357,14 +311,6 @@ def _draw(
         return Sharpness(phi[0], value, found.value, found.evaluations + how.share, found.finite, phi[1:])
 
     return loops.each(lambda both: maximise(*both), (epsilons, directions))
-
-
-def _at(loss: Callable, x: PyTree, A: Subspace | None, y: Array) -> Float[Array, ""]:
-    """f(x + A y)"""
-    leaves, tree = jax.tree.flatten(x)
-    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-    steps = jnp.split(y if A is None else subspace.times(A, y), ends)
-    return loss(jax.tree.unflatten(tree, [a + s.reshape(a.shape) for a, s in zip(leaves, steps, strict=True)]))
 
 
 def _memory() -> int:
