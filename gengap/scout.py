@@ -13,6 +13,7 @@ dominates than close to x, and the corner that it points to is the higher one.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,27 +26,44 @@ RADII = (1.0, 1.5)
 """The radii at which scouts climb, as multiples of the one above; the best of each is a start."""
 
 _FEWEST_LOOKS, _MOST_LOOKS = 3, 6
-_MOST_SCOUTS = 8
+_MOST_SCOUTS = 4
 
 
-def budget(num_draws: int, max_evaluations: int) -> tuple[int, int, int]:
-    """Scouts at each radius, gradients of each of them, and gradients that a draw pays: a quarter of all it has.
+class Budget(NamedTuple):
+    """What the scouts of all draws may spend.
 
-    What the draws pay together is spent on longer scouts first, then on more of them. A few draws pay up to
-    half; where that does not buy a scout of three gradients at each radius, there is none.
-
-    >>> budget(num_draws=10, max_evaluations=12), budget(1, 12), budget(1, 6)
-    ((2, 6, 3), (1, 3, 6), (0, 0, 0))
+    Attributes:
+      radii: the first of `RADII`, as many as the draws have gradients to look at their ends.
+      scouts: at each radius.
+      looks: gradients of each.
+      share: gradients that each draw pays.
     """
-    radii = len(RADII)
-    total = max(num_draws * (max_evaluations // 4), radii * _FEWEST_LOOKS)
+
+    radii: int
+    scouts: int
+    looks: int
+    share: int
+
+
+def budget(num_draws: int, max_evaluations: int) -> Budget:
+    """Scouts for so many draws, paid with a quarter of what these may spend together.
+
+    It goes into longer scouts first, then into more of them. A few draws pay up to half; where that does not buy
+    three gradients at each radius, or leaves a draw none of its own, there is no scout.
+
+    >>> tuple(budget(num_draws=10, max_evaluations=12)), tuple(budget(1, 12)), tuple(budget(64, 4))
+    ((2, 2, 6, 3), (2, 1, 3, 6), (1, 4, 6, 1))
+    """
+    radii = len(RADII) if max_evaluations >= 4 * len(RADII) else 1
+    total = max(num_draws * (max_evaluations // 4), len(RADII) * _FEWEST_LOOKS)
     looks = min(total // radii, _MOST_LOOKS)
     scouts = min(total // (radii * looks), _MOST_SCOUTS)
     share = -(-scouts * looks * radii // num_draws)
-    return (scouts, looks, share) if share <= max_evaluations // 2 else (0, 0, 0)
+    affordable = share <= min(max_evaluations // 2, max_evaluations - 2)
+    return Budget(radii, scouts, looks, share) if affordable else Budget(0, 0, 0, 0)
 
 
-OUTSIDE = (3.0, 2.0, 1.5)
+OUTSIDE = (2.0, 1.6, 1.3, 1.1)
 """Multiples of the box at whose corners `outside` looks, one after another."""
 
 
@@ -81,8 +99,7 @@ def directions(
     dim: int | None,
     entry: float | Float[Array, ""],
     epsilon: Float[Array, ""],
-    num_scouts: int,
-    num_looks: int,
+    spend: Budget,
 ) -> Float[Array, "radii n"]:
     """The gradient at the end of the best scout, for each radius.
 
@@ -96,8 +113,7 @@ def directions(
       dim: p.
       entry: sigma, root mean square of the entries of A.
       epsilon: of the box.
-      num_scouts: for each radius.
-      num_looks: gradients of each.
+      spend: how many scouts there are, and how long.
     """
     wide = epsilon * entry
     radius = wide * (dim or 1) * np.sqrt(2 / np.pi)
@@ -106,7 +122,7 @@ def directions(
         multiple, key = which
         _, g = _look(fn, multiple * wide * np.sqrt(dim or 1) * jax.random.normal(key, slope.shape, slope.dtype))
         value = jnp.full_like(wide, -jnp.inf)
-        for _ in range(num_looks - 1):
+        for _ in range(spend.looks - 1):
             value, g = _look(fn, multiple * radius * _unit(g))
         better = value > best[0]
         return jax.tree.map(partial(jnp.where, better), (value, g), best), None
@@ -117,8 +133,8 @@ def directions(
         multiples = jnp.broadcast_to(multiple, keys.shape)
         return loops.scan(climb, nothing, (multiples, keys))[0][1]
 
-    keys = jax.random.split(key, (len(RADII), num_scouts))
-    return loops.each(at_radius, (jnp.asarray(RADII, wide.dtype), keys), at_once=1)
+    keys = jax.random.split(key, (spend.radii, spend.scouts))
+    return loops.each(at_radius, (jnp.asarray(RADII[: spend.radii], wide.dtype), keys), at_once=1)
 
 
 @jax.jit

@@ -30,11 +30,9 @@ class _How(NamedTuple):
     keep: bool = True
     maximiser: Callable = ascent.corner
     num_starts: int = 4
-    max_evaluations: int = 12  # of a draw, without its share of the beginning's
+    max_evaluations: int = 12  # of a draw, its share of the beginning's included
     begin: Callable | None = None  # (how, fn, x, slope, key, epsilon) -> [starts, n]
-    scouts: int = 0
-    looks: int = 0
-    share: int = 0  # of what `begin` spends, for one draw
+    spend: scout.Budget = scout.Budget(0, 0, 0, 0)
     at_once: int = 1
     precision: str = "float32"
 
@@ -51,8 +49,8 @@ def full_space(
 ) -> Sharpness:
     """Metric 2.1 with A = I (Table 3).
 
-    Three of the gradients are spent at corners of larger boxes, and the ascent begins at the corner that the
-    last of them points to (see `scout.outside`); where there are fewer than six to spend, it begins at x.
+    Four of the gradients are spent at corners of larger boxes, and the ascent begins at the corner that the
+    last of them points to (see `scout.outside`); where there are fewer than eight to spend, it begins at x.
 
     Args:
       loss: `params -> scalar`, in nats.
@@ -79,9 +77,9 @@ def full_space(
     how = _How(
         maximiser=maximiser,
         num_starts=num_starts,
-        max_evaluations=max_evaluations - share,
+        max_evaluations=max_evaluations,
         begin=_outside if share else None,
-        share=share,
+        spend=scout.Budget(1, 1, share, share),
         precision=precision,
     )
     found = _measure(how, loss, params, jax.random.key(0), 1, epsilon)
@@ -149,7 +147,7 @@ def random_subspaces(
     if draws_at_once is None:
         slow = jax.default_backend() == "cpu" or loops.has_convolution(loss, params)
         draws_at_once = 1 if slow else min(max(fitting, 1), num_draws, 16)
-    scouts, looks, share = scout.budget(num_draws, max_evaluations)
+    spend = scout.budget(num_draws, max_evaluations)
     how = _How(
         dim=dim,
         columns=columns,
@@ -157,11 +155,9 @@ def random_subspaces(
         keep=draws_at_once <= fitting,
         maximiser=maximiser,
         num_starts=num_starts,
-        max_evaluations=max_evaluations - share,
-        begin=_scouts if share else None,
-        scouts=scouts,
-        looks=looks,
-        share=share,
+        max_evaluations=max_evaluations,
+        begin=_scouts if spend.share else None,
+        spend=spend,
         at_once=draws_at_once,
         precision=precision,
     )
@@ -243,9 +239,7 @@ def _outside(how: _How, fn: Callable, x: PyTree, slope: Array, key: Key[Array, "
 def _scouts(how: _How, fn: Callable, x: PyTree, slope: Array, key: Key[Array, ""], epsilon: Array) -> Array:
     assert how.dim is not None
     entry = 1 / np.sqrt(slope.size) if how.normalise else scout.length(key, how.columns, slope.size, how.dim)
-    return scout.directions(
-        fn, slope, key, dim=how.dim, entry=entry, epsilon=epsilon, num_scouts=how.scouts, num_looks=how.looks
-    )
+    return scout.directions(fn, slope, key, dim=how.dim, entry=entry, epsilon=epsilon, spend=how.spend)
 
 
 @jax.jit
@@ -302,13 +296,13 @@ def _draw(
             r,
             ascent_key,
             num_starts=how.num_starts,
-            max_evaluations=how.max_evaluations,
+            max_evaluations=how.max_evaluations - how.spend.share,
             starts=starts,
             known=(value, slope),
         )
         phi = 100 * (jnp.stack([found.value, *found.ends]) - value) / (1 + value)
         phi = jnp.where(jnp.isfinite(unit).all(), phi, jnp.nan)
-        return Sharpness(phi[0], value, found.value, found.evaluations + how.share, found.finite, phi[1:])
+        return Sharpness(phi[0], value, found.value, found.evaluations + how.spend.share, found.finite, phi[1:])
 
     return loops.each(lambda both: maximise(*both), (epsilons, directions))
 

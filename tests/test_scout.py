@@ -10,23 +10,24 @@ from gengap import scout
 
 KEY = jax.random.key(0)
 N = 200
+SPEND = scout.Budget(radii=2, scouts=4, looks=3, share=3)
 V, W = jnp.eye(N)[3], -jnp.eye(N)[7]
 
 
 @pytest.mark.parametrize(
     ("draws", "evaluations", "expected"),
     [
-        (10, 12, (2, 6, 3)),
-        (64, 4, (5, 6, 1)),
-        (1, 12, (1, 3, 6)),
-        (1, 6, (0, 0, 0)),
-        (1, 11, (0, 0, 0)),
-        (2, 6, (1, 3, 3)),
-        (2, 5, (0, 0, 0)),
-        (6, 2, (1, 3, 1)),
-        (5, 2, (0, 0, 0)),
-        (1, 100, (2, 6, 24)),
-        (1000, 100, (8, 6, 1)),
+        (10, 12, (2, 2, 6, 3)),
+        (64, 4, (1, 4, 6, 1)),
+        (1, 12, (2, 1, 3, 6)),
+        (1, 6, (0, 0, 0, 0)),
+        (1, 11, (0, 0, 0, 0)),
+        (2, 6, (1, 1, 6, 3)),
+        (2, 5, (0, 0, 0, 0)),
+        (6, 3, (1, 1, 6, 1)),
+        (6, 2, (0, 0, 0, 0)),
+        (1, 100, (2, 2, 6, 24)),
+        (1000, 100, (2, 4, 6, 1)),
     ],
 )
 def test_scouts_are_paid_for_by_the_draws(draws, evaluations, expected):
@@ -36,9 +37,9 @@ def test_scouts_are_paid_for_by_the_draws(draws, evaluations, expected):
 def test_scouts_never_take_more_than_half_and_are_paid_in_full():
     for draws in range(1, 40):
         for evaluations in range(2, 60):
-            scouts, looks, share = scout.budget(draws, evaluations)
-            assert 0 <= scouts <= 8 and 0 <= share <= evaluations // 2
-            price = scouts * looks * len(scout.RADII)
+            radii, scouts, looks, share = scout.budget(draws, evaluations)
+            assert 0 <= scouts <= 4 and 0 <= share <= min(evaluations // 2, evaluations - 2)
+            price = scouts * looks * radii
             assert price <= share * draws < price + draws
             assert (scouts == 0) == (share == 0)
 
@@ -51,7 +52,7 @@ def test_length_is_the_root_mean_square_of_the_entries(columns, root, dim):
 
 @jax.jit
 def directions(fn, slope, key, epsilon):
-    return scout.directions(fn, slope, key, dim=10, entry=1.0, epsilon=epsilon, num_scouts=4, num_looks=3)
+    return scout.directions(fn, slope, key, dim=10, entry=1.0, epsilon=epsilon, spend=SPEND)
 
 
 def groups(directions, steepness, step):
@@ -82,8 +83,8 @@ def test_more_scouts_find_a_higher_one():
 
     def hits(number):
         def one(key):
-            how = {"dim": 10, "entry": 1.0, "epsilon": jnp.float32(0.5), "num_looks": 3}
-            return scout.directions(fn, W, key, num_scouts=number, **how)
+            how = {"dim": 10, "entry": 1.0, "epsilon": jnp.float32(0.5)}
+            return scout.directions(fn, W, key, spend=SPEND._replace(scouts=number), **how)
 
         found = jax.jit(jax.vmap(one))(jax.random.split(KEY, 40))
         return np.mean(cosines(found, V) > cosines(found, W))
@@ -133,6 +134,6 @@ def test_what_is_not_finite_outside_the_box_changes_nothing():
 
 
 def test_where_the_loss_is_flat_around_x_the_looks_outside_leave_it():
-    fn = Partial(lambda step: jnp.maximum(jnp.abs(step).max() - 2, 0.0))
+    fn = Partial(lambda step: jnp.maximum(jnp.abs(step).max() - 1.5, 0.0))
     g = scout.outside(fn, jnp.zeros(2), jnp.ones(2), KEY)
     assert jnp.abs(g).max() > 0

@@ -121,6 +121,16 @@ def test_no_more_gradients_than_asked_for(budget):
     assert int(sharpness.full_space(waves, X, epsilon=0.1, max_evaluations=budget).evaluations) <= budget
 
 
+@pytest.mark.parametrize("draws", [1, 6, 10])
+def test_the_fewest_gradients_of_a_draw_find_the_maximum_of_a_linear_loss(draws):
+    few, many = (
+        sharpness.random_subspaces(linear, X, KEY, dim=3, num_draws=draws, epsilon=0.1, max_evaluations=most)
+        for most in (2, 12)
+    )
+    assert np.all(few.evaluations <= 2) and np.all(many.value > 0)
+    np.testing.assert_allclose(few.value, many.value, rtol=1e-4)
+
+
 def measures(loss):
     def full(params):
         return sharpness.full_space(loss, params, epsilon=0.1)
