@@ -71,9 +71,10 @@ def while_loop(keep_going: Callable, step: Callable, state: PyTree) -> Any:
 
 
 def each(fn: Callable, xs: PyTree, *, at_once: int = 1) -> Any:
-    """`vmap(fn)(xs)`, computed in groups of `at_once`, one group after another."""
+    """`vmap(fn)(xs)`, computed in groups of `at_once`, one group after another; a row by itself without `vmap`."""
     if not traced(xs) and in_python(fn, row(xs, 0)):
         return stack([fn(row(xs, i)) for i in range(len(jax.tree.leaves(xs)[0]))])
-    if 1 < len(jax.tree.leaves(xs)[0]) <= at_once:
-        return jax.vmap(fn)(xs)
-    return lax.map(fn, xs, batch_size=at_once if at_once > 1 else None)
+    rows = len(jax.tree.leaves(xs)[0])
+    if rows == 1 or at_once == 1:
+        return lax.map(fn, xs)
+    return jax.vmap(fn)(xs) if rows <= at_once else lax.map(fn, xs, batch_size=at_once)

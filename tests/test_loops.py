@@ -162,3 +162,17 @@ def test_traced_sees_tracers_only():
 def test_row_and_stack_are_inverse():
     same(loops.stack([loops.row(XS, i) for i in range(5)]), XS)
     assert float(loops.row(XS, 3)["b"]) == 3.0
+
+
+@pytest.mark.parametrize(("rows", "at_once"), [(1, 1), (3, 1), (1, 4)])
+def test_one_row_at_a_time_is_no_vmap(rows, at_once):
+    @jax.custom_batching.custom_vmap
+    def double(x):
+        return 2 * x
+
+    @double.def_vmap
+    def batched(size, in_batched, x):
+        raise AssertionError("a vmap")
+
+    xs = jnp.arange(1.0, rows + 1)
+    np.testing.assert_array_equal(jax.jit(lambda xs: loops.each(double, xs, at_once=at_once))(xs), 2 * xs)
