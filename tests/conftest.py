@@ -11,5 +11,13 @@ from jaxtyping import install_import_hook
 install_import_hook("gengap", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Compiled programs hold memory mappings, and XLA crashes where Linux allows a process no more of them."""
+    yield
+    jax.clear_caches()
