@@ -32,7 +32,8 @@ class _How(NamedTuple):
     num_starts: int = 4
     max_evaluations: int = 12  # of a draw, its share of the beginning's included
     begin: Callable | None = None  # (how, fn, x, slope, key, epsilon) -> [starts, n]
-    spend: scout.Budget = scout.Budget(0, 0, 0, 0)
+    share: int = 0  # of what `begin` spends, for one draw
+    spend: scout.Budget | None = None  # of the scouts
     at_once: int = 1
     precision: str = "float32"
 
@@ -79,7 +80,7 @@ def full_space(
         num_starts=num_starts,
         max_evaluations=max_evaluations,
         begin=_outside if share else None,
-        spend=scout.Budget(1, 1, share, share),
+        share=share,
         precision=precision,
     )
     found = _measure(how, loss, params, jax.random.key(0), 1, epsilon)
@@ -157,6 +158,7 @@ def random_subspaces(
         num_starts=num_starts,
         max_evaluations=max_evaluations,
         begin=_scouts if spend.share else None,
+        share=spend.share,
         spend=spend,
         at_once=draws_at_once,
         precision=precision,
@@ -237,7 +239,7 @@ def _outside(how: _How, fn: Callable, x: PyTree, slope: Array, key: Key[Array, "
 
 
 def _scouts(how: _How, fn: Callable, x: PyTree, slope: Array, key: Key[Array, ""], epsilon: Array) -> Array:
-    assert how.dim is not None
+    assert how.dim is not None and how.spend is not None
     entry = 1 / np.sqrt(slope.size) if how.normalise else scout.length(key, how.columns, slope.size, how.dim)
     return scout.directions(fn, slope, key, dim=how.dim, entry=entry, epsilon=epsilon, spend=how.spend)
 
@@ -296,13 +298,13 @@ def _draw(
             r,
             ascent_key,
             num_starts=how.num_starts,
-            max_evaluations=how.max_evaluations - how.spend.share,
+            max_evaluations=how.max_evaluations - how.share,
             starts=starts,
             known=(value, slope),
         )
         phi = 100 * (jnp.stack([found.value, *found.ends]) - value) / (1 + value)
         phi = jnp.where(jnp.isfinite(unit).all(), phi, jnp.nan)
-        return Sharpness(phi[0], value, found.value, found.evaluations + how.spend.share, found.finite, phi[1:])
+        return Sharpness(phi[0], value, found.value, found.evaluations + how.share, found.finite, phi[1:])
 
     return loops.each(lambda both: maximise(*both), (epsilons, directions))
 

@@ -388,3 +388,9 @@ def test_scipy_tells_what_is_not_finite(beyond):
     assert not top.finite and float(top.start_value) == 1
     start = ascent.scipy_lbfgsb(fn, jnp.full(3, 0.4), R)
     assert not start.finite
+
+
+def test_half_of_the_gradients_stay_for_the_climb():
+    starts = jnp.array([[-0.5], [0.5]])
+    top = ascent.corner(jnp.sum, jnp.zeros(1), jnp.ones(1), KEY, max_evaluations=3, starts=starts)
+    assert float(top.value) == 1.0 and int(top.evaluations) == 3

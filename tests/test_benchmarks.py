@@ -69,6 +69,12 @@ def test_bench_measures_every_solver_and_goes_on(tmp_path, capsys):
     assert second.items() > first.items() and "SB 0 full, ours" in second
 
 
+def test_bench_refuses_subspaces_that_cannot_pay_for_a_scout(tmp_path):
+    with pytest.raises(ValueError, match="at least 3"):
+        bench.main(tmp_path, subspaces=2)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is no dependency")
 def test_pytorch_computes_the_same_network_and_gradient():
     import torch

@@ -137,3 +137,18 @@ def test_where_the_loss_is_flat_around_x_the_looks_outside_leave_it():
     fn = Partial(lambda step: jnp.maximum(jnp.abs(step).max() - 1.5, 0.0))
     g = scout.outside(fn, jnp.zeros(2), jnp.ones(2), KEY)
     assert jnp.abs(g).max() > 0
+
+
+def test_scouts_take_the_gradients_that_they_are_given():
+    seen = []
+
+    def rise(step):
+        jax.debug.callback(lambda value: seen.append(float(value)), step @ V)
+        return step @ V
+
+    spend = scout.Budget(radii=1, scouts=2, looks=5, share=1)
+    how = {"dim": 10, "entry": 1.0, "epsilon": jnp.float32(0.5), "spend": spend}
+    found = jax.jit(lambda key: scout.directions(Partial(rise), W, key, **how))(KEY)
+    jax.effects_barrier()
+    assert len(seen) == 2 * 5 and found.shape == (1, N)
+    np.testing.assert_allclose(cosines(found, V), [1.0], rtol=1e-6)
