@@ -28,7 +28,7 @@ from gengap import ascent, data, loops, minima, models, objective, records, scou
 
 EPSILONS = (1e-3, 5e-4)
 DIM = 100
-BUDGETS = (4, 12)
+BUDGETS = (3, 12)
 SOLVERS = ("ours", "SciPy")
 OURS = {"corner": ascent.corner, "gradient": ascent.gradient, "L-BFGS": ascent.lbfgs}
 
@@ -59,8 +59,8 @@ def main(
       rounds: of the timing, whose median is taken.
       images: of the size of MNIST's, random ones, on which a draw is timed too.
     """
-    if not scout.budget(subspaces, min(BUDGETS)).share:
-        raise ValueError(f"subspaces is {subspaces}; it must be at least 3, which can pay for a scout")
+    if not scout.budget(subspaces, min(BUDGETS)).scouts:
+        raise ValueError(f"subspaces is {subspaces}; it must be at least 4, which can pay for a scout")
     out.mkdir(parents=True, exist_ok=True)
     path = out / "bench.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -235,7 +235,7 @@ def _subspaces(loss: Callable, params: Any, count: int) -> dict[str, Any]:
         found[f"corner, {name} gradients" if name in BUDGETS else "SciPy, 10 iterations"] = {
             "seconds without A": seconds[name],
             "mean": 100 * (statistics.mean(value for value, _ in rows) - base) / (1 + base),
-            "evaluations": statistics.mean(spent for _, spent in rows) + shares.get(name, 0),
+            "evaluations": statistics.mean(spent for _, spent in rows) + shares.get(name, 1) - 1,
         }
     for budget in BUDGETS:
         measure = partial(_measure, loss, params, count, 1e-3, budget)
@@ -267,7 +267,7 @@ def _steps(loss: Callable, params: Any, spend: scout.Budget, budget: int) -> tup
             jnp.zeros_like(r),
             r,
             jax.random.key(2),
-            max_evaluations=budget - spend.share,
+            max_evaluations=1 + budget - spend.share,
             starts=jnp.stack([r * jnp.sign(subspace.transpose_times(A, d)) for d in directions]),
             known=(value, subspace.transpose_times(A, slope)),
         )

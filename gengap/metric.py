@@ -26,7 +26,7 @@ class Sharpness(NamedTuple):
       value: phi, in the paper's units (x 100).
       base_loss: f(x), in nats.
       max_loss: f(x + A y*), in nats.
-      evaluations: gradients spent, the one at x and the draw's share of those that all draws share included.
+      evaluations: gradients spent, with the draw's share of those that all draws share, such as the one at x.
       finite: whether the loss was finite wherever it was looked at.
       ends: phi at the end of each ascent; NaN for one that there was nothing left to spend on.
     """

@@ -267,7 +267,8 @@ def _plain(value: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    text = "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    entries = value if isinstance(value, list | tuple) else [value]
+    text = "-".join(str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in entries)
     return "".join(c if c.isalnum() or c in "._+-" else "_" for c in text)
 
 

@@ -36,7 +36,7 @@ class Budget(NamedTuple):
       radii: the first of `RADII`, as many as the draws have gradients to look at their ends.
       scouts: at each radius.
       looks: gradients of each.
-      share: gradients that each draw pays.
+      share: gradients that each draw pays, of these and the one at x.
     """
 
     radii: int
@@ -49,18 +49,19 @@ def budget(num_draws: int, max_evaluations: int) -> Budget:
     """Scouts for so many draws, paid with a quarter of what these may spend together.
 
     It goes into longer scouts first, then into more of them. A few draws pay up to half; where that does not buy
-    three gradients at each radius, or leaves a draw none of its own, there is no scout.
+    three gradients at each radius, or leaves a draw none of its own, there is no scout. The draws pay in whole
+    gradients, so that what is rounded up is not spent at all.
 
     >>> tuple(budget(num_draws=10, max_evaluations=12)), tuple(budget(1, 12)), tuple(budget(64, 4))
-    ((2, 2, 6, 3), (2, 1, 3, 6), (1, 4, 6, 1))
+    ((2, 2, 6, 3), (2, 1, 3, 7), (1, 4, 6, 1))
     """
     radii = len(RADII) if max_evaluations >= 4 * len(RADII) else 1
-    total = max(num_draws * (max_evaluations // 4), len(RADII) * _FEWEST_LOOKS)
+    total = max(num_draws * max_evaluations // 4, len(RADII) * _FEWEST_LOOKS)
     looks = min(total // radii, _MOST_LOOKS)
     scouts = min(total // (radii * looks), _MOST_SCOUTS)
-    share = -(-scouts * looks * radii // num_draws)
-    affordable = share <= min(max_evaluations // 2, max_evaluations - 2)
-    return Budget(radii, scouts, looks, share) if affordable else Budget(0, 0, 0, 0)
+    share = -(-(1 + scouts * looks * radii) // num_draws)
+    affordable = share <= min(max_evaluations // 2 + 1, max_evaluations - 1)
+    return Budget(radii, scouts, looks, share) if affordable else Budget(0, 0, 0, 1)
 
 
 OUTSIDE = (2.0, 1.6, 1.3, 1.1)

@@ -30,9 +30,9 @@ class _How(NamedTuple):
     keep: bool = True
     maximiser: Callable = ascent.corner
     num_starts: int = 4
-    max_evaluations: int = 12  # of a draw, its share of the beginning's included
+    max_evaluations: int = 12  # of a draw, its share included
     begin: Callable | None = None  # (how, fn, x, slope, key, epsilon) -> [starts, n]
-    share: int = 0  # of what `begin` spends, for one draw
+    share: int = 1  # of the gradient at x and those that `begin` spends, for one draw
     spend: scout.Budget | None = None  # of the scouts
     at_once: int = 1
     precision: str = "float32"
@@ -74,13 +74,13 @@ def full_space(
     4.25
     """
     _check(loss, params, epsilon, num_starts, max_evaluations, precision)
-    share = len(scout.OUTSIDE) if max_evaluations >= 2 * len(scout.OUTSIDE) else 0
+    looks = len(scout.OUTSIDE) if max_evaluations >= 2 * len(scout.OUTSIDE) else 0
     how = _How(
         maximiser=maximiser,
         num_starts=num_starts,
         max_evaluations=max_evaluations,
-        begin=_outside if share else None,
-        share=share,
+        begin=_outside if looks else None,
+        share=1 + looks,
         precision=precision,
     )
     found = _measure(how, loss, params, jax.random.key(0), 1, epsilon)
@@ -109,7 +109,7 @@ def random_subspaces(
     All epsilons look into the same subspaces. The paper leaves the distribution of A open; see
     `subspace.draw` for `columns` and `normalise`. Before the draws a few ascents look for directions in
     the full space along which the loss rises; every draw begins at the corners that they point to
-    (see `scout`), and its share of the gradients that this took is part of its evaluations.
+    (see `scout`), and its share of the gradients that this took, and of the one at x, is part of its evaluations.
 
     Args:
       loss: `params -> scalar`, in nats.
@@ -157,7 +157,7 @@ def random_subspaces(
         maximiser=maximiser,
         num_starts=num_starts,
         max_evaluations=max_evaluations,
-        begin=_scouts if spend.share else None,
+        begin=_scouts if spend.scouts else None,
         share=spend.share,
         spend=spend,
         at_once=draws_at_once,
@@ -298,13 +298,14 @@ def _draw(
             r,
             ascent_key,
             num_starts=how.num_starts,
-            max_evaluations=how.max_evaluations - how.share,
+            max_evaluations=1 + how.max_evaluations - how.share,
             starts=starts,
             known=(value, slope),
         )
         phi = 100 * (jnp.stack([found.value, *found.ends]) - value) / (1 + value)
         phi = jnp.where(jnp.isfinite(unit).all(), phi, jnp.nan)
-        return Sharpness(phi[0], value, found.value, found.evaluations + how.share, found.finite, phi[1:])
+        spent = found.evaluations - 1 + how.share
+        return Sharpness(phi[0], value, found.value, spent, found.finite, phi[1:])
 
     return loops.each(lambda both: maximise(*both), (epsilons, directions))
 

@@ -80,6 +80,20 @@ def test_a_linear_function_takes_two_evaluations():
     assert int(top.evaluations) == 2
 
 
+def test_another_ascent_begins_near_the_best_point_where_it_matters_least():
+    looks = []
+
+    def fn(y):
+        jax.debug.callback(lambda y: looks.append(np.asarray(y)), y)
+        return jnp.arange(1.0, 21.0) @ y
+
+    ascent.corner(fn, jnp.zeros(20), jnp.ones(20), jax.random.key(0), max_evaluations=3)
+    jax.effects_barrier()
+    [near] = [y for y in looks if y.any() and not (y == 1).all()]
+    [elsewhere] = np.nonzero(near == -1)
+    assert len(looks) == 3 and len(elsewhere) == 2 and elsewhere.max() < 4
+
+
 def problems():
     """Convex quadratics with spectra over six decades, and the value of the best corner of each."""
     for k in range(100):

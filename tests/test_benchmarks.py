@@ -53,7 +53,7 @@ def test_precisions_are_held_against_float64(tmp_path):
 
 
 def test_bench_measures_every_solver_and_goes_on(tmp_path, capsys):
-    toy = {"seeds": 1, "starts": 1, "budget": 4, "subspaces": 3, "parameters": 1000, "width": 8, "rounds": 1}
+    toy = {"seeds": 1, "starts": 1, "budget": 4, "subspaces": 4, "parameters": 1000, "width": 8, "rounds": 1}
     bench.main(tmp_path, **toy, images=16, spaces=("random",))
     first = json.loads((tmp_path / "bench.json").read_text())
     cells = {f"{name} 0 random, {who}" for name in ("SB", "LB") for who in ("ours", "SciPy")}
@@ -62,7 +62,7 @@ def test_bench_measures_every_solver_and_goes_on(tmp_path, capsys):
         assert len(first[name]) == 8 and all(np.isfinite(row["value"]) for row in first[name])
     assert all(row["evaluations"] <= 12 for row in first["LB 0 random, ours"])
     assert first["subspaces"]["SciPy, 10 iterations"]["evaluations"] >= 2
-    assert first["subspaces"]["corner, 4 gradients"]["evaluations"] <= 4
+    assert first["subspaces"]["corner, 3 gradients"]["evaluations"] <= 3
     assert "over SciPy at convergence" in capsys.readouterr().out
     bench.main(tmp_path, **toy, images=16, spaces=("random", "full"))
     second = json.loads((tmp_path / "bench.json").read_text())
@@ -70,8 +70,8 @@ def test_bench_measures_every_solver_and_goes_on(tmp_path, capsys):
 
 
 def test_bench_refuses_subspaces_that_cannot_pay_for_a_scout(tmp_path):
-    with pytest.raises(ValueError, match="at least 3"):
-        bench.main(tmp_path, subspaces=2)
+    with pytest.raises(ValueError, match="at least 4"):
+        bench.main(tmp_path, subspaces=3)
     assert not list(tmp_path.iterdir())
 
 

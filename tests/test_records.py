@@ -132,6 +132,7 @@ def test_a_run_that_failed_is_not_locked(tmp_path):
     (CONFIG, "default"),
     ({**CONFIG, "epochs": 5}, "epochs=5"),
     ({**CONFIG, "epochs": 5, "target": 0.01}, "epochs=5,target=0.01"),
+    ({**CONFIG, "target": 32.0}, "target=32"),
     ({**CONFIG, "epsilons": (0.1, 0.2)}, "epsilons=0.1-0.2"),
     ({**CONFIG, "target": "../a b/c"}, "target=.._a_b_c"),
 ])  # fmt: skip

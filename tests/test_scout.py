@@ -19,14 +19,14 @@ V, W = jnp.eye(N)[3], -jnp.eye(N)[7]
     [
         (10, 12, (2, 2, 6, 3)),
         (64, 4, (1, 4, 6, 1)),
-        (1, 12, (2, 1, 3, 6)),
-        (1, 6, (0, 0, 0, 0)),
-        (1, 11, (0, 0, 0, 0)),
-        (2, 6, (1, 1, 6, 3)),
-        (2, 5, (0, 0, 0, 0)),
-        (6, 3, (1, 1, 6, 1)),
-        (6, 2, (0, 0, 0, 0)),
-        (1, 100, (2, 2, 6, 24)),
+        (1, 12, (2, 1, 3, 7)),
+        (1, 6, (0, 0, 0, 1)),
+        (1, 11, (0, 0, 0, 1)),
+        (2, 6, (1, 1, 6, 4)),
+        (2, 5, (0, 0, 0, 1)),
+        (6, 3, (1, 1, 6, 2)),
+        (6, 2, (0, 0, 0, 1)),
+        (1, 100, (2, 2, 6, 25)),
         (1000, 100, (2, 4, 6, 1)),
     ],
 )
@@ -34,14 +34,13 @@ def test_scouts_are_paid_for_by_the_draws(draws, evaluations, expected):
     assert scout.budget(draws, evaluations) == expected
 
 
-def test_scouts_never_take_more_than_half_and_are_paid_in_full():
+def test_scouts_never_take_more_than_half_and_are_paid_in_full_with_the_gradient_at_x():
     for draws in range(1, 40):
         for evaluations in range(2, 60):
             radii, scouts, looks, share = scout.budget(draws, evaluations)
-            assert 0 <= scouts <= 4 and 0 <= share <= min(evaluations // 2, evaluations - 2)
-            price = scouts * looks * radii
+            assert 0 <= scouts <= 4 and 1 <= share <= min(evaluations // 2 + 1, evaluations - 1)
+            price = 1 + scouts * looks * radii
             assert price <= share * draws < price + draws
-            assert (scouts == 0) == (share == 0)
 
 
 @pytest.mark.parametrize(("columns", "root"), [(jax.random.normal, 1.0), (jax.random.uniform, 3**-0.5)])

@@ -116,9 +116,22 @@ def test_values_are_what_the_metric_says(drawn):
     assert np.all(drawn.evaluations <= 12)
 
 
-@pytest.mark.parametrize("budget", [5])
-def test_no_more_gradients_than_asked_for(budget):
-    assert int(sharpness.full_space(waves, X, epsilon=0.1, max_evaluations=budget).evaluations) <= budget
+@pytest.mark.parametrize(("draws", "budget"), [(None, 5), (None, 12), (1, 12), (10, 12), (7, 6)])
+def test_the_gradients_that_are_counted_are_those_that_are_computed(draws, budget):
+    calls = itertools.count()
+
+    def counted(params):
+        jax.debug.callback(lambda: next(calls))
+        return waves(params)
+
+    how = {"epsilon": 0.1, "max_evaluations": budget}
+    if draws is None:
+        s = sharpness.full_space(counted, X, **how)
+    else:
+        s = sharpness.random_subspaces(counted, X, KEY, dim=3, num_draws=draws, **how)
+    jax.effects_barrier()
+    unspent = int(s.evaluations.sum()) - next(calls)
+    assert np.all(s.evaluations <= budget) and 0 <= unspent < (draws or 1)
 
 
 @pytest.mark.parametrize("draws", [1, 6, 10])
