@@ -223,7 +223,8 @@ def _another(history: tuple[Array, Array] | None, best: Array, number: Array, ke
     points, slopes = history
     weight = jnp.abs(slopes[jnp.argmax((points == best[None]).all(1))])
     order = jnp.where(weight <= jnp.quantile(weight, _LEAST), jax.random.uniform(key, best.shape), 1)
-    near = jnp.where(order <= jnp.quantile(order, _LEAST / 2), -best, best)
+    away = jnp.where(best == 0, 1, -best)
+    near = jnp.where(order <= jnp.quantile(order, _LEAST / 2), away, best)
     return jax.lax.cond(number % 2 == 1, lambda: secants.corner(points, slopes, best, key), lambda: near)
 
 

@@ -94,6 +94,18 @@ def test_another_ascent_begins_near_the_best_point_where_it_matters_least():
     assert len(looks) == 3 and len(elsewhere) == 2 and elsewhere.max() < 4
 
 
+def test_a_start_that_nothing_improved_on_is_not_looked_at_again():
+    looks = []
+
+    def fn(y):
+        jax.debug.callback(lambda y: looks.append(np.asarray(y)), y)
+        return -jnp.sum(jnp.abs(y))
+
+    ascent.corner(fn, jnp.zeros(20), jnp.ones(20), jax.random.key(0), max_evaluations=12)
+    jax.effects_barrier()
+    assert len(looks) > 4 and sum(not y.any() for y in looks) == 1
+
+
 def problems():
     """Convex quadratics with spectra over six decades, and the value of the best corner of each."""
     for k in range(100):
