@@ -172,7 +172,7 @@ def _audit(config: Config, at: protocol.Setting, params: PyTree, key: Array) -> 
         "before batch norm": lambda p: _moved(p, MAPS[0], 3.0),
         "permutation": lambda p: symmetry.permute(p, layers, orders),
     }
-    return [one._asdict() for one in measures.audit(every, maps, params, key, repeats=config.repeats)]
+    return [one._asdict() for one in symmetry.audit(every, maps, params, key, repeats=config.repeats)]
 
 
 def _error(loss_and_accuracy: Callable, params: PyTree) -> Array:

@@ -1,4 +1,4 @@
-"""Numbers that the paper's figures are read for: a threshold, values at an equal loss, how often a claim holds."""
+"""What a figure is read for: the threshold of Fig. 4, and how often a claim of the paper holds."""
 
 import math
 from collections.abc import Sequence
@@ -86,38 +86,6 @@ def threshold(batch_sizes: Sequence[float], accuracies: Sequence[float]) -> Thre
     flat = float(((y - y.mean()) ** 2).sum())
     f = math.inf if least == 0 else (flat - least) / 2 / (least / freedom)
     return Threshold(float(10**t), float(a), float(b), float(scipy.stats.f.sf(f, 2, freedom)))
-
-
-def at_loss(losses: Sequence[float | None], values: Sequence[float | None], level: float) -> float | None:
-    """The value where a falling loss first reaches a level, by interpolation in both logarithms.
-
-    Args:
-      losses: along training.
-      values: such as sharpness, at the same moments.
-      level: of the loss.
-
-    Returns:
-      The value; None if the loss never crosses the level, or a number beside the crossing is not positive.
-
-    >>> at_loss([1.0, 0.01], [100.0, 1.0], 0.1)
-    10.000000000000002
-    """
-    for (l0, v0), (l1, v1) in zip(*(list(zip(losses, values, strict=True))[i:] for i in (0, 1)), strict=False):
-        if l0 is None or l1 is None or not l0 > level >= l1:
-            continue
-        if v0 is None or v1 is None or min(l1, v0, v1) <= 0:
-            return None
-        share = (math.log(l0) - math.log(level)) / (math.log(l0) - math.log(l1))
-        return math.exp((1 - share) * math.log(v0) + share * math.log(v1))
-    return None
-
-
-def trend(x: Sequence[float | None], y: Sequence[float | None]) -> float | None:
-    """Spearman's rank correlation of the pairs that are finite; None for fewer than three, or a constant."""
-    pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
-    if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
-        return None
-    return float(scipy.stats.spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
 def verdict(holds: Sequence[bool], of: str = "seeds") -> str:

@@ -1,24 +1,28 @@
 """Paths and planes between minima, and any function of the parameters along them.
 
-A path is a function `alpha -> parameters`, a plane `(s, t) -> parameters`; both are pytrees of the points that
-they go through, so that a new pair of minima compiles nothing anew.
+A path is a function `alpha -> params`, a plane `(s, t) -> params`. Both are pytrees of the points that they go
+through, so that another pair of minima compiles nothing. A point is computed in float32 (float64 where the
+parameters are), and has the types of the first point that it is made of. All functions here can be traced.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from gengap import loops
+from gengap import flat
 
 _ADAM = optax.adam(1e-3)
 
-Path = Callable[[Float[Array, ""]], PyTree]
+Path = Callable[[Any], PyTree]
+Numbers = ArrayLike | Sequence[float]
 
 
 def linear(start: PyTree, end: PyTree) -> Path:
@@ -28,11 +32,13 @@ def linear(start: PyTree, end: PyTree) -> Path:
       start: the parameters at alpha 0, the small-batch minimum in the paper.
       end: those at alpha 1, the large-batch minimum.
 
-    >>> linear({"w": jnp.array([0.0])}, {"w": jnp.array([4.0])})(jnp.float32(0.25))["w"].tolist()
+    Raises:
+      ValueError: a leaf that is not floating point, or points of different shapes.
+
+    >>> linear({"w": jnp.array([0.0])}, {"w": jnp.array([4.0])})(0.25)["w"].tolist()
     [1.0]
     """
-    _check(start, end)
-    return Partial(_linear, start, end)
+    return _path(_linear, start, end)
 
 
 def curvilinear(start: PyTree, end: PyTree) -> Path:
@@ -40,8 +46,7 @@ def curvilinear(start: PyTree, end: PyTree) -> Path:
 
     At alpha -1 it is at $-x_{end}$, at alpha 2 at $-x_{start}$. Arguments as of `linear`.
     """
-    _check(start, end)
-    return Partial(_curvilinear, start, end)
+    return _path(_curvilinear, start, end)
 
 
 def bezier(start: PyTree, control: PyTree, end: PyTree) -> Path:
@@ -49,47 +54,66 @@ def bezier(start: PyTree, control: PyTree, end: PyTree) -> Path:
 
     Reference: Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs", 2018, eq. 4.
     """
-    _check(start, end)
-    _check(start, control)
-    return Partial(_bezier, start, control, end)
+    return _path(_bezier, start, control, end)
 
 
-def _linear(a: PyTree, b: PyTree, alpha: Array) -> PyTree:
-    return _combine((1 - alpha, alpha), (a, b))
+def _linear(alpha: Array) -> tuple:
+    return 1 - alpha, alpha
 
 
-def _curvilinear(a: PyTree, b: PyTree, alpha: Array) -> PyTree:
-    # two sines, so that both ends are exact
+def _curvilinear(alpha: Array) -> tuple:
     quarter = jnp.pi / 2
-    return _combine((jnp.sin((1 - alpha) * quarter), jnp.sin(alpha * quarter)), (a, b))
+    return jnp.sin((1 - alpha) * quarter), jnp.sin(alpha * quarter)  # two sines, so that both ends are exact
 
 
-def _bezier(a: PyTree, control: PyTree, b: PyTree, alpha: Array) -> PyTree:
-    return _combine(((1 - alpha) ** 2, 2 * alpha * (1 - alpha), alpha**2), (a, control, b))
+def _bezier(alpha: Array) -> tuple:
+    return (1 - alpha) ** 2, 2 * alpha * (1 - alpha), alpha**2
+
+
+def _path(weights: Callable, *points: PyTree) -> Path:
+    _check(*points)
+    return Partial(_at, Partial(weights), points)
+
+
+@jax.jit
+def _at(weights: Callable, points: tuple, alpha: Array) -> Any:
+    return _combine(weights(alpha), points)
 
 
 def _combine(weights: tuple[Any, ...], trees: tuple[PyTree, ...]) -> Any:
-    return jax.tree.map(
-        lambda *leaves: sum(jnp.asarray(w, a.dtype) * a for w, a in zip(weights, leaves, strict=True)), *trees
-    )
+    """A weighted sum of trees, in the types of the first one."""
+
+    def add(*leaves: Any) -> Array:
+        parts = [jnp.asarray(w, a.dtype) * a for w, a in zip(weights, map(_wide, leaves), strict=True)]
+        return sum(parts).astype(jnp.result_type(leaves[0]))  # type: ignore[union-attr]
+
+    return jax.tree.map(add, *trees)
 
 
-def along(fn: Callable[[PyTree], Any], path: Path, alphas: Float[Array, " k"]) -> Any:
-    """`fn` at many points of a path, in one compiled program.
+def _wide(leaf: Any) -> Array:
+    return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+
+
+def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers) -> Any:
+    """`fn` at many points of a path, one compiled look for each.
 
     Args:
       fn: `params -> array`, or a pytree of them, such as `objective.loss_and_accuracy(...)`.
       path: from `linear`, `curvilinear`, `bezier`, or any `alpha -> params`.
-      alphas: where.
+      alphas: [k], where.
 
     Returns:
       What `fn` returns, with a leading axis of k.
 
+    Raises:
+      ValueError: alphas is no list of numbers, or empty.
+
     >>> path = linear(jnp.array([0.0]), jnp.array([1.0]))
-    >>> along(lambda x: x[0] ** 2, path, jnp.array([-1.0, 0.0, 2.0])).tolist()
+    >>> along(lambda x: x[0] ** 2, path, [-1.0, 0.0, 2.0]).tolist()
     [1.0, 0.0, 4.0]
     """
-    return _each(loops.as_pytree(fn), loops.as_pytree(path), (jnp.asarray(alphas),))
+    fn, path = flat.as_pytree(fn), flat.as_pytree(path)
+    return _stack([_look(fn, path, (alpha,)) for alpha in _line("alphas", alphas)])
 
 
 class Plane(NamedTuple):
@@ -99,7 +123,7 @@ class Plane(NamedTuple):
     u: PyTree
     v: PyTree
 
-    def __call__(self, s: Float[Array, ""], t: Float[Array, ""]) -> Any:
+    def __call__(self, s: Any, t: Any) -> Any:
         """The parameters at the coordinates (s, t)."""
         return _combine((1, s, t), tuple(self))
 
@@ -107,33 +131,37 @@ class Plane(NamedTuple):
 def through(a: PyTree, b: PyTree, c: PyTree) -> tuple[Plane, Float[Array, "3 2"]]:
     r"""The plane through three points, with orthonormal axes: `a` the origin, `b` on the first axis.
 
-    $\hat u = (b-a)/\|b-a\|$, $\hat v$ the part of $c-a$ orthogonal to it, of length 1, so that distances in the
-    plane are Euclidean distances of parameters.
+    $\hat u = (b-a)/\|b-a\|$, $\hat v$ the part of $c-a$ orthogonal to it, of length 1: distances are Euclidean.
 
     Returns:
-      The plane, and the coordinates of a, b and c in it.
+      The plane, its axes float32 (float64 where the parameters are), and the coordinates of a, b and c in it.
 
     Raises:
-      ValueError: the three lie on one line.
+      ValueError: the three lie on one line (NaN under `jit`), or as of `linear`.
 
     Reference: Garipov et al. (2018), appendix A.1.
     """
-    for other in (b, c):
-        _check(a, other)
-    u, w = (jax.tree.map(jnp.subtract, other, a) for other in (b, c))
+    _check(a, b, c)
+    u, v, corners, sine = _axes(a, b, c)
+    if not flat.is_traced(sine) and not sine > 1e-4:
+        raise ValueError("a, b and c lie on one line, or two of them are the same point; they must span a plane")
+    return Plane(a, u, v), corners
+
+
+@jax.jit
+def _axes(a: PyTree, b: PyTree, c: PyTree) -> tuple[PyTree, PyTree, Array, Array]:
+    """u, v, the coordinates of the points, and the sine of the angle at a."""
+    u, w = (jax.tree.map(lambda p, q: _wide(p) - _wide(q), other, a) for other in (b, c))
     length = optax.tree.norm(u)
-    if not length > 0:
-        raise ValueError("a and b are the same point; a plane needs three points that are not on one line")
     u = optax.tree.scale(1 / length, u)
     first = optax.tree.vdot(u, w)
-    v = jax.tree.map(lambda w, u: w - first * u, w, u)
+    v = optax.tree.add_scale(w, -first, u)
     second = optax.tree.norm(v)
-    if not second > 1e-4 * optax.tree.norm(w):
-        raise ValueError("a, b and c lie on one line; a plane needs three points that do not")
     corners = jnp.array([[0.0, 0.0], [length, 0.0], [first, second]])
-    return Plane(a, u, optax.tree.scale(1 / second, v)), corners
+    return u, optax.tree.scale(1 / second, v), corners, second / optax.tree.norm(w)
 
 
+@jax.jit
 def filter_normalised(params: PyTree, key: Key[Array, ""]) -> Any:
     r"""A random direction in which every filter is as long as that of `params`.
 
@@ -143,38 +171,34 @@ def filter_normalised(params: PyTree, key: Key[Array, ""]) -> Any:
 
     Reference: Li et al., "Visualizing the Loss Landscape of Neural Nets", 2018, section 4.
     """
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
+    flat.layout_of(params)
+    wide = jax.tree.map(_wide, params)
 
-    def direction(leaf: Array, key: Array) -> Array:
-        if leaf.ndim < 2:
-            return jnp.zeros_like(leaf)
-        d = jax.random.normal(key, leaf.shape, leaf.dtype)
+    def scaled(leaf: Array, d: Array) -> Array:
         axes = tuple(range(leaf.ndim - 1))
-        size = jnp.sqrt((leaf**2).sum(axes, keepdims=True)), jnp.sqrt((d**2).sum(axes, keepdims=True))
-        return d * size[0] / size[1]
+        ratio = jnp.sqrt((leaf**2).sum(axes, keepdims=True) / (d**2).sum(axes, keepdims=True))
+        return ratio * d if leaf.ndim > 1 else jnp.zeros_like(d)
 
-    return jax.tree.unflatten(tree, [direction(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
+    return jax.tree.map(scaled, wide, optax.tree.random_like(key, wide))
 
 
-def over(fn: Callable[[PyTree], Any], plane: Plane, s: Float[Array, " columns"], t: Float[Array, " rows"]) -> Any:
-    """`fn` on a grid of a plane, in one compiled program.
+def over(fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers) -> Any:
+    """`fn` on a grid of a plane, one compiled look for each point.
 
     Args:
       fn: `params -> array`, or a pytree of them.
       plane: from `through`, or `Plane(params, u, v)` of two directions.
-      s, t: coordinates along the two axes.
+      s, t: [columns] and [rows], coordinates along the two axes.
 
     Returns:
       What `fn` returns with leading axes [rows, columns], as a contour plot wants it.
+
+    Raises:
+      ValueError: as of `linear` and `along`.
     """
-    grid = jnp.meshgrid(jnp.asarray(s), jnp.asarray(t))
-    flat = _each(loops.as_pytree(fn), Partial(_at, *plane), tuple(axis.ravel() for axis in grid))
-    return jax.tree.map(lambda a: a.reshape(len(t), len(s), *a.shape[1:]), flat)
-
-
-def _at(origin: PyTree, u: PyTree, v: PyTree, s: Array, t: Array) -> PyTree:
-    return Plane(origin, u, v)(s, t)
+    _check(*plane)
+    fn, columns, rows = flat.as_pytree(fn), _line("s", s), _line("t", t)
+    return _stack([_stack([_look(fn, plane, (x, y)) for x in columns]) for y in rows])
 
 
 def connect(
@@ -199,37 +223,42 @@ def connect(
       optimizer: any optax transformation; Adam at 1e-3 unless given.
 
     Returns:
-      The control point, a pytree as `start`. It begins half-way.
+      The control point, a pytree as `start` but float32 (float64 where it is). It begins half-way.
+
+    Raises:
+      ValueError: steps below 1, or as of `linear`.
 
     Reference: Garipov et al. (2018), eq. 2.
     """
     _check(start, end)
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be at least 1")
-    loss = loops.as_pytree(loss)
-    control = _combine((0.5, 0.5), (start, end))
-    carry = (control, optimizer.init(control))
-    keys = jax.random.split(key, steps)
-    if loops.in_python(loss, start, key):
-        for step_key in keys:
-            carry = _descend(optimizer.update, loss, start, end, carry, step_key)
-        return carry[0]
-    return _descents(optimizer.update, loss, start, end, carry, keys)[0]
+    _count(steps=steps)
+    loss = flat.as_pytree(loss)
+    state = _half_way(optimizer, start, end)
+    for step in range(steps):
+        state = _descend(optimizer, loss, (start, end), state, key, step)
+    return state[0]
 
 
 @partial(jax.jit, static_argnums=0)
-def _descend(update: Callable, loss: Callable, a: PyTree, b: PyTree, carry: tuple, key: Array) -> tuple:
-    control, opt_state = carry
-    alpha_key, loss_key = jax.random.split(key)
-    alpha = jax.random.uniform(alpha_key)
-    gradient = jax.grad(lambda control: loss(_bezier(a, control, b, alpha), loss_key))(control)
-    updates, opt_state = update(gradient, opt_state, control)
+def _half_way(optimizer: optax.GradientTransformation, a: PyTree, b: PyTree) -> tuple:
+    control = _combine((0.5, 0.5), (jax.tree.map(_wide, a), b))
+    return control, optimizer.init(control)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _descend(optimizer: Any, loss: Callable, ends: tuple, state: tuple, key: Array, step: Array) -> tuple:
+    control, opt_state = state
+    alpha_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
+    weights = _bezier(jax.random.uniform(alpha_key))
+
+    def f(control: PyTree) -> Array:
+        with flat.precision():
+            return loss(_combine(weights, (ends[0], control, ends[1])), loss_key)
+
+    value, gradient = jax.value_and_grad(f)(control)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(gradient, opt_state, control, value=value, grad=gradient, value_fn=f)
     return optax.apply_updates(control, updates), opt_state
-
-
-@partial(jax.jit, static_argnums=0)
-def _descents(update: Callable, loss: Callable, a: PyTree, b: PyTree, carry: tuple, keys: Array) -> tuple:
-    return jax.lax.scan(lambda carry, key: (_descend(update, loss, a, b, carry, key), None), carry, keys)[0]
 
 
 class Neighbourhood(NamedTuple):
@@ -239,18 +268,35 @@ class Neighbourhood(NamedTuple):
       length: the distance.
       base_loss: at the point itself.
       losses: in random directions.
-      highest: in the steepest direction that was found.
+      highest: the highest seen, in those and on an ascent; NaN where a look was NaN.
     """
 
-    length: Float[Array, ""]
-    base_loss: Float[Array, ""]
-    losses: Float[Array, " num_directions"]
-    highest: Float[Array, ""]
+    length: Float[Array, "*b"]
+    base_loss: Float[Array, "*b"]
+    losses: Float[Array, "*b num_directions"]
+    highest: Float[Array, "*b"]
 
     @property
-    def share(self) -> Float[Array, ""]:
-        """The mean rise in random directions over the highest rise."""
-        return (self.losses - self.base_loss).mean() / (self.highest - self.base_loss)
+    def share(self) -> Float[Array, "*b"]:
+        """The share of the random directions along which the loss rises by more than twice the median rise.
+
+        NaN unless the median is above 0. In many dimensions it may be 0 though few directions are steep, since
+        every random direction is a mixture of all.
+        """
+        rises = self.losses - self.base_loss[..., None]
+        median = jnp.median(rises, axis=-1, keepdims=True)
+        return jnp.where(median[..., 0] > 0, (rises > 2 * median).mean(-1), jnp.nan)
+
+    @property
+    def mean_over_highest(self) -> Float[Array, "*b"]:
+        r"""The mean rise in random directions over the highest rise; NaN unless that is finite and above 0.
+
+        Where f is quadratic with its minimum here, an estimate of $\mathrm{tr} H / (n \lambda_{max})$: k / n where
+        the curvature is the same along k of n orthogonal directions, and none along the others.
+        """
+        highest = self.highest - self.base_loss
+        ratio = (self.losses.mean(-1) - self.base_loss) / highest
+        return jnp.where((highest > 0) & jnp.isfinite(highest), ratio, jnp.nan)
 
 
 def neighbourhood(
@@ -265,87 +311,90 @@ def neighbourhood(
     r"""The loss in random directions and in the steepest one, at the distance of the corners of the metric's box.
 
     The distance is $\epsilon \, \| |x| + 1 \|_2$, half the diagonal of the full-space box (eq. 3 with A = I).
-    Where f is quadratic with the same curvature along k of n orthogonal directions and none along the others,
-    the mean rise in random directions is k / n of the rise along one of the k. So `share` estimates the share
-    of directions along which the loss rises steeply; section 2.2 of the paper has "e.g. 5%" for it, from a
-    sampling that it does not describe.
+    Section 2.2 of the paper has a steep rise "only along a small dimensional subspace (e.g. 5% of the whole
+    space)", from a sampling that it does not describe. `mean_over_highest` says how small where f is quadratic.
 
     Args:
       loss: `params -> scalar`.
       params: the point x.
-      key: of the directions.
+      key: of the directions; the first ones do not depend on how many there are.
       epsilon: as of the sharpness.
       num_directions: random directions.
       max_evaluations: gradients spent on the steepest one; each step goes to where the gradient points.
 
     Raises:
-      ValueError: an argument out of its range.
+      ValueError: an argument out of its range, or a leaf that is not floating point.
     """
     if not 0 < epsilon < float("inf"):
         raise ValueError(f"epsilon is {epsilon}; it must be above 0")
-    for name, value in (("num_directions", num_directions), ("max_evaluations", max_evaluations)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-    loss = loops.as_pytree(loss)
-    length = jnp.float32(epsilon) * optax.tree.norm(jax.tree.map(lambda a: jnp.abs(a) + 1, params))
-    random_key, key = jax.random.split(key)
-    losses = _each(loss, Partial(_toward, params, length), (jax.random.split(random_key, num_directions),))
-    step = _direction(params, key)
-    highest = jnp.full((), -jnp.inf)
+    _count(num_directions=num_directions, max_evaluations=max_evaluations)
+    f, x, _ = flat.of(loss, params)
+    looks = [_toward(f, x, epsilon, key, i) for i in range(num_directions)]
+    step = _direction(x, key, 0)
     for _ in range(max_evaluations):
-        value, step = _climb(loss, params, length, step)
-        highest = jnp.fmax(highest, value)
-    return Neighbourhood(length, _look(loss, Partial(_stay), (params,)), losses, jnp.fmax(highest, losses.max()))
-
-
-def _stay(params: PyTree) -> PyTree:
-    return params
-
-
-def _direction(params: PyTree, key: Array) -> PyTree:
-    """A direction drawn uniformly, of length 1."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    normal = [jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys, strict=True)]
-    return _unit(jax.tree.unflatten(tree, normal))
-
-
-def _unit(tree: PyTree) -> Any:
-    norm = optax.tree.norm(tree)
-    return optax.tree.scale(jnp.where(norm > 0, 1 / norm, 0), tree)
-
-
-def _toward(params: PyTree, length: Array, key: Array) -> PyTree:
-    return optax.tree.add_scale(params, length, _direction(params, key))
+        value, step = _climb(f, x, epsilon, step)
+        looks.append(value)
+    values = _stack(looks)
+    return Neighbourhood(_length(x, epsilon), _toward(f, x, 0.0, key, 0), values[:num_directions], values.max())
 
 
 @jax.jit
-def _climb(loss: Callable, params: PyTree, length: Array, step: PyTree) -> tuple[Array, PyTree]:
-    value, gradient = jax.value_and_grad(loss)(optax.tree.add_scale(params, length, step))
+def _length(x: Array, epsilon: Array) -> Array:
+    return epsilon * jnp.linalg.norm(jnp.abs(x) + 1)
+
+
+@jax.jit
+def _direction(x: Array, key: Array, i: Array) -> Array:
+    return _unit(jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype))
+
+
+def _unit(v: Array) -> Array:
+    largest = jnp.abs(v).max()
+    v = v / jnp.where(largest > 0, largest, 1)  # squares of small gradients are 0
+    return v / jnp.maximum(jnp.linalg.norm(v), 1)
+
+
+@jax.jit
+def _toward(f: Callable, x: Array, epsilon: Array, key: Array, i: Array) -> Array:
+    return f(x + _length(x, epsilon) * _direction(x, key, i))
+
+
+@partial(jax.jit, donate_argnums=3)
+def _climb(f: Callable, x: Array, epsilon: Array, step: Array) -> tuple[Array, Array]:
+    value, gradient = jax.value_and_grad(f)(x + _length(x, epsilon) * step)
     return value, _unit(gradient)
 
 
-def _each(fn: Callable, path: Callable, places: tuple[Array, ...]) -> Any:
-    """`fn(path(*place))` for every place: compiled, or one by one where convolutions belong in Python."""
-    if loops.in_python(lambda place: fn(path(*place)), loops.row(places, 0)):
-        return loops.stack([_look(fn, path, loops.row(places, i)) for i in range(len(places[0]))])
-    return _looks(fn, path, places)
-
-
 @jax.jit
-def _look(fn: Callable, path: Callable, place: tuple[PyTree, ...]) -> Any:
-    return fn(path(*place))
+def _look(fn: Callable, path: Callable, place: tuple[Array, ...]) -> Any:
+    with flat.precision():
+        return fn(path(*place))
 
 
-@jax.jit
-def _looks(fn: Callable, path: Callable, places: tuple[Array, ...]) -> Any:
-    return jax.lax.map(lambda place: fn(path(*place)), places)
+def _stack(looks: list[Any]) -> Any:
+    numpy: Any = jnp if flat.is_traced(looks) else np  # on the host nothing is compiled
+    return jax.tree.map(lambda *leaves: jax.device_put(numpy.stack(leaves)), *looks)
 
 
-def _check(a: PyTree, b: PyTree) -> None:
-    if len({jax.tree.structure(a), jax.tree.structure(b)}) > 1:
-        raise ValueError("the two points are pytrees of different structures")
-    for (where, leaf), other in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        if jnp.shape(leaf) != jnp.shape(other):
-            name = jax.tree_util.keystr(where)
-            raise ValueError(f"{name} has the shapes {jnp.shape(leaf)} and {jnp.shape(other)}; they must be one")
+def _line(name: str, values: Any) -> Any:
+    values = jnp.asarray(values, float) if flat.is_traced(values) else np.asarray(values, float)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"{name} has the shape {values.shape}; it must be a list of at least one number")
+    return values
+
+
+def _count(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1 or value != int(value):
+            raise ValueError(f"{name} is {value}; it must be a whole number of at least 1")
+
+
+def _check(first: PyTree, *others: PyTree) -> None:
+    layout = flat.layout_of(first)
+    names = [f"params{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(first)]
+    for found in map(flat.layout_of, others):
+        if found.tree != layout.tree:
+            raise ValueError(f"the points are pytrees of different structures, {layout.tree} and {found.tree}")
+        for name, a, b in zip(names, layout.shapes, found.shapes, strict=True):
+            if a != b:
+                raise ValueError(f"{name} has the shapes {a} and {b}; they must be one")

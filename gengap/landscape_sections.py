@@ -146,7 +146,10 @@ def neighbourhood(rows: Sequence[Row]) -> Section | None:
         for method in ("SB", "LB") for rise in highest[method]
     ]  # fmt: skip
     panel = plots.Panel("", "rise of the training loss (nats)", "share of directions below", lines, log_x=True)
-    shares = {m: [100 * max(row["directions"][m]["share"], 0) for row in runs] for m in ("SB", "LB")}
+    shares, over_highest = (
+        {m: [v for row in runs if math.isfinite(v := 100 * share(row["directions"][m]))] for m in ("SB", "LB")}
+        for share in (_steep, _mean_over_highest)
+    )
     length = statistics.fmean(row["directions"]["LB"]["length"] for row in runs)
     ratios = [row["distance"]["SB from start"] / row["distance"]["LB from start"] for row in runs]
     apart = [row["distance"]["SB from LB"] for row in runs]
@@ -157,9 +160,11 @@ def neighbourhood(rows: Sequence[Row]) -> Section | None:
         f"SB and LB end {spread(apart)} from each other (Euclidean).",
         f"At a distance of {plain(length)}, that of the corners of the metric's box, the loss rises by "
         f"{spread(highest['SB'])} (SB) and {spread(highest['LB'])} (LB) nats in the steepest direction found.",
-        f"The mean rise in random directions says that it does so along {spread(shares['SB'])} % (SB) and "
-        f"{spread(shares['LB'])} % (LB) of all directions; the paper has 'e.g. 5 %' for LB, without saying how it "
-        f"sampled. 5 % or less for LB: {verdict([share <= 5 for share in shares['LB']])}.",
+        f"The mean rise in random directions is {spread(over_highest['SB'])} % (SB) and "
+        f"{spread(over_highest['LB'])} % (LB) of that. It would be k / n if f rose along k of n orthogonal "
+        "directions and equally along each. The rise is more than twice the median rise along "
+        f"{spread(shares['SB'])} % (SB) and {spread(shares['LB'])} % (LB) of the random directions (minima whose "
+        "median is above 0). The paper has 'e.g. 5 %' of the space for LB, without saying how it sampled.",
     ]
     caption = (
         "Rises in random directions, each line one minimum, and in the steepest direction that an ascent found. "
@@ -167,6 +172,17 @@ def neighbourhood(rows: Sequence[Row]) -> Section | None:
     )
     title = "Distances and steep directions (section 2)"
     return Section("neighbourhood", title, plots.panels([panel]), caption, said)
+
+
+def _steep(near: Row) -> float:
+    """The share of random directions along which the loss rises by more than twice the median rise, if above 0."""
+    rises = [loss - near["base_loss"] for loss in near["losses"]]
+    median = statistics.median(rises)
+    return statistics.fmean(rise > 2 * median for rise in rises) if median > 0 else math.nan
+
+
+def _mean_over_highest(near: Row) -> float:
+    return (statistics.fmean(near["losses"]) - near["base_loss"]) / (near["highest"] - near["base_loss"])
 
 
 def _pairs(rows: Sequence[Row]) -> list[Row]:

@@ -17,16 +17,13 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key, PyTree
 
 from gengap import ascent, loops
-from gengap.audits import Finding, audit
 from gengap.gradients import NoiseScale, fisher_trace, noise_scale
 from gengap.hessian import Estimate, product
 
 __all__ = [
     "Estimate",
-    "Finding",
     "Loss",
     "NoiseScale",
-    "audit",
     "average_case",
     "distance",
     "fisher_trace",

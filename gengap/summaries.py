@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gengap import paper
+from gengap.statistics import sign_test
 
 Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -150,30 +151,6 @@ def measures(summary: Summary) -> list[Measure]:
     """What was measured: the full space first, small subspaces before large, large epsilon before small."""
     found = {_measure(record) for row in summary.get("rows") or [] for record in row.get("sharpness") or []}
     return sorted(found, key=lambda m: (m.space != "full", m.space, m.dim or 0, -m.epsilon))
-
-
-def sign_test(wins: int, pairs: int) -> float:
-    """The one-sided p-value of the sign test: P(at least `wins` of `pairs`) when either sign is as likely.
-
-        p = sum_{i >= wins} C(pairs, i) / 2^pairs
-
-    Args:
-        wins: pairs with the expected sign.
-        pairs: all pairs without a tie.
-
-    Returns:
-        The exact probability; 1 for no pairs.
-
-    Raises:
-        ValueError: wins is not between 0 and pairs.
-
-    Example:
-        >>> sign_test(5, 5)
-        0.03125
-    """
-    if not 0 <= wins <= pairs:
-        raise ValueError(f"wins is {wins}; it must be between 0 and pairs, {pairs}")
-    return sum(math.comb(pairs, i) for i in range(wins, pairs + 1)) / 2**pairs
 
 
 def compare(high: Seeds, low: Seeds, words: str) -> str:

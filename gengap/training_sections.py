@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gengap import paper, plots
-from gengap.findings import Section, at_loss, threshold, trend, verdict
-from gengap.speedup import break_even, iterations_to
+from gengap.findings import Section, threshold, verdict
+from gengap.statistics import at_loss, trend
 from gengap.summaries import Row, compare, number
 from gengap.tables import plain, spread
 
@@ -95,7 +95,7 @@ def batch_size(rows: Sequence[Row]) -> Section | None:
         panels.append(plots.Panel(f"full space, epsilon {name}", "batch size (% of the training set)",
                                     "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
         rises += [trend(xs, ys) for xs, ys in values]
-    known = [rise for rise in rises if rise is not None]
+    known = [rise for rise in rises if math.isfinite(rise)]
     how = "a constant that turns into a straight descent in log batch size, by least squares over all seeds"
     if found is None:
         said = ["Test accuracy falls nowhere with the batch size, or there are too few to tell."]
@@ -158,7 +158,7 @@ def warm_start(rows: Sequence[Row]) -> Section | None:
         panels.append(plots.Panel(f"full space, epsilon {name}", "epoch of SB that LB begins from",
                                     "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
         falls += [trend(x, y) for x, y in values]
-    known = [fall for fall in falls if fall is not None]
+    known = [fall for fall in falls if math.isfinite(fall)]
     above = [
         b >= a
         for (_, ours), (_, there) in zip(accuracies, small, strict=True)
@@ -203,7 +203,7 @@ def along_training(rows: Sequence[Row]) -> Section | None:
     losses = [number(row.get("train_loss")) for key, one in points.items() if key[0] == "LB" for row in one]
     reached = [loss for loss in losses if loss]
     ours, paper_losses = ((plain(max(v)), plain(min(v))) for v in (reached, theirs["LB_1e-3"].x))
-    sides = {m: [r for (method, _), r in ranks.items() if method == m and r is not None] for m in ("SB", "LB")}
+    sides = {m: [r for (method, _), r in ranks.items() if method == m and math.isfinite(r)] for m in ("SB", "LB")}
     said = [
         f"As the loss falls, LB gets sharper: rank correlation {spread(sides['LB'])} over seeds: "
         f"{verdict([r > 0 for r in sides['LB']])}. Its losses run from {ours[0]} to {ours[1]} here, "
@@ -224,10 +224,10 @@ def equal_loss(rows: Sequence[Row]) -> Section | None:
     levels = [10 ** (-k / 4) for k in range(2, 21)]
     panels, said = [], []
     for epsilon, name in _EPSILONS:
-        curves: list[tuple[list[float], list[float | None]]] = []
+        curves: list[tuple[list[float], list[float]]] = []
         pairs: dict[float, list[float]] = {level: [] for level in levels}
         for seed in [s for s in seeds if ("SB", s) in points]:
-            ratios: list[float | None] = []
+            ratios: list[float] = []
             for level in levels:
                 small, large = (
                     at_loss(
@@ -237,8 +237,8 @@ def equal_loss(rows: Sequence[Row]) -> Section | None:
                     )
                     for method in ("SB", "LB")
                 )
-                ratios.append(large / small if small and large else None)
-                if ratios[-1] is not None:
+                ratios.append(large / small)
+                if math.isfinite(ratios[-1]):
                     pairs[level].append(ratios[-1])
             curves.append((levels, ratios))
         shared = [(level, math.exp(statistics.fmean(map(math.log, r)))) for level, r in pairs.items() if r]
@@ -276,19 +276,18 @@ def speedup(rows: Sequence[Row]) -> Section | None:
         if None in pair:
             continue
         curves = [[number(v) for v in row["history"].get("test_accuracy") or []] for row in pair if row]
-        goal = min(max((v for v in curve if v is not None), default=math.nan) for curve in curves)
-        steps = [
-            iterations_to(curve, goal, row["steps"] // row["epochs"])
-            for curve, row in zip(curves, pair, strict=True)
-            if row
-        ]
-        if steps[0] and steps[1]:
-            ratios.append(steps[1] / steps[0])
-            sizes = [row["batch_size"] for row in pair if row]
+        best = [max((v for v in curve if v is not None), default=math.nan) for curve in curves]
+        if not all(map(math.isfinite, best)):
+            continue
+        goal = min(best)
+        epochs = [next(e for e, v in enumerate(curve, 1) if v is not None and v >= goal) for curve in curves]
+        steps = [e * (row["steps"] // row["epochs"]) for e, row in zip(epochs, pair, strict=True) if row]
+        ratios.append(steps[1] / steps[0])
+        sizes = [row["batch_size"] for row in pair if row]
     if not ratios or sizes is None:
         return None
     efficiency = [k / 100 for k in range(4, 101)]
-    line = [break_even(sizes[0], sizes[1], f) for f in efficiency]
+    line = [sizes[0] / (f * sizes[1]) for f in efficiency]
     lines = [
         plots.Line(efficiency, line, "break-even, $B_s / (f_s(P) B_l)$", "here"),
         *(plots.Line([0.04, 1], [r, r], "$I_l / I_s$, one seed", "LB", "-", 0.9) for r in ratios),

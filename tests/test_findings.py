@@ -1,11 +1,11 @@
-"""Thresholds, values at an equal loss and verdicts on made-up curves whose answers are known."""
+"""Thresholds, verdicts and appendix C on made-up curves whose answers are known."""
 
 import math
 
 import numpy as np
 import pytest
 
-from gengap import findings, paper
+from gengap import findings, paper, training_sections
 
 SIZES = [16, 32, 64, 128, 256, 512, 1024]
 
@@ -52,30 +52,23 @@ def test_bad_batch_sizes_are_named() -> None:
         findings.threshold([0, 2], [1.0, 2.0])
 
 
-@pytest.mark.parametrize("power", [-1.0, 0.5, 2.0])
-def test_a_power_law_is_exact_between_any_two_points(power) -> None:
-    losses = [1.0, 0.3, 0.02, 0.004]
-    values = [7 * loss**power for loss in losses]
-    for level in (0.9, 0.3, 0.1, 0.005):
-        assert findings.at_loss(losses, values, level) == pytest.approx(7 * level**power)
-
-
-def test_the_first_crossing_counts() -> None:
-    assert findings.at_loss([1.0, 0.1, 1.0, 0.1], [1.0, 1.0, 5.0, 5.0], 0.5) == pytest.approx(1)
-
-
-def test_a_level_that_is_not_crossed_has_no_value() -> None:
-    assert findings.at_loss([1.0, 0.5], [1.0, 2.0], 0.1) is None
-    assert findings.at_loss([0.05, 0.01], [1.0, 2.0], 0.1) is None
-    assert findings.at_loss([1.0, None, 0.01], [1.0, 1.0, 2.0], 0.1) is None
-    assert findings.at_loss([1.0, 0.01], [None, 2.0], 0.1) is None
-
-
-def test_a_trend_is_a_rank_correlation() -> None:
-    assert findings.trend([1, 2, 3, 4], [1, 10, 100, None]) == pytest.approx(1)
-    assert findings.trend([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert findings.trend([1, 2], [3, 2]) is None
-    assert findings.trend([1, 2, 3], [1, 1, 1]) is None
+def test_large_batches_pay_below_the_efficiency_of_appendix_c() -> None:
+    """LB takes three epochs of 2 steps to the 0.8 that both reach, SB one of 20: 6 / 20, and 30 / (300 * 0.3)."""
+    runs = [("SB", 30, 20, [0.8, 0.9, 0.7]), ("LB", 300, 2, [0.1, None, 0.8])]
+    rows = [
+        {"method": method, "seed": 0, "epochs": 3, "steps": 3 * steps, "batch_size": batch_size}
+        | {"history": {"test_accuracy": accuracies}}
+        for method, batch_size, steps, accuracies in runs
+    ]
+    section = training_sections.speedup(rows)
+    assert section is not None
+    (said,) = section.findings
+    assert "LB (300) takes 0.30 ± - times the iterations of SB (30)" in said
+    assert "efficiency below 0.33 ± -." in said
+    (drawn,) = [line for line in section.figure.axes[0].lines if len(line.get_xdata()) > 2]
+    at = dict(zip(np.round(drawn.get_xdata(), 2), drawn.get_ydata(), strict=True))
+    assert at[0.2] == pytest.approx(0.5)  # the paper's example: a tenth of the batch, an efficiency of 0.2
+    assert training_sections.speedup([rows[0], rows[1] | {"history": {"test_accuracy": [None]}}]) is None
 
 
 def test_a_verdict_counts() -> None:

@@ -1,5 +1,8 @@
 """Paths, planes and neighbourhoods against their closed forms."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,8 @@ import pytest
 from jax.tree_util import Partial
 
 from gengap import landscape, models, objective
+
+KEY = jax.random.key(0)
 
 
 def tree(seed: int) -> dict[str, jax.Array]:
@@ -21,6 +26,22 @@ def same(a, b) -> bool:
 
 def square(params) -> jax.Array:
     return sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params))
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[list[str]]:
+    """The programs that XLA compiles meanwhile."""
+    found: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 PATHS = {
@@ -73,22 +94,105 @@ def test_several_values_come_back_with_a_leading_axis() -> None:
 
 
 def test_new_points_compile_nothing() -> None:
-    fn = Partial(square)
-    alphas = jnp.arange(3.0)
-    landscape.along(fn, landscape.linear(tree(0), tree(1)), alphas)
-    before = landscape._looks._cache_size()
-    landscape.along(fn, landscape.linear(tree(3), tree(4)), 2 * alphas)
-    assert landscape._looks._cache_size() == before
+    points = [tree(seed) for seed in range(4)]
+    scales = np.float32(2), np.float32(3)
+    fn = Partial(lambda scale, params: scale * square(params), scales[0])
+    with compiled() as first:
+        landscape.along(fn, landscape.linear(*points[:2]), np.arange(3.0))
+    assert len(first) == 1
+    with compiled() as second:
+        path = landscape.linear(*points[2:])
+        values = landscape.along(Partial(fn.func, scales[1]), path, [0.0, -1.0, 1.0, 5.0])
+    assert second == []
+    np.testing.assert_allclose(values[0], 3 * square(points[2]), rtol=1e-6)
 
 
-def test_a_network_with_convolutions_has_its_own_loss_at_the_ends() -> None:
-    model = models.c1(3)
-    x = jax.random.uniform(jax.random.key(0), (12, 8, 8, 1))
-    y = jnp.arange(12) % 3
+def test_along_under_vmap_and_jit_is_a_loop() -> None:
+    others = [tree(seed) for seed in (1, 2, 3)]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *others)
+
+    def curve(end, alphas):
+        return landscape.along(square, landscape.curvilinear(tree(0), end), alphas)
+
+    alphas = jnp.array([-0.5, 0.25, 2.0])
+    found = jax.jit(jax.vmap(curve, in_axes=(0, None)))(together, alphas)
+    np.testing.assert_allclose(found, jnp.stack([curve(end, alphas) for end in others]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("alphas", [[], 0.5, np.zeros((1, 2)), jnp.zeros(0)], ids=str)
+def test_alphas_must_be_a_list_of_numbers(alphas) -> None:
+    with pytest.raises(ValueError, match="alphas has the shape"):
+        landscape.along(square, landscape.linear(tree(0), tree(1)), alphas)
+    plane = landscape.Plane(tree(0), tree(1), tree(2))
+    for name, places in (("s", (alphas, [0.0])), ("t", ([0.0], alphas))):
+        with pytest.raises(ValueError, match=f"{name} has the shape"):
+            landscape.over(square, plane, *places)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.complex64])
+def test_leaves_that_are_not_floating_point_are_named(dtype) -> None:
+    good, bad = tree(0), tree(1) | {"b": jnp.zeros(3, dtype)}
+    for use in (
+        lambda: landscape.linear(bad, bad),
+        lambda: landscape.curvilinear(good, bad),
+        lambda: landscape.bezier(good, bad, good),
+        lambda: landscape.through(good, good, bad),
+        lambda: landscape.over(square, landscape.Plane(good, bad, good), [0.0], [0.0]),
+        lambda: landscape.filter_normalised(bad, KEY),
+        lambda: landscape.connect(lambda p, key: square(p), good, bad, KEY),
+        lambda: landscape.neighbourhood(square, bad, KEY),
+    ):
+        with pytest.raises(ValueError, match=rf"\['b'\] is of type {jnp.dtype(dtype)}"):
+            use()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_point_of_low_precision_is_computed_in_float32_and_cast_once(dtype) -> None:
+    low = [jax.tree.map(lambda leaf: (100 * leaf).astype(dtype), tree(seed)) for seed in range(3)]
+    wide = [jax.tree.map(lambda leaf: leaf.astype(jnp.float32), point) for point in low]
+    plane, corners = landscape.through(*low)
+    same_plane, same_corners = landscape.through(*wide)
+    np.testing.assert_array_equal(corners, same_corners)
+    pairs = [(make(*low[:2]), make(*wide[:2])) for make in (landscape.linear, landscape.curvilinear)]
+    pairs.append((landscape.bezier(low[0], wide[2], low[1]), landscape.bezier(wide[0], wide[2], wide[1])))
+    pairs.append((lambda alpha: plane(alpha, -alpha), lambda alpha: same_plane(alpha, -alpha)))
+    for path, exact in pairs:
+        found = path(jnp.float32(0.3))
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
+        assert same(found, jax.tree.map(lambda leaf: leaf.astype(dtype), exact(jnp.float32(0.3))))
+
+
+def test_a_path_of_float64_is_computed_in_float64() -> None:
+    with jax.enable_x64():
+        a, b = ({"w": np.array([1.0, 1 + 1e-12]) * k, "h": np.ones(2, np.float16)} for k in (1, 3))
+        found = landscape.linear(a, b)(np.float64(0.25))
+        np.testing.assert_allclose(found["w"], a["w"] * 1.5, rtol=1e-15)
+        assert found["h"].dtype == jnp.float16
+        assert landscape.along(lambda p: p["w"][1], landscape.linear(a, b), [0.1])[0] == 1.2 * (1 + 1e-12)
+
+
+def test_python_numbers_and_numpy_arrays_are_leaves() -> None:
+    a, b = {"x": 1.0, "y": np.ones(2, np.float32)}, {"x": 3.0, "y": np.zeros(2, np.float32)}
+    values = landscape.along(lambda p: p["x"] + p["y"].sum(), landscape.linear(a, b), [0, 0.5, 1])
+    np.testing.assert_allclose(values, [3, 3, 3])
+
+
+def test_a_network_has_its_own_loss_at_the_ends_and_is_connected() -> None:
+    model = models.dense(3, widths=(4,))
+    x, y = jax.random.uniform(KEY, (12, 8)), jnp.arange(12) % 3
     a, b = (model.init(jax.random.key(seed), x) for seed in (0, 1))
-    loss = objective.over_dataset(model.apply, x, y)
-    values = landscape.along(loss, landscape.linear(a, b), jnp.array([0.0, 0.5, 1.0]))
-    np.testing.assert_allclose(values[jnp.array([0, 2])], [loss(a), loss(b)], rtol=1e-5)
+    both = objective.loss_and_accuracy(model.apply, x, y)
+    losses, accuracies = landscape.along(both, landscape.linear(a, b), [0.0, 0.5, 1.0])
+    for i, point in ((0, a), (2, b)):
+        np.testing.assert_allclose((losses[i], accuracies[i]), both(point), rtol=1e-5)
+    f = objective.over_dataset(model.apply, x, y)
+    control = landscape.connect(lambda params, key: f(params), a, b, KEY, steps=20, optimizer=optax.adam(0.1))
+    alphas = np.linspace(0, 1, 11)
+    straight, curve = (
+        landscape.along(f, path, alphas).mean()
+        for path in (landscape.linear(a, b), landscape.bezier(a, control, b))
+    )
+    assert curve < straight
 
 
 def test_points_of_different_shapes_are_refused() -> None:
@@ -112,10 +216,17 @@ def test_a_plane_goes_through_its_three_points() -> None:
 
 def test_three_points_on_a_line_make_no_plane() -> None:
     a, b = tree(0), tree(1)
-    with pytest.raises(ValueError, match="lie on one line"):
-        landscape.through(a, b, landscape.linear(a, b)(jnp.float32(0.3)))
-    with pytest.raises(ValueError, match="same point"):
-        landscape.through(a, a, b)
+    for points in ((a, b, landscape.linear(a, b)(0.3)), (a, a, b), (a, b, a), (a, b, b)):
+        with pytest.raises(ValueError, match="lie on one line"):
+            landscape.through(*points)
+
+
+def test_a_plane_under_jit_is_the_same() -> None:
+    points = [tree(seed) for seed in range(3)]
+    plane, corners = landscape.through(*points)
+    again, same_corners = jax.jit(landscape.through)(*points)
+    np.testing.assert_allclose(same_corners, corners, rtol=1e-6)
+    np.testing.assert_allclose(again.v["w"], plane.v["w"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_grid_has_rows_of_t_and_columns_of_s() -> None:
@@ -124,6 +235,9 @@ def test_a_grid_has_rows_of_t_and_columns_of_s() -> None:
     s, t = jnp.array([0.0, 1.0, 2.0]), jnp.array([0.0, 10.0])
     found = landscape.over(square, landscape.Plane(origin, u, v), s, t)
     np.testing.assert_allclose(found, s[None] ** 2 + t[:, None] ** 2)
+    with compiled() as again:
+        landscape.over(square, landscape.Plane(tree(0), v, u), [1.0, 3.0], [0.0, 2.0, 4.0])
+    assert again == []
 
 
 def test_each_filter_of_a_direction_is_as_long_as_that_of_the_parameters() -> None:
@@ -143,8 +257,8 @@ def test_the_curve_that_is_closest_to_a_point_has_its_closed_form() -> None:
     def loss(params, key):
         return square(jax.tree.map(jnp.subtract, params, c))
 
-    schedule = optax.exponential_decay(0.1, 3000, 0.5)
-    found = landscape.connect(loss, a, b, jax.random.key(0), steps=30_000, optimizer=optax.sgd(schedule))
+    optimizer = optax.sgd(lambda step: 3.75 / (step + 20))  # E's second derivative is 8 / 15
+    found = landscape.connect(loss, a, b, jax.random.key(0), steps=3000, optimizer=optimizer)
     theta = jax.tree.map(lambda a, b, c: 2.5 * c - 0.75 * (a + b), a, b, c)
     error = optax.tree.norm(optax.tree.sub(found, theta)) / optax.tree.norm(theta)
     assert error < 0.01
@@ -165,36 +279,128 @@ def test_a_curve_goes_round_a_barrier() -> None:
     assert curved < 0.02
 
 
-def test_a_network_with_convolutions_is_connected_too() -> None:
-    model = models.c1(3)
-    x = jax.random.uniform(jax.random.key(0), (6, 8, 8, 1))
-    a, b = (model.init(jax.random.key(seed), x) for seed in (0, 1))
-    f = objective.over_dataset(model.apply, x, jnp.arange(6) % 3)
-    control = landscape.connect(lambda params, key: f(params), a, b, jax.random.key(0), steps=2)
-    half = landscape.linear(a, b)(jnp.float32(0.5))
-    moved = max(jnp.abs(m - h).max() for m, h in zip(jax.tree.leaves(control), jax.tree.leaves(half), strict=True))
-    assert 1e-4 < moved < 1e-2  # two steps of Adam at 1e-3
+def test_a_connection_compiles_once_and_starts_half_way() -> None:
+    """Two steps of Adam at 1e-3 go no farther than 2e-3; bfloat16 points have a float32 control point."""
+    a, b = (jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree(seed)) for seed in range(2))
+    loss = Partial(lambda scale, params, key: scale * square(params), jnp.float32(1))
+    found = landscape.connect(loss, a, b, KEY, steps=2)
+    for name in a:
+        moved = jnp.abs(found[name] - (a[name].astype(jnp.float32) + b[name]) / 2).max()
+        assert found[name].dtype == jnp.float32 and 1e-3 < moved <= 2.01e-3
+    with compiled() as again:
+        landscape.connect(Partial(loss.func, jnp.float32(2)), b, a, jax.random.key(1), steps=3)
+    assert again == []
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.polyak_sgd(), optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), optax.lbfgs()],
+    ids=["polyak_sgd", "reduce_on_plateau", "lbfgs"],
+)
+def test_a_connection_takes_optimisers_that_look_at_the_value(optimizer) -> None:
+    """All of them find that phi = 0 is reached where 0 = (1 - t)^2 a + 2 t (1 - t) theta + t^2 b on average."""
+    a = {"w": jnp.array([1.0, 2.0])}
+    control = landscape.connect(lambda p, key: square(p), a, a, KEY, steps=60, optimizer=optimizer)
+    alphas = np.linspace(0, 1, 21)
+    straight, curve = (
+        landscape.along(square, landscape.bezier(a, point, a), alphas).mean() for point in (a, control)
+    )
+    assert curve < 0.5 * straight
+
+
+def test_the_steepest_direction_of_a_linear_loss_is_its_gradient() -> None:
+    slope = jax.random.normal(KEY, (50,))
+    x = jnp.linspace(-1, 1, 50)
+    found = landscape.neighbourhood(lambda x: slope @ x, x, KEY, num_directions=3, max_evaluations=2)
+    np.testing.assert_allclose(found.length, 1e-3 * np.linalg.norm(np.abs(x) + 1), rtol=1e-6)
+    rise = found.length * jnp.linalg.norm(slope)
+    np.testing.assert_allclose(found.highest - found.base_loss, rise, rtol=1e-3)
+    assert (jnp.abs(found.losses - found.base_loss) < rise).all()
 
 
 @pytest.mark.parametrize("steep", [5, 20, 100])
-def test_the_share_of_steep_directions_of_a_quadratic(steep) -> None:
+def test_the_mean_over_the_highest_rise_of_a_quadratic(steep) -> None:
     """f = sum of the first k of n squares: the mean rise on a sphere is k / n of the highest."""
-    n = 100
-    mask = (jnp.arange(n) < steep).astype(jnp.float32)
-    found = landscape.neighbourhood(
-        lambda x: 1 + jnp.vdot(mask * x, x), jnp.zeros(n), jax.random.key(0), epsilon=0.1, num_directions=2000
-    )
+    n, count = 100, 400
+    f = Partial(lambda mask, x: 1 + jnp.vdot(mask * x, x), (jnp.arange(n) < steep).astype(jnp.float32))
+    found = landscape.neighbourhood(f, jnp.zeros(n), KEY, epsilon=0.1, num_directions=count)
     np.testing.assert_allclose(found.length, 0.1 * np.sqrt(n), rtol=1e-6)
+    assert found.base_loss == 1
     np.testing.assert_allclose(found.highest, 1 + found.length**2, rtol=1e-5)
     rises = (found.losses - 1) / found.length**2
-    error = rises.std() / np.sqrt(2000)
-    assert abs(found.share - steep / n) < 4 * error + 1e-4
+    error = rises.std() / np.sqrt(count)
+    assert abs(found.mean_over_highest - steep / n) < 4 * error + 1e-4
+
+
+def test_the_share_of_directions_that_rise_by_more_than_twice_the_median() -> None:
+    """f = x_1^2 in three dimensions: u_1 is uniform on [-1, 1], so that the share is 1 - sqrt(2) / 2."""
+    count = 1000
+    found = landscape.neighbourhood(lambda x: x[0] ** 2, jnp.zeros(3), KEY, num_directions=count, epsilon=1.0)
+    exact = 1 - np.sqrt(0.5)
+    assert abs(found.share - exact) < 4 * np.sqrt(exact * (1 - exact) / count)
+    np.testing.assert_allclose(found.mean_over_highest, 1 / 3, atol=4 * np.sqrt(4 / 45 / count))
+    assert found.losses.std() > 0.1
+
+
+def test_the_share_is_of_directions_and_the_other_ratio_is_not() -> None:
+    """Made-up rises: 2 of 10 above twice the median; the mean rise is 2.8 of 14."""
+    losses = 1 + jnp.array([1.0, 1, 1, 1, 1, 1, 2, 2, 8, 10])
+    found = landscape.Neighbourhood(jnp.float32(1), jnp.float32(1), losses, jnp.float32(15))
+    np.testing.assert_allclose([found.share, found.mean_over_highest], [0.2, 0.2], rtol=1e-6)
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), found._replace(highest=jnp.float32(29)))
+    np.testing.assert_allclose(both.share, [0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(both.mean_over_highest, [0.1, 0.1], rtol=1e-6)
+
+
+def test_a_neighbourhood_that_cannot_be_read_is_nan() -> None:
+    flat = landscape.neighbourhood(lambda x: 0 * x.sum(), jnp.ones(2), KEY, num_directions=3)
+    assert jnp.isnan(flat.share) and jnp.isnan(flat.mean_over_highest)
+    broken = landscape.neighbourhood(lambda x: jnp.sqrt(x.sum() - 2), jnp.ones(2), KEY, num_directions=20)
+    assert jnp.isnan(broken.highest) and jnp.isnan(broken.mean_over_highest)
+    steep = flat._replace(highest=jnp.float32(jnp.inf))
+    assert jnp.isnan(steep.mean_over_highest)
+
+
+def test_a_neighbourhood_of_a_tiny_loss_is_that_of_the_loss() -> None:
+    def f(scale, x):
+        return scale * (x[0] ** 2 + 0.1 * x[1] ** 2)
+
+    small, one = (
+        landscape.neighbourhood(Partial(f, jnp.float32(scale)), jnp.zeros(4), KEY, num_directions=5)
+        for scale in (1e-25, 1.0)
+    )
+    np.testing.assert_allclose(1e25 * small.highest, one.highest, rtol=1e-5)
+
+
+def test_a_neighbourhood_compiles_once_and_its_first_directions_stay() -> None:
+    f = Partial(lambda center, p: square(jax.tree.map(jnp.subtract, p, center)), tree(1))
+    how = {"num_directions": 3, "max_evaluations": 2}
+    few = landscape.neighbourhood(f, tree(0), KEY, **how)
+    with compiled() as again:
+        landscape.neighbourhood(Partial(f.func, tree(2)), tree(1), jax.random.key(1), epsilon=1e-2, **how)
+    assert again == []
+    more = landscape.neighbourhood(f, tree(0), KEY, **how | {"num_directions": 5})
+    np.testing.assert_array_equal(more.losses[:3], few.losses)
+
+
+def test_neighbourhoods_under_vmap_are_those_of_a_loop() -> None:
+    keys = jax.random.split(KEY, 2)
+
+    def near(key):
+        return landscape.neighbourhood(square, tree(0), key, num_directions=3, max_evaluations=3)
+
+    found = jax.vmap(near)(keys)
+    for i in range(2):
+        one = near(keys[i])
+        for a, b in zip((*found, found.share), (*one, one.share), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5)
 
 
 def test_bad_arguments_are_named() -> None:
     for message, knobs in {
         "epsilon is -1": {"epsilon": -1.0},
         "num_directions is 0": {"num_directions": 0},
+        "epsilon is inf": {"epsilon": float("inf")},
         "max_evaluations is 0": {"max_evaluations": 0},
     }.items():
         with pytest.raises(ValueError, match=message):

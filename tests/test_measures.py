@@ -162,7 +162,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="small is 8 and large is 8"):
         measures.noise_scale(lambda p, x, y: p.sum(), X, X[None], jnp.zeros(1, int), KEY, small=8, large=8)
     with pytest.raises(ValueError, match="repeats is 1"):
-        measures.audit({}, {}, X, KEY, repeats=1)
+        symmetry.audit({}, {}, X, KEY, repeats=1)
 
 
 def test_the_audit_finds_what_theory_says() -> None:
@@ -172,7 +172,7 @@ def test_the_audit_finds_what_theory_says() -> None:
     f = objective.over_dataset(rectified, x, y)
     layers = symmetry.chain(params)
     order = [jax.random.permutation(KEY, 7), jax.random.permutation(KEY, 6)]
-    found = measures.audit(
+    found = symmetry.audit(
         {
             "loss": lambda p, key: f(p),
             "Fisher trace": lambda p, key: measures.fisher_trace(
@@ -213,7 +213,7 @@ def test_the_audit_says_what_it_cannot_resolve() -> None:
     def noisy(p, key):
         return jax.random.normal(jax.random.fold_in(key, int(p.sum())))
 
-    found = measures.audit(
+    found = symmetry.audit(
         {"noise": noisy, "nothing": lambda p, key: jnp.nan},
         {"add": lambda p: p + 1},
         jnp.zeros(3),

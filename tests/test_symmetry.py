@@ -1,7 +1,10 @@
-"""Maps of parameters: the function stays, and the constructions of the theorems do what they promise."""
+"""Maps of parameters: the function stays, the theorems do what they promise, the audit says what changed."""
 
+import contextlib
 import itertools
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,8 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from gengap import models, objective, symmetry
+
+KEY = jax.random.key(0)
 
 
 class Plain(nn.Module):
@@ -34,6 +39,22 @@ def plain(use_bias: bool, conv: bool = False) -> models.Model:
     return models.Model(
         lambda key, x: network.init(key, x)["params"], lambda params, x: network.apply({"params": params}, x)
     )
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[list[str]]:
+    """The programs that XLA compiles meanwhile."""
+    found: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 NETWORKS = {
@@ -62,44 +83,62 @@ def units(params, layers):
 
 
 def moves(params):
+    """Images under all maps, those that can be traced from one compiled program."""
     layers = symmetry.chain(params)
     n = units(params, layers)
-    keys = jax.random.split(jax.random.key(3), len(n))
-    vectors = [jnp.exp(jax.random.normal(k, (size,))) for k, size in zip(keys, n, strict=True)]
+    rng = np.random.default_rng(3)
+    vectors = [jnp.array(np.exp(rng.normal(size=size))) for size in n]
+    orders = [jnp.array(rng.permutation(size)) for size in n]
     alphas = [0.25 * 2.0**k for k in range(len(layers) - 1)]
-    found = {
-        "alpha": symmetry.alpha_scale(params, layers, [*alphas, 1 / math.prod(alphas)]),
-        "neurons": symmetry.rescale(params, layers, vectors),
-        "permutation": symmetry.permute(
-            params, layers, [jax.random.permutation(k, size) for k, size in zip(keys, n, strict=True)]
-        ),
-        "many sharp": symmetry.many_sharp(params, layers, 1.5),
-        "collapsible": symmetry.collapsible(params, layers, 0.05),
-    }
-    return found
+
+    @jax.jit
+    def images(params, vectors, orders):
+        return {
+            "alpha": symmetry.alpha_scale(params, layers, [*alphas, 1 / math.prod(alphas)]),
+            "neurons": symmetry.rescale(params, layers, vectors),
+            "permutation": symmetry.permute(params, layers, orders),
+            "many sharp": symmetry.many_sharp(params, layers, 1.5),
+        }
+
+    return images(params, vectors, orders) | {"collapsible": symmetry.collapsible(params, layers, 0.05)}
+
+
+def check_the_function_stays(name, dtype, tolerance) -> None:
+    model, params, x = random_network(name, dtype)
+    apply = jax.jit(model.apply)
+    before = np.asarray(apply(params, x))
+    assert before.dtype == dtype
+    for move, image in moves(params).items():
+        pairs = list(zip(*map(jax.tree.leaves, (params, image)), strict=True))
+        assert all(a.dtype == b.dtype for a, b in pairs)
+        assert any(np.abs(np.asarray(a) - np.asarray(b)).max() > 0.01 for a, b in pairs)
+        error = np.abs(np.asarray(apply(image, x)) - before).max() / np.abs(before).max()
+        assert error < tolerance, f"{move}: {error}"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_function_stays_in_float32(name) -> None:
-    model, params, x = random_network(name)
-    before = model.apply(params, x)
-    for move, image in moves(params).items():
-        assert any(
-            jnp.abs(a - b).max() > 0.01 for a, b in zip(*map(jax.tree.leaves, (params, image)), strict=True)
-        )
-        error = jnp.abs(model.apply(image, x) - before).max() / jnp.abs(before).max()
-        assert error < 1e-5, f"{move}: {error}"
+    check_the_function_stays(name, jnp.float32, 1e-5)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["bias-free", "biased", "convolution", "F1"])
 def test_the_function_stays_in_float64(name) -> None:
     with jax.enable_x64():
-        model, params, x = random_network(name, jnp.float64)
-        before = model.apply(params, x)
-        assert before.dtype == jnp.float64
-        for move, image in moves(params).items():
-            error = jnp.abs(model.apply(image, x) - before).max() / jnp.abs(before).max()
-            assert error < 1e-12, f"{move}: {error}"
+        check_the_function_stays(name, jnp.float64, 1e-12)
+
+
+def test_maps_of_bfloat16_are_computed_in_float32() -> None:
+    """The image is that of the parameters in float32, rounded once for each of its two factors."""
+    _, params, _ = random_network("biased")
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
+    layers = symmetry.chain(params)
+    found, exact = (symmetry.rescale(p, layers, [1.001, 0.999]) for p in (low, wide))
+    for a, b in zip(*map(jax.tree.leaves, (found, exact)), strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=2**-8)
+    same = symmetry.rescale({**low, "Dense_1": wide["Dense_1"]}, layers, [1.001, 1.0])
+    np.testing.assert_allclose(same["Dense_1"]["kernel"], wide["Dense_1"]["kernel"] / 1.001, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["F1", "C1"])
@@ -143,7 +182,11 @@ def test_theorem_4_passes_any_bound(bound) -> None:
     H = jax.hessian(lambda v: loss(ravel_pytree(image)[1](v)))(ravel_pytree(image)[0])
     assert jnp.linalg.norm(H, 2) >= 0.99 * entry
     assert entry >= bound
+    assert float(jnp.abs(jnp.diag(H)).max()) >= 0.99 * entry
     np.testing.assert_allclose(loss(image), loss(params), rtol=1e-5)
+    with compiled() as again:
+        symmetry.sharpened(loss, image, layers, 2 * bound)
+    assert again == []
 
 
 def test_theorem_5_makes_many_eigenvalues_large() -> None:
@@ -211,13 +254,98 @@ def test_bad_arguments_are_named() -> None:
     layers = symmetry.chain(params)
     with pytest.raises(ValueError, match="there must be 2"):
         symmetry.rescale(params, layers, [1.0])
-    with pytest.raises(ValueError, match="not above 0"):
-        symmetry.rescale(params, layers, [1.0, -1.0])
+    for factor in (-1.0, 0.0, math.inf, math.nan, jnp.ones(3)):
+        with pytest.raises(ValueError, match="must be above 0, and one number or 6"):
+            symmetry.rescale(params, layers, [1.0, factor])
     with pytest.raises(ValueError, match="product must be 1"):
         symmetry.alpha_scale(params, layers, [1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="each unit once"):
-        symmetry.permute(params, layers, [jnp.zeros(7, int), jnp.arange(6)])
+    for order in (jnp.zeros(7, int), jnp.arange(6)):
+        with pytest.raises(ValueError, match="each of 7 units once"):
+            symmetry.permute(params, layers, [order, jnp.arange(6)])
+    with pytest.raises(ValueError, match="there must be 2"):
+        symmetry.permute(params, layers, [])
     with pytest.raises(ValueError, match="sequence of Conv"):
         symmetry.chain({"LSTM_0": {}})
     with pytest.raises(ValueError, match="there must be 0"):
         symmetry.scale_before_norm(params, layers, [1.0])
+    for layer in (-1, 2):
+        with pytest.raises(ValueError, match=f"layer is {layer}"):
+            symmetry.collapsible(params, layers, 0.1, layer=layer)
+    with pytest.raises(ValueError, match="bound is 0"):
+        symmetry.sharpened(lambda p: 0.0, params, layers, 0)
+    with pytest.raises(ValueError, match=r"no positive diagonal entry in Dense_0/kernel"):
+        symmetry.sharpened(lambda p: -(p["Dense_0"]["kernel"] ** 2).sum(), params, layers, 1.0)
+
+
+def test_leaves_that_are_not_floating_point_are_named() -> None:
+    _, params, _ = random_network("biased")
+    layers = symmetry.chain(params)
+    bad = params | {"Dense_2": params["Dense_2"] | {"bias": jnp.zeros(3, int)}}
+    for use in (
+        lambda: symmetry.rescale(bad, layers, [1.0, 2.0]),
+        lambda: symmetry.many_sharp(bad, layers, 2.0),
+        lambda: symmetry.scale_before_norm(bad, layers, []),
+        lambda: symmetry.permute(bad, layers, [jnp.arange(7), jnp.arange(6)]),
+        lambda: symmetry.Radial(params, 1.0, 1.0).to_eta(bad),
+    ):
+        with pytest.raises(ValueError, match=r"\['Dense_2'\]\['bias'\] is of type int32"):
+            use()
+
+
+class Estimate(NamedTuple):
+    value: jax.Array
+    sem: jax.Array
+
+
+def verdicts(measures, symmetries, params, **how) -> dict[tuple[str, str], str]:
+    found = symmetry.audit(measures, symmetries, params, KEY, **how)
+    return {(one.measure, one.symmetry): one.verdict for one in found}
+
+
+def test_the_audit_finds_what_theory_says() -> None:
+    """f = (uv - 1)^2 / 2 has the Hessian (v, u) (v, u)^T at uv = 1; (u, v) -> (a u, v / a) leaves f as it is."""
+    measures = {
+        "loss": lambda p, key: 0.5 * (p["u"] * p["v"] - 1) ** 2 + 1,
+        "trace": lambda p, key: p["u"] ** 2 + p["v"] ** 2,
+        "relative trace": lambda p, key: 2 * (p["u"] * p["v"]) ** 2,
+        "noise": lambda p, key: jax.random.normal(key),  # the same keys
+        "difference": lambda p, key: p["u"] - 5,
+        "sure": lambda p, key: Estimate(p["u"], 0.01 * p["u"]),
+        "unsure": lambda p, key: Estimate(p["u"], p["u"]),
+    }
+    found = symmetry.audit(
+        measures,
+        {"scale": lambda p: {"u": 2 * p["u"], "v": p["v"] / 2}, "nothing": lambda p: p},
+        {"u": jnp.float32(1), "v": jnp.float32(1)},
+        KEY,
+    )
+    assert [one.measure for one in found[::2]] == list(measures)
+    scaled = {one.measure: (one.verdict, one.factor) for one in found if one.symmetry == "scale"}
+    assert scaled["loss"] == ("unchanged", 1)
+    assert scaled["trace"] == ("changed", 2.125)
+    assert scaled["relative trace"] == ("unchanged", 1)
+    assert scaled["noise"] == ("unchanged", 1)
+    assert scaled["difference"] == ("changed", 0.75)
+    assert scaled["sure"] == ("changed", 2)
+    assert scaled["unsure"] == ("not resolved", 2)
+    assert all(one.verdict == "unchanged" for one in found if one.symmetry == "nothing")
+
+
+def test_the_audit_says_what_it_cannot_resolve() -> None:
+    def noisy(p, key):
+        return jax.random.normal(jax.random.fold_in(key, p[0].astype(int)))
+
+    found = verdicts(
+        {
+            "noise": noisy,
+            "nothing": lambda p, key: jnp.nan,
+            "quiet": lambda p, key: jnp.exp(0.05 * noisy(p, key)),  # errors of some 2 % hide no change by a third
+            "zero": lambda p, key: 0.0,
+        },
+        {"add": lambda p: p + 1},
+        jnp.zeros(3),
+        repeats=10,
+    )
+    assert list(found.values()) == ["not resolved", "not resolved", "unchanged", "unchanged"]
+    with pytest.raises(ValueError, match="repeats is 1"):
+        symmetry.audit({}, {}, jnp.zeros(3), KEY, repeats=1)

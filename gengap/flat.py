@@ -1,0 +1,122 @@
+"""A function of a pytree as a function of one flat vector: what every measure is computed on.
+
+Here, and nowhere else, the types of the parameters are checked, points are cast to what the network reads, and
+the precision of matrix products is set.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PyTree
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each leaf of a pytree lies in the flat vector; hashable, so that it is static under `jit`."""
+
+    tree: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[Any, ...]
+
+    def unravel(self, flat: Float[Array, " n"], dtype: Any = None) -> Any:
+        """The pytree of a flat vector, each leaf in its own type, or all in `dtype`."""
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1].tolist()
+        parts = zip(jnp.split(flat, ends), self.shapes, self.dtypes, strict=True)
+        return jax.tree.unflatten(self.tree, [p.reshape(s).astype(dtype or own) for p, s, own in parts])
+
+
+class Flat(NamedTuple):
+    """A function of a pytree and a point, both flat.
+
+    Attributes:
+      fn: `x [n] -> fn(params)`; a pytree of what the given function holds, so that other data compile nothing.
+      x: the point, float32 (float64 where a leaf is).
+      layout: `layout.unravel(x)` is the point as a pytree.
+    """
+
+    fn: Partial
+    x: Float[Array, " n"]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class _AtFlat:
+    layout: Layout
+    scalar: bool
+
+    def __call__(self, fn: Callable, x: Float[Array, " n"]) -> Any:
+        with precision():
+            out = fn(self.layout.unravel(x))
+        if not self.scalar:
+            return out
+        if getattr(out, "shape", ()) != () or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
+            raise ValueError(
+                f"loss returned {jax.eval_shape(lambda: out)}; it must return a floating-point scalar"
+            )
+        return jnp.asarray(out, x.dtype)
+
+
+def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True) -> Flat:
+    """`fn` and `params` on a flat vector.
+
+    Args:
+      fn: a function of the parameters; a loss where `scalar`, of which anything but a number is refused.
+      params: a pytree of floating-point arrays; `None` leaves pass.
+      scalar: whether `fn` is a loss.
+
+    Raises:
+      ValueError: there is no leaf, or one that is not floating point.
+
+    >>> f, x, layout = of(lambda p: p["a"] @ p["b"], {"a": jnp.ones(2), "b": jnp.array([1.0, 3.0])})
+    >>> x.tolist(), float(f(x)), layout.unravel(2 * x)["b"].tolist()
+    ([1.0, 1.0, 1.0, 3.0], 4.0, [2.0, 6.0])
+    """
+    layout = layout_of(params)
+    dtype = jnp.float64 if jnp.dtype(jnp.float64) in layout.dtypes else jnp.float32
+    return Flat(Partial(_AtFlat(layout, scalar), as_pytree(fn)), _ravel(jax.tree.leaves(params), dtype), layout)
+
+
+def layout_of(params: PyTree) -> Layout:
+    """The layout of a pytree of floating-point arrays.
+
+    Raises:
+      ValueError: there is no leaf, or one that is not floating point.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    if not leaves:
+        raise ValueError("params has no leaves; it must be a pytree of floating-point arrays")
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None) or np.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            name = jax.tree_util.keystr(path) or "itself"
+            raise ValueError(f"params{name} is of type {dtype}; every leaf must be floating point")
+    types = tuple(
+        jax.dtypes.canonicalize_dtype(getattr(leaf, "dtype", jnp.result_type(leaf))) for _, leaf in leaves
+    )
+    return Layout(tree, tuple(np.shape(leaf) for _, leaf in leaves), types)
+
+
+def as_pytree(fn: Callable) -> Partial:
+    """`fn` as an argument of a jitted function: what a `Partial` holds stays data, anything else is static."""
+    return fn if isinstance(fn, Partial) else Partial(fn)
+
+
+def precision() -> Any:
+    """Float32 matrix products, unless `jax.default_matmul_precision` asks for others around the call."""
+    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return jax.default_matmul_precision(asked or "float32")
+
+
+def is_traced(*trees: PyTree) -> bool:
+    """Whether a value is unknown, since a JAX transformation is looking at it."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+@jax.jit(static_argnums=1)
+def _ravel(leaves: list[Any], dtype: Any) -> Array:
+    return jnp.concatenate([jnp.ravel(leaf).astype(dtype) for leaf in leaves])

@@ -1,0 +1,198 @@
+"""Statistics whose values can be counted, and intervals that hold what they should."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from gengap import statistics
+
+GRID = [
+    {"batch": float(b), "rate": r, "seed": float(s)}
+    for b, r, s in itertools.product((16, 32, 64), (0.1, 0.2), (0, 1))
+]
+
+
+def alone(count: int) -> list[dict[str, int]]:
+    """One run in each of so many settings."""
+    return [{"rate": i} for i in range(count)]
+
+
+@pytest.mark.parametrize("pairs", [1, 5, 12])
+def test_the_sign_test_sums_a_binomial(pairs) -> None:
+    for wins in range(pairs + 1):
+        expected = sum(math.comb(pairs, i) for i in range(wins, pairs + 1)) / 2**pairs
+        assert statistics.sign_test(wins, pairs) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_sign_test_of_no_pairs_and_of_too_many_wins() -> None:
+    assert statistics.sign_test(0, 0) == 1
+    for wins in (-1, 6):
+        with pytest.raises(ValueError, match=rf"wins is {wins}.*pairs, 5"):
+            statistics.sign_test(wins, 5)
+
+
+def test_an_interval_holds_the_mean_about_as_often_as_it_says() -> None:
+    """Of exponential values, whose mean is 1 and which a symmetric interval suits less."""
+    rng = np.random.default_rng(0)
+    found = [statistics.interval(rng.exponential(size=40), level=0.9) for _ in range(300)]
+    held = np.mean([one.low <= 1 <= one.high for one in found])
+    assert 0.84 < held < 0.95
+    assert np.mean([one.high - one.value > one.value - one.low for one in found]) > 0.9
+
+
+def test_an_interval_is_about_two_standard_errors_on_either_side() -> None:
+    x = np.random.default_rng(0).normal(3, 2, 400)
+    found = statistics.interval(x)
+    assert found.value == x.mean()
+    sem = x.std(ddof=1) / 20
+    assert found.low == pytest.approx(x.mean() - 1.96 * sem, abs=0.15 * sem)
+    assert found.high == pytest.approx(x.mean() + 1.96 * sem, abs=0.15 * sem)
+    assert found == statistics.interval(x.tolist())  # the same resamples each time
+    half = statistics.interval(x, level=0.5)
+    assert half.high - half.low == pytest.approx(2 * 0.674 * sem, rel=0.15)
+
+
+def test_no_interval_where_there_is_none() -> None:
+    assert statistics.interval([1.0, 2.0, 3.0, 4.0]) == pytest.approx((2.5, math.nan, math.nan), nan_ok=True)
+    assert statistics.interval([2.0] * 8) == pytest.approx((2, math.nan, math.nan), nan_ok=True)
+    for values in ([], [1.0, None, 2.0, 3.0, 4.0, 5.0]):
+        assert np.isnan(statistics.interval(values)).all()
+    with pytest.raises(ValueError, match="level is 95"):
+        statistics.interval([1.0, 2.0], level=95)
+    with pytest.raises(ValueError, match=r"shape \(2, 5\)"):
+        statistics.interval(np.ones((2, 5)))
+
+
+def test_tau_counts_pairs() -> None:
+    """Of 6 pairs 5 agree: (5 - 1) / 6. With one tied in x 4 agree and 1 does not: (4 - 1) / sqrt(5 * 6)."""
+    assert statistics.kendall([1, 2, 3, 4], [1, 2, 4, 3], alone(4)).value == pytest.approx(4 / 6)
+    tied = statistics.kendall([1, 1, 2, 3], [1, 2, 4, 3], alone(4)).value
+    assert tied == pytest.approx((4 - 1) / math.sqrt(5 * 6))
+    assert math.isnan(statistics.kendall([1, 1, 1], [1, 2, 3], alone(3)).value)
+
+
+def test_runs_that_are_not_finite_are_left_out_with_their_settings() -> None:
+    values, gaps = [1, 2, None, 3, 4, 5, 6], [1, 2, 0, 4, 3, math.inf, 6]
+    found = statistics.kendall(values, gaps, alone(7))
+    kept = [0, 1, 3, 4, 6]
+    assert found == statistics.kendall([values[i] for i in kept], [gaps[i] for i in kept], alone(5))
+    assert math.isfinite(found.low)
+
+
+def test_the_interval_holds_the_tau_of_normal_pairs() -> None:
+    """tau = 2 / pi arcsin(rho)."""
+    rng = np.random.default_rng(0)
+    exact, held = 2 / np.pi * np.arcsin(0.5), 0
+    for _ in range(12):
+        x = rng.normal(size=40)
+        found = statistics.kendall(x, 0.5 * x + np.sqrt(0.75) * rng.normal(size=40), alone(40))
+        held += found.low <= exact <= found.high
+    assert held >= 9
+
+
+def clusters(seeds: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, int]]]:
+    """Eight settings whose runs are nearly alike over so many seeds."""
+    rng = np.random.default_rng(3)
+    x, noise = rng.normal(size=(2, 8, 1))
+    x, y = (side + 1e-3 * rng.normal(size=(8, seeds)) for side in (x, x + noise))
+    return x.ravel(), y.ravel(), [{"rate": i, "seed": s} for i in range(8) for s in range(seeds)]
+
+
+def test_a_resample_takes_settings_not_runs() -> None:
+    """Eight settings of ten seeds say no more than eight settings; eighty runs would seem to say much more."""
+    x, y, settings = clusters(10)
+    width = {
+        name: found.high - found.low
+        for name, found in {
+            "settings": statistics.kendall(x, y, settings),
+            "runs": statistics.kendall(x, y, alone(80)),
+            "eight": statistics.kendall(x[::10], y[::10], alone(8)),
+        }.items()
+    }
+    assert width["runs"] < 0.5 * width["settings"]
+    assert 0.7 < width["settings"] / width["eight"] < 1.3
+
+
+def test_seeds_tell_no_settings_apart() -> None:
+    """Twelve runs, but four settings: too few for an interval."""
+    rng = np.random.default_rng(0)
+    settings = [{"rate": i, "seed": s} for i in range(4) for s in range(3)]
+    found = statistics.kendall(rng.normal(size=12), rng.normal(size=12), settings)
+    assert math.isfinite(found.value) and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_a_measure_that_follows_one_hyperparameter_only_scores_for_that() -> None:
+    gaps = [math.log(one["batch"]) + one["rate"] for one in GRID]
+    psi, each = statistics.granulated([one["batch"] for one in GRID], gaps, GRID)
+    assert each == {"batch": 1, "rate": 0} and psi.value == 0.5
+    psi, each = statistics.granulated(gaps, gaps, GRID)
+    assert each == {"batch": 1, "rate": 1} and psi.value == 1
+
+
+def test_psi_is_the_mean_over_hyperparameters() -> None:
+    gaps = [math.log(one["batch"]) + one["rate"] for one in GRID]
+    psi, each = statistics.granulated([one["batch"] - 1000 * one["rate"] for one in GRID], gaps, GRID)
+    assert each == {"batch": 1, "rate": -1} and psi.value == 0
+
+
+def test_psi_is_the_mean_of_the_taus_of_the_groups() -> None:
+    """As in eqs. 5 and 6 of Jiang et al.: one tau for each group that differs in one hyperparameter alone."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, len(GRID)))
+    psi, each = statistics.granulated(x, y, GRID)
+    for name in ("batch", "rate"):
+        groups: dict[tuple, list[int]] = {}
+        for i, one in enumerate(GRID):
+            groups.setdefault(tuple(v for k, v in one.items() if k != name), []).append(i)
+        taus = [scipy.stats.kendalltau(x[group], y[group]).statistic for group in groups.values()]
+        assert each[name] == pytest.approx(np.mean(taus))
+    assert psi.value == pytest.approx(np.mean(list(each.values())))
+    assert psi.low < psi.value < psi.high
+
+
+def test_what_cannot_be_ranked_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 values, 2 gaps and 3 settings"):
+        statistics.kendall([1, 2, 3], [1, 2], alone(3))
+    for values in ([1.0], [math.nan]):
+        with pytest.raises(ValueError, match="no two runs"):
+            statistics.granulated(values, [1.0], GRID[:1])
+
+
+def test_a_trend_is_a_rank_correlation() -> None:
+    """Spearman's: 1 - 6 sum d^2 / (n (n^2 - 1)); one swap of neighbours among four is 1 - 12 / 60."""
+    assert statistics.trend([1, 2, 3, 4], [1, 10, 100, None]) == pytest.approx(1)
+    assert statistics.trend([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert statistics.trend([1, 2, 3, 4], [1, 2, 9, 5]) == pytest.approx(0.8)
+    for x, y in (([1, 2], [3, 2]), ([1, 2, 3], [1, 1, 1]), ([1, 2, 3], [1, None, 2])):
+        assert math.isnan(statistics.trend(x, y))
+
+
+@pytest.mark.parametrize("power", [-1.0, 0.5, 2.0])
+def test_a_power_law_is_exact_between_any_two_points(power) -> None:
+    losses = [1.0, 0.3, 0.02, 0.004]
+    values = [7 * loss**power for loss in losses]
+    for level in (0.9, 0.3, 0.1, 0.005):
+        assert statistics.at_loss(losses, values, level) == pytest.approx(7 * level**power)
+
+
+def test_the_first_crossing_counts() -> None:
+    assert statistics.at_loss([1.0, 0.1, 1.0, 0.1], [1.0, 1.0, 5.0, 5.0], 0.5) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "values"),
+    [
+        ([1.0, 0.5], [1.0, 2.0]),
+        ([0.05, 0.01], [1.0, 2.0]),
+        ([1.0, None, 0.01], [1.0, 1.0, 2.0]),
+        ([1.0, 0.01], [None, 2.0]),
+        ([1.0, 0.01], [0.0, 2.0]),
+        ([1.0], [1.0]),
+        ([], []),
+    ],
+)
+def test_a_level_that_is_not_crossed_has_no_value(losses, values) -> None:
+    assert math.isnan(statistics.at_loss(losses, values, 0.1))
