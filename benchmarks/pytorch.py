@@ -58,21 +58,13 @@ def main(
     labels = torch.tensor(np.asarray(y)).long().to(DEVICE)
     model = models.c1()
     keys = jax.random.split(jax.random.key(0), max(seeds))
-    x0 = jax.vmap(lambda key: model.init(key, objective.scale(x[:2])))(keys)
+    states = [train.start(model.init(key, objective.scale(x[:2])), key) for key in keys]
     loss = objective.batch_loss(model.apply, model.apply_train)
 
     def jax_epoch(count: int) -> Any:
-        first = jax.tree.map(lambda a: a[:count], x0)
+        how: dict[str, Any] = {"batch_size": batch_size, "epochs": 1, "patience": None}
         with jax.default_matmul_precision(precision):
-            return train.fit(
-                loss,
-                train.start(first, keys[:count]),
-                x,
-                y,
-                batch_size=batch_size,
-                epochs=1,
-                patience=None,
-            )[0].params
+            return [state for state, _ in train.fit_side_by_side(loss, states[:count], x, y, **how)]
 
     found: dict[str, Any] = {
         "machine": common.machine() | {"torch": torch.__version__},
@@ -81,7 +73,7 @@ def main(
         "batch_size": batch_size,
     }
     for count in seeds:
-        steps = [torch_training(row(x0, i), autocast) for i in range(count)]
+        steps = [torch_training(states[i].params, autocast) for i in range(count)]
         epochs = {
             "JAX": partial(jax_epoch, count),
             "PyTorch": partial(torch_epochs, steps, images, labels, batch_size),
@@ -90,18 +82,13 @@ def main(
         ratio = seconds["JAX"]["median"] / seconds["PyTorch"]["median"]
         found[f"an epoch, {count} seeds"] = {**seconds, "JAX / PyTorch": ratio}
 
-    params = row(jax_epoch(1), 0)
+    params = jax_epoch(1)[0].params
     f = objective.over_dataset(model.apply, x, y, chunk=chunk)
-    ours = partial(
-        sharpness.random_subspaces,
-        f,
-        params,
-        keys[0],
-        dim=dim,
-        num_draws=draws,
-        max_evaluations=12,
-        precision=precision,
-    )
+
+    def ours() -> sharpness.SubspaceSharpness:
+        with jax.default_matmul_precision(precision):
+            return sharpness.random_subspaces(f, params, keys[0], dim=dim, num_draws=draws, max_evaluations=12)
+
     network = c1(params).to(DEVICE)
     g = partial(torch_loss, network, images, labels, chunk, autocast)
     theirs = partial(torch_subspaces, network, g, dim, draws)
@@ -117,10 +104,6 @@ def main(
     if out is not None:
         records.write_json(out, found)
     return found
-
-
-def row(params: Any, i: int) -> Any:
-    return jax.tree.map(lambda a: a[i], params)
 
 
 def c1(params: Any) -> nn.Sequential:

@@ -44,28 +44,23 @@ def main(
     """
     model = getattr(models, network)(10)
     x, y = common.examples(network, train_size)
-    keys = jax.random.split(jax.random.key(0), 1)
-    params = model.init(keys[0], objective.scale(x[:2]))
-    state = train.start(jax.tree.map(lambda a: a[None], params), keys)
+    key = jax.random.key(0)
+    params = model.init(key, objective.scale(x[:2]))
+    state = train.start(params, key)
     loss = objective.batch_loss(model.apply, model.apply_train)
     f = objective.over_dataset(model.apply, x, y, chunk=chunk)
-    a, b = jax.random.normal(keys[0], (2, side, side))
+    a, b = jax.random.normal(key, (2, side, side))
     multiply = jax.jit(jnp.matmul, static_argnames="precision")
 
     def epoch() -> Any:
         with jax.default_matmul_precision(precision):
             return train.fit(loss, state, x, y, batch_size=batch_size, epochs=1, patience=None)[0]
 
-    draw = partial(
-        sharpness.random_subspaces,
-        f,
-        params,
-        keys[0],
-        dim=dim,
-        num_draws=1,
-        max_evaluations=12,
-        precision=precision,
-    )
+    def draw() -> sharpness.SubspaceSharpness:
+        how = {"dim": dim, "num_draws": 1, "max_evaluations": 12, "num_directions": 0}
+        with jax.default_matmul_precision(precision):
+            return sharpness.random_subspaces(f, params, key, **how)
+
     one = flops.count(network)
     steps = -(-train_size // batch_size)
     operations = {

@@ -1,4 +1,4 @@
-"""Seeds side by side: one after another in a compiled loop, or under one `vmap`?
+"""Seeds one after another, or side by side under one `vmap`?
 
     python -m benchmarks.seeds
     python -m benchmarks.seeds --network c1 --train-size 50000 --batch-sizes 256 5000
@@ -34,16 +34,17 @@ def main(
     model = getattr(models, network)(10)
     x, y = common.examples(network, train_size)
     keys = jax.random.split(jax.random.key(0), seeds)
-    x0 = jax.vmap(lambda key: model.init(key, objective.scale(x[:2])))(keys)
+    states = [train.start(model.init(key, objective.scale(x[:2])), key) for key in keys]
     loss = objective.batch_loss(model.apply, model.apply_train)
     ratios = {}
     for size in batch_sizes:
+        how: dict[str, Any] = {"batch_size": size, "epochs": 1, "patience": None}
 
-        def epoch(at_once: int, size: int) -> Any:
-            state = train.start(x0, keys)
-            return train.fit(loss, state, x, y, batch_size=size, epochs=1, patience=None, seeds_at_once=at_once)[0]
+        def one_by_one(how: dict[str, Any]) -> Any:
+            return [train.fit(loss, state, x, y, **how)[0] for state in states]
 
-        found = common.in_turn({"one": partial(epoch, 1, size), "all": partial(epoch, seeds, size)}, rounds)
+        together = partial(train.fit_side_by_side, loss, states, x, y, **how)
+        found = common.in_turn({"one": partial(one_by_one, how), "all": together}, rounds)
         ratios[size] = found["all"]["median"] / found["one"]["median"]
         print(f"{jax.devices()[0].device_kind}, {network}, batch {size}: vmap / one by one = {ratios[size]:.2f}")
     return ratios

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gengap import cli, loops, minima, protocol, records
+from gengap import cli, minima, protocol, records
 
 PAPER = (100, 250, 500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
 """For C1 on CIFAR-10; those for F2 are in proportion to a training set that is larger."""
@@ -66,17 +66,14 @@ def run(
                     at.ds,
                     key,
                     size,
-                    num_seeds=1,
-                    first_seed=seed,
+                    seed=seed,
                     epochs=epochs,
                     patience=None,
                     chunk=at.protocol.chunk,
-                    checkpoint=run.file(f"minima/{size}-{seed}.npz"),
+                    store=protocol.store(out, "batch_size"),
                     progress=f"{at.name} seed {seed} batch size {size}",
                 )
-                measured = protocol.measure(
-                    at.model, at.ds, loops.row(found.params, 0), key, at.protocol, subspaces=False
-                )
+                measured = protocol.measure(at.model, at.ds, found.params, key, at.protocol, subspaces=False)
                 run.add(
                     {
                         "network": at.name,
@@ -85,8 +82,8 @@ def run(
                         "seed": seed,
                         "batch_size": size,
                         "share": size / len(at.ds.x_train),
-                        "epochs": int(found.epochs[0]),
-                        "diverged_at": None if found.diverged_at[0] < 0 else found.diverged_at[0],
+                        "epochs": found.epochs,
+                        "diverged_at": found.diverged_at,
                         **measured,
                     }
                 )

@@ -20,7 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from gengap import ascent, cli, data, minima, models, objective, paper, records, report, sharpness, subspace
+from gengap import (
+    ascent,
+    cli,
+    data,
+    minima,
+    models,
+    objective,
+    paper,
+    protocol,
+    records,
+    report,
+    sharpness,
+    subspace,
+)
 
 
 class Config(NamedTuple):
@@ -59,9 +72,12 @@ def run(
     """
     path = Path(config.run if out is None else out)
     summary = records.read(path)
+    store = protocol.store(path, summary["experiment"])
     ds = data.load(summary["config"]["dataset"], data_dir)
+    if (train_size := summary["config"]["train_size"]) is not None:
+        ds = data.head(ds, train_size)
     kept = {} if fresh or not (path / "choices.json").exists() else json.loads((path / "choices.json").read_text())
-    for name, note, measure in _choices(config, summary["config"], path, models.f1(ds.num_classes), ds):
+    for name, note, measure in _choices(config, summary["config"], store, models.f1(ds.num_classes), ds):
         asked = [note, config.seed, config.examples, config.num_draws, config.max_evaluations]
         if kept.get(name, {}).get("asked") != asked:
             kept[name] = {"choice": name, "note": note, "asked": asked, **measure()}
@@ -73,12 +89,13 @@ def run(
 
 
 def _choices(
-    config: Config, earlier: Entry, path: Path, model: models.Model, ds: data.Dataset
+    config: Config, earlier: Entry, store: Path | None, model: models.Model, ds: data.Dataset
 ) -> list[tuple[str, str, Callable[[], Entry]]]:
     """Name, note and measurement of every choice; the first is the default one."""
     some = data.head(ds, min(config.examples, len(ds.x_train)))
-    like = model.init(jax.random.key(0), objective.scale(ds.x_train[:2]))
-    found = {m: records.load(path / f"minima/F1-{m}-{config.seed}.npz", like) for m in ("SB", "LB")}
+    settings = protocol.Protocol(**{name: earlier[name] for name in protocol.Protocol._fields})
+    pair = protocol.pair(protocol.Setting("F1", model, ds, settings), config.seed, store)
+    found = {method: one.params for method, one in zip(("SB", "LB"), pair, strict=True)}
     key = jax.random.key(earlier["seed"])
     loss = partial(objective.over_dataset, model.apply, some.x_train, some.y_train)
     measure = partial(_in_subspaces, config, earlier["epsilons"], key)
@@ -91,16 +108,17 @@ def _choices(
     def frozen() -> Entry:
         sides = {}
         for method, x in found.items():
-            statistics = models.population_statistics(model, x, objective.scale(some.x_train))
+            statistics = models.population_statistics(model, x, some.x_train)
             f = objective.over_dataset(_frozen(model, statistics), some.x_train, some.y_train)
             sides[method] = measure(f, x)
         return sides
 
     return [
-        ("default", "N(0, 1), batch statistics over 5000, corner ascent", both(loss())),
-        ("unit columns", "columns of A scaled to length 1", both(loss(), normalise=True)),
-        ("U(-1, 1)", "entries of A", both(loss(), columns=_symmetric)),
-        ("U(0, 1)", "entries of A", both(loss(), columns=jax.random.uniform)),
+        ("default", "random signs, batch statistics over 5000, corner ascent", both(loss())),
+        ("N(0, 1)", "entries of A", both(loss(), entries=jax.random.normal)),
+        ("unit columns", "columns of A scaled to length 1", both(loss(), entries=_unit)),
+        ("U(-1, 1)", "entries of A", both(loss(), entries=_symmetric)),
+        ("U(0, 1)", "entries of A", both(loss(), entries=jax.random.uniform)),
         ("batch norm over 250", "batch statistics over chunks of 250", both(loss(chunk=250))),
         ("population statistics", "taken at x, then frozen", frozen),
         ("Keras clip", "probabilities clipped to [1e-7, 1 - 1e-7]", both(loss(clip=1e-7))),
@@ -114,7 +132,7 @@ def _choices(
             "10 iterations of L-BFGS-B from y = 0",
             both(loss(), by=scipy, tolerance=None),
         ),
-        *_stages(config, earlier, path, model, ds, loss(), measure),
+        *_stages(config, earlier, store, model, ds, loss(), measure),
     ]
 
 
@@ -125,8 +143,7 @@ def _in_subspaces(
     f: Callable,
     x: PyTree,
     *,
-    columns: subspace.Columns = jax.random.normal,
-    normalise: bool = False,
+    entries: subspace.Entries = subspace.signs,
 ) -> Entry:
     """epsilon -> the sharpness of each draw"""
     found = sharpness.random_subspaces(
@@ -136,8 +153,7 @@ def _in_subspaces(
         epsilon=tuple(epsilons),
         num_draws=config.num_draws,
         max_evaluations=config.max_evaluations,
-        columns=columns,
-        normalise=normalise,
+        entries=entries,
     )
     return {str(e): np.asarray(found.value[i]).tolist() for i, e in enumerate(epsilons)}
 
@@ -151,17 +167,22 @@ def _by_scipy(
     for draw_key in sharpness.draw_keys(key, config.num_draws):
         A = subspace.draw(draw_key, n, 100)
         for e in epsilons:
-            radius = sharpness.radius(x, A, e)
-            fn = sharpness.restrict(f, x, A)
-            found = ascent.scipy_lbfgsb(fn, jnp.zeros_like(radius), radius, tolerance=tolerance)
-            entry[str(e)].append(100 * float((found.value - found.start_value) / (1 + found.start_value)))
+            box, look = sharpness.box(x, A, e), partial(_look, sharpness.restrict(f, x, A))
+            start = jnp.zeros_like(box)
+            found, base = ascent.scipy_lbfgsb(look, box, start, tolerance=tolerance).value, look(start)[0]
+            entry[str(e)].append(100 * float((found - base) / (1 + base)))
     return entry
+
+
+@jax.jit
+def _look(fn: Callable, y: Array) -> tuple[Array, Array]:
+    return jax.value_and_grad(fn)(y)
 
 
 def _stages(
     config: Config,
     earlier: Entry,
-    path: Path,
+    store: Path | None,
     model: models.Model,
     ds: data.Dataset,
     f: Callable,
@@ -176,18 +197,16 @@ def _stages(
             jax.random.key(earlier["seed"]),
             small_batch=earlier["small_batch"],
             large_batch=earlier["large_batch"],
-            num_seeds=1,
-            first_seed=config.seed,
+            seed=config.seed,
             epochs=epochs,
             patience=None,
-            checkpoints=path / "stages",
+            store=store,
             progress=f"F1 to epoch {epochs}",
         )
         sides: Entry = {"loss": {}}
         for method, minimum in zip(("SB", "LB"), pair, strict=True):
-            x = jax.tree.map(lambda a: a[0], minimum.params)
-            sides[method] = measure(f, x)
-            sides["loss"][method] = float(f(x))
+            sides[method] = measure(f, minimum.params)
+            sides["loss"][method] = float(f(minimum.params))
         return sides
 
     return [
@@ -220,6 +239,11 @@ def findings(kept: dict[str, Entry]) -> list[str]:
 
 def _symmetric(key: Array, shape: tuple[int, ...]) -> Array:
     return jax.random.uniform(key, shape, minval=-1.0)
+
+
+def _unit(key: Array, shape: tuple[int, ...]) -> Array:
+    columns = jax.random.normal(key, shape)
+    return columns / jnp.linalg.norm(columns, axis=1, keepdims=True)
 
 
 def _frozen(model: models.Model, statistics: PyTree) -> Callable:

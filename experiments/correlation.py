@@ -19,7 +19,7 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
-from gengap import cli, data, hessian, loops, measures, minima, models, objective, records, sharpness
+from gengap import cli, data, hessian, measures, minima, models, objective, records, sharpness, train
 
 
 class Config(NamedTuple):
@@ -71,7 +71,7 @@ def run(
     if config.train_size is not None:
         ds = data.head(ds, config.train_size)
     for batch_size in config.batch_sizes:
-        minima.train.count(batch_size, len(ds.x_train))
+        train.count(batch_size, len(ds.x_train))
     with records.opened("correlation", config._asdict(), out, fresh=fresh) as run:
         for width, batch_size, rate, decay in itertools.product(*axes):
             method = f"width {width}, batch {batch_size}, rate {rate:g}, decay {decay:g}"
@@ -99,27 +99,26 @@ def _end_point(config: Config, ds: data.Dataset, setting: dict[str, Any], seed: 
         ds,
         key,
         setting["batch size"],
-        num_seeds=1,
-        first_seed=seed,
+        seed=seed,
         optimizer=_optimizer(setting["learning rate"], setting["weight decay"]),
         epochs=config.epochs,
         patience=None,
         target=config.target,
     )
-    params = loops.row(found.params, 0)
-    row: dict[str, Any] = {"epochs": found.epochs[0], "diverged_at": None}
-    if found.diverged_at[0] >= 0:
-        return row | {"diverged_at": found.diverged_at[0]}
+    params = found.params
+    row: dict[str, Any] = {"epochs": found.epochs, "diverged_at": found.diverged_at}
+    if found.diverged_at is not None:
+        return row
     for split, x, y in (("train", ds.x_train, ds.y_train), ("test", ds.x_test, ds.y_test)):
         loss, accuracy = objective.loss_and_accuracy(model.apply, x, y)(params)
         row |= {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
-    start = loops.row(minima.starting_points(model, ds, key, first_seed=seed), 0)
+    start = minima.starting_point(model, ds, key, seed)
     return row | {"measures": _measures(config, ds, model, params, start, jax.random.fold_in(key, seed))}
 
 
 @cache
-def _optimizer(rate: float, decay: float) -> optax.GradientTransformation:
-    return optax.adamw(rate, weight_decay=decay)
+def _optimizer(rate: float, decay: float) -> train.Optimizer:
+    return train.named(f"adamw({rate}, weight_decay={decay})", optax.adamw(rate, weight_decay=decay))
 
 
 def _measures(
@@ -131,17 +130,17 @@ def _measures(
     error = Partial(_error, objective.loss_and_accuracy(model.apply, x, y))
     last = ("Dense_2", "kernel")
     every: dict[str, Callable] = {
-        "sharpness, full space, 1e-3": lambda p, k: sharpness.full_space(f, p, epsilon=1e-3).value,
-        "sharpness, full space, 5e-4": lambda p, k: sharpness.full_space(f, p, epsilon=5e-4).value,
+        "sharpness, full space, 1e-3": lambda p, k: sharpness.full_space(f, p, k, epsilon=1e-3).value,
+        "sharpness, full space, 5e-4": lambda p, k: sharpness.full_space(f, p, k, epsilon=5e-4).value,
         "sharpness, random subspaces, 1e-3": lambda p, k: sharpness.random_subspaces(f, p, k, num_draws=4).mean,
         "worst case l2 (SAM)": partial(measures.worst_case, f),
         "worst case l2, adaptive (ASAM)": partial(measures.worst_case, f, rho=0.5, adaptive=True),
         "worst case l-inf, adaptive": partial(measures.worst_case_linf, f, rho=0.01, adaptive=True),
         "average case": partial(measures.average_case, f),
         "average case, adaptive": partial(measures.average_case, f, rho=0.1, adaptive=True),
-        "Hessian, top eigenvalue": lambda p, k: hessian.eigenvalues(f, p, k, num_matvecs=20)[0],
+        "Hessian, top eigenvalue": lambda p, k: hessian.eigenpairs(f, p, k).values[0],
         "Hessian, trace": lambda p, k: hessian.trace(f, p, k, num_samples=20).value,
-        "Fisher trace": partial(measures.fisher_trace, Partial(_logits, Partial(model.apply), x)),
+        "Fisher trace": lambda p, k: measures.fisher_trace(model.apply, p, x, k),
         "relative flatness, last layer": partial(measures.relative_flatness, f, layer=last, num_samples=50),
         "PAC-Bayes 1 / sigma^2": lambda p, k: measures.pac_bayes_sigma(error, p, k, steps=10) ** -2,
         "PAC-Bayes 1 / sigma^2, adaptive": lambda p, k: (
@@ -157,10 +156,6 @@ def _measures(
 
 def _error(loss_and_accuracy: Callable, params: PyTree) -> Array:
     return 1 - loss_and_accuracy(params)[1]
-
-
-def _logits(apply: Callable, x: Array, params: PyTree) -> Array:
-    return apply(params, objective.scale(x))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
     make exp-landscape
     make exp-landscape ARGS="--network c1 --dataset cifar10"
 
-The minima are those of `make exp-digits` (exp-mnist, exp-cifar) where they were trained with the same settings,
-else they are trained first. The straight line and the curve have 25 points on [-1, 2], as in the paper. Beyond
+The minima are those of `make exp-digits` (exp-mnist, exp-cifar) where these have been trained, else they are
+trained first. The straight line and the curve have 25 points on [-1, 2], as in the paper. Beyond
 it: the plane through three minima, a plane of two filter-normalised directions around each minimum (Li et al.
 2018), and a Bézier curve of low loss between the two minima (Garipov et al. 2018).
 """
 
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from gengap import cli, data, landscape, loops, minima, objective, protocol, records
+from gengap import cli, data, landscape, minima, objective, protocol, records
 
 
 class Config(NamedTuple):
@@ -33,8 +32,6 @@ class Config(NamedTuple):
     """pairs of minima"""
     train_size: int | None = None
     """use only the first so many training examples"""
-    earlier: Path | None = None
-    """run directory of the minima; by default that of the experiment with this data set"""
     points: int = 25
     """alphas on [-1, 2]"""
     side: int = 21
@@ -62,23 +59,19 @@ def run(
     for name in ("points", "side", "examples", "num_directions", "steps"):
         if getattr(config, name) < 2:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 2")
-    at = protocol.setting(config, data_dir)
-    earlier = config.earlier
-    if earlier is None and out is not None:
-        earlier = Path(out).resolve().parent.parent / protocol.tables_run(config.dataset)
-    asked = {name: value for name, value in config._asdict().items() if name != "earlier"}
-    with records.opened("landscape", at.protocol._asdict() | asked, out, fresh=fresh) as run:
+    at, store = protocol.setting(config, data_dir), protocol.store(out, "landscape")
+    with records.opened("landscape", at.protocol._asdict() | config._asdict(), out, fresh=fresh) as run:
         for seed in range(config.num_seeds):
             if run.has(at.name, "pair", seed) and (seed or run.has(at.name, "planes", 0)):
                 continue
-            small, large = protocol.pair(*at, seed, run, earlier)
+            small, large = (found.params for found in protocol.pair(at, seed, store))
             key = jax.random.fold_in(jax.random.key(at.protocol.seed), seed)
             row = {"network": at.name, "dataset": at.ds.name, "seed": seed}
             if not run.has(at.name, "pair", seed):
                 run.add(row | {"method": "pair", **_pair(config, at, small, large, seed, key)})
             if seed == 0 and not run.has(at.name, "planes", 0):
                 other = "SB, seed 1" if config.num_seeds > 1 else "start"
-                third = protocol.pair(*at, 1, run, earlier)[0] if config.num_seeds > 1 else _start(at, 0)
+                third = protocol.pair(at, 1, store)[0].params if config.num_seeds > 1 else _start(at, 0)
                 planes = _planes(config, at, {"SB": small, "LB": large, other: third}, key)
                 run.add(row | {"method": "planes", "planes": planes})
         return run.summary()
@@ -115,7 +108,7 @@ def _pair(
 
 def _start(at: protocol.Setting, seed: int) -> PyTree:
     key = jax.random.key(at.protocol.seed)
-    return loops.row(minima.starting_points(at.model, at.ds, key, first_seed=seed), 0)
+    return minima.starting_point(at.model, at.ds, key, seed)
 
 
 def _some(config: Config, at: protocol.Setting) -> Any:

@@ -18,7 +18,7 @@ class Config(NamedTuple):
 
     dataset: str = "mnist"
     """any TFDS image-classification set"""
-    protocol: Protocol = Protocol(num_draws=3, max_evaluations=12)
+    protocol: Protocol = Protocol(num_draws=3)
 
 
 CONFIG = Config()

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -37,8 +36,6 @@ class Config(NamedTuple):
     """pairs of minima"""
     train_size: int | None = None
     """use only the first so many training examples"""
-    earlier: Path | None = None
-    """run directory of the minima; by default that of the experiment with this data set"""
     factors: tuple[float, ...] = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
     """c and a"""
     epsilon: float = 1e-3
@@ -68,18 +65,15 @@ def run(
     """Measure and record; returns the summary, which is also in the run directory `out`."""
     if 1.0 not in config.factors or not all(0 < factor < math.inf for factor in config.factors):
         raise ValueError(f"factors is {config.factors}; each must be above 0, and one must be 1")
-    at = protocol.setting(config, data_dir)
-    earlier = config.earlier
-    if earlier is None and out is not None:
-        earlier = Path(out).resolve().parent.parent / protocol.tables_run(config.dataset)
-    asked = {name: value for name, value in config._asdict().items() if name != "earlier"}
-    with records.opened("reparametrise", at.protocol._asdict() | asked, out, fresh=fresh) as run:
+    at, store = protocol.setting(config, data_dir), protocol.store(out, "reparametrise")
+    with records.opened("reparametrise", at.protocol._asdict() | config._asdict(), out, fresh=fresh) as run:
         for seed in range(config.num_seeds):
             if all(run.has(at.name, method, seed) for method in ("SB", "LB")) and (
                 seed or run.has(at.name, "audit", 0)
             ):
                 continue
-            pair = dict(zip(("SB", "LB"), protocol.pair(*at, seed, run, earlier), strict=True))
+            found = protocol.pair(at, seed, store)
+            pair = {method: one.params for method, one in zip(("SB", "LB"), found, strict=True)}
             key = jax.random.fold_in(jax.random.key(at.protocol.seed), seed)
             row = {"network": at.name, "dataset": at.ds.name, "seed": seed}
             for method, params in pair.items():
@@ -111,7 +105,7 @@ def _curves(config: Config, at: protocol.Setting, params: PyTree, key: Array) ->
         for factor in config.factors:
             image = _moved(params, name, factor)
             change = jnp.abs(logits(image) - own).max() / jnp.abs(own).max()
-            full = sharpness.full_space(f, image, **how)
+            full = sharpness.full_space(f, image, key, **how)
             random = sharpness.random_subspaces(f, image, key, num_draws=config.num_draws, **how)
             found.append(
                 {
@@ -142,7 +136,7 @@ def _audit(config: Config, at: protocol.Setting, params: PyTree, key: Array) -> 
     error = Partial(_error, both)
     every: dict[str, Callable] = {
         "training loss": lambda p, k: f(p),
-        "sharpness, full space": lambda p, k: sharpness.full_space(f, p, epsilon=config.epsilon).value,
+        "sharpness, full space": lambda p, k: sharpness.full_space(f, p, k, epsilon=config.epsilon).value,
         "sharpness, random subspaces": lambda p, k: (
             sharpness.random_subspaces(f, p, k, epsilon=config.epsilon, num_draws=1).mean
         ),
@@ -152,11 +146,9 @@ def _audit(config: Config, at: protocol.Setting, params: PyTree, key: Array) -> 
         "worst case l-inf, adaptive": partial(measures.worst_case_linf, f, rho=0.01, adaptive=True),
         "average case": partial(measures.average_case, f, num_samples=200),
         "average case, adaptive": partial(measures.average_case, f, rho=0.1, adaptive=True, num_samples=200),
-        "Hessian, top eigenvalue": lambda p, k: hessian.eigenvalues(f, p, k, num_matvecs=20)[0],
+        "Hessian, top eigenvalue": lambda p, k: hessian.eigenpairs(f, p, k).values[0],
         "Hessian, trace": partial(hessian.trace, f, num_samples=20),
-        "Fisher trace": partial(
-            measures.fisher_trace, Partial(_logits, Partial(at.model.apply), x), num_samples=100
-        ),
+        "Fisher trace": lambda p, k: measures.fisher_trace(at.model.apply, p, x, k, num_samples=100),
         "relative flatness, last layer": lambda p, k: measures.relative_flatness(
             f, p, k, layer=layers[-1].kernel, num_samples=200
         ),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gengap import cli, loops, minima, protocol, records
+from gengap import cli, minima, protocol, records
 
 
 class Config(NamedTuple):
@@ -58,36 +58,32 @@ def run(
             for method, batch_size in (("SB", at.protocol.small_batch), ("LB", at.protocol.large_batch)):
                 if run.has(at.name, method, seed):
                     continue
-                iterates = minima.Iterates(wanted, run.file(f"iterates/{method}-{seed}"))
-                found = minima.find(
+                *some, found = minima.find_along(
                     at.model,
                     at.ds,
                     key,
                     batch_size,
-                    num_seeds=1,
-                    first_seed=seed,
-                    epochs=epochs,
+                    wanted,
+                    seed=seed,
                     patience=None,
                     chunk=at.protocol.chunk,
-                    checkpoint=run.file(f"minima/{method}-{seed}.npz"),
-                    on_epoch=iterates.keep,
+                    store=protocol.store(out, "trajectory"),
                     progress=f"{at.name} seed {seed} {method}",
                 )
                 row = {"network": at.name, "dataset": at.ds.name, "method": method, "seed": seed}
-                reached = int(found.epochs[0])
-                start = minima.starting_points(at.model, at.ds, key, first_seed=seed)
-                for epoch in [e for e in (0, *wanted) if e <= reached and not run.has(at.name, method, seed, e)]:
-                    params = loops.row(iterates.at(epoch, found.params) if epoch else start, 0)
-                    measured = protocol.measure(at.model, at.ds, params, key, at.protocol, subspaces=False)
+                points = {0: minima.starting_point(at.model, at.ds, key, seed)}
+                points |= {one.epochs: one.params for one in (*some, found)}
+                for epoch in [e for e in points if not run.has(at.name, method, seed, e)]:
+                    measured = protocol.measure(at.model, at.ds, points[epoch], key, at.protocol, subspaces=False)
                     run.add(row | {"epoch": epoch, "batch_size": found.batch_size, **measured})
                 run.add(
                     row
                     | {
                         "batch_size": found.batch_size,
-                        "epochs": reached,
-                        "steps": found.steps[0],
-                        "diverged_at": None if found.diverged_at[0] < 0 else found.diverged_at[0],
-                        "history": {name: values[0, :reached] for name, values in found.history.items()},
+                        "epochs": found.epochs,
+                        "steps": found.steps,
+                        "diverged_at": found.diverged_at,
+                        "history": found.history,
                     }
                 )
         return run.summary()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gengap import cli, loops, minima, protocol, records
+from gengap import cli, minima, protocol, records
 
 
 class Config(NamedTuple):
@@ -53,45 +53,42 @@ def run(
     key = jax.random.key(at.protocol.seed)
     asked = at.protocol._asdict() | config._asdict() | {"epochs": epochs}
 
-    def find(run: records.Run, name: str, batch_size: float, seed: int, **more: Any) -> minima.Minimum:
-        return minima.find(
-            at.model,
-            at.ds,
-            key,
-            batch_size,
-            num_seeds=1,
-            first_seed=seed,
-            epochs=epochs,
-            patience=None,
-            chunk=at.protocol.chunk,
-            checkpoint=run.file(f"minima/{name}-{seed}.npz"),
-            progress=f"{at.name} seed {seed} {name}",
-            **more,
-        )
-
+    how: dict[str, Any] = {
+        "patience": None,
+        "chunk": at.protocol.chunk,
+        "store": protocol.store(out, "warm_start"),
+    }
     with records.opened("warm_start", asked, out, fresh=fresh) as run:
         for seed in range(config.num_seeds):
             if all(run.has(at.name, "LB", seed, epoch) for epoch in wanted) and run.has(at.name, "SB", seed):
                 continue
             row = {"network": at.name, "dataset": at.ds.name, "seed": seed}
-            iterates = minima.Iterates(wanted, run.file(f"iterates/SB-{seed}"))
-            small = find(run, "SB", at.protocol.small_batch, seed, on_epoch=iterates.keep)
+            words = f"{at.name} seed {seed}"
+            small = minima.find_along(
+                *(at.model, at.ds, key, at.protocol.small_batch, wanted), seed=seed, progress=f"{words} SB", **how
+            )
             if not run.has(at.name, "SB", seed):
-                history = {name: values[0] for name, values in small.history.items()}
-                run.add(row | {"method": "SB", "batch_size": small.batch_size, "history": history})
-            for epoch in [e for e in wanted if e <= small.epochs[0] and not run.has(at.name, "LB", seed, e)]:
-                start = iterates.at(epoch, small.params)
-                large = find(run, f"LB-after-{epoch}", at.protocol.large_batch, seed, start=start)
-                measured = protocol.measure(
-                    at.model, at.ds, loops.row(large.params, 0), key, at.protocol, subspaces=False
+                history = small[-1].history
+                run.add(row | {"method": "SB", "batch_size": small[-1].batch_size, "history": history})
+            for epoch, start in [(one.epochs, one.params) for one in small]:
+                if run.has(at.name, "LB", seed, epoch):
+                    continue
+                large = minima.find(
+                    *(at.model, at.ds, key, at.protocol.large_batch),
+                    seed=seed,
+                    start=start,
+                    epochs=epochs,
+                    progress=f"{words} LB after {epoch}",
+                    **how,
                 )
+                measured = protocol.measure(at.model, at.ds, large.params, key, at.protocol, subspaces=False)
                 run.add(
                     row
                     | {
                         "method": "LB",
                         "epoch": epoch,
                         "batch_size": large.batch_size,
-                        "diverged_at": None if large.diverged_at[0] < 0 else large.diverged_at[0],
+                        "diverged_at": large.diverged_at,
                         **measured,
                     }
                 )

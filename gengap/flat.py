@@ -1,10 +1,12 @@
 """A function of a pytree as a function of one flat vector: what every measure is computed on.
 
-Here, and nowhere else, the types of the parameters are checked, points are cast to what the network reads, and
-the precision of matrix products is set.
+Here, and nowhere else, arguments and the types of the parameters are checked, points are cast to what the network
+reads, and the precision of matrix products is set.
 """
 
-from collections.abc import Callable
+import math
+import numbers
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,7 +56,8 @@ class _AtFlat:
             out = fn(self.layout.unravel(x))
         if not self.scalar:
             return out
-        if getattr(out, "shape", ()) != () or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
+        single = jax.tree_util.all_leaves([out]) and jnp.shape(out) == ()
+        if not single or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
             raise ValueError(
                 f"loss returned {jax.eval_shape(lambda: out)}; it must return a floating-point scalar"
             )
@@ -115,6 +118,26 @@ def precision() -> Any:
 def is_traced(*trees: PyTree) -> bool:
     """Whether a value is unknown, since a JAX transformation is looking at it."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not one typed key."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+        raise ValueError(f"key is {key!r}; it must be one key, as from jax.random.key(0)")
+
+
+def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
+    """Refuse, by its name, what is not an integer from `least` up."""
+    for name, number in counts.items():
+        if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < least:
+            raise ValueError(f"{name} is {number!r}; it must be an integer, {least} or more")
+
+
+def check_positive(values: Mapping[str, Any]) -> None:
+    """Refuse, by its name, what is not a finite number above 0."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+            raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
 
 
 @jax.jit(static_argnums=1)

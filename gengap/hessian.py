@@ -1,30 +1,46 @@
-"""The Hessian of a loss without forming it: eigenvalues, trace, spectral density.
+"""The Hessian of a loss without forming it: eigenpairs, trace, spectral density.
 
-Everything is built on products $H v$ (Pearlmutter 1994), each of which costs about two gradients. The Lanczos
-iterations are those of the library matfree, with full reorthogonalisation.
+Everything is built on products $H v$ (Pearlmutter 1994), each of which costs about two gradients. `eigenpairs` and
+`density` look at numbers to end, so that they cannot be traced; `product` and `trace` can.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Key, PyTree
-from matfree import decomp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from gengap import loops
+from gengap import flat, lanczos
+
+Loss = Callable[[PyTree], Float[Array, ""]]
+Only = Callable[[str], bool] | None
+
+
+class Eigenpairs(NamedTuple):
+    r"""Eigenvalues of a Hessian and their vectors.
+
+    Attributes:
+      values: the outermost first; of both ends, the largest before the smallest.
+      vectors: as params with a leading axis, of length 1, in float32 or wider; 0 where a leaf is held fixed.
+      residuals: $\|H v - \lambda v\|$, from a product of its own. An eigenvalue is that near.
+      converged: whether the residual is within the tolerance and no eigenvalue further out is left.
+      products: with the Hessian, at two gradients each.
+    """
+
+    values: Float[Array, " k"]
+    vectors: Any
+    residuals: Float[Array, " k"]
+    converged: Bool[Array, " k"]
+    products: int
 
 
 class Estimate(NamedTuple):
-    """An estimated number.
-
-    Attributes:
-      value: the mean over the samples.
-      sem: its standard error.
-      gradients: what it cost, in gradients; a product with the Hessian counts as two.
-    """
+    """The mean of samples, its standard error, and what they cost in gradients (a product counts as two)."""
 
     value: Float[Array, ""]
     sem: Float[Array, ""]
@@ -32,64 +48,130 @@ class Estimate(NamedTuple):
 
 
 class Density(NamedTuple):
-    """A spectral density, smoothed by a Gaussian.
+    """A spectral density that integrates to 1, with its standard error and what it cost in gradients."""
 
-    Attributes:
-      eigenvalues: where it is given.
-      density: there; it integrates to 1.
-      sem: its standard error over the probes.
-      gradients: what it cost, in gradients.
-    """
-
-    eigenvalues: Float[Array, " k"]
-    density: Float[Array, " k"]
-    sem: Float[Array, " k"]
+    eigenvalues: Float[Array, " points"]
+    density: Float[Array, " points"]
+    sem: Float[Array, " points"]
     gradients: int
 
 
-def product(loss: Callable[[PyTree], Float[Array, ""]], params: PyTree, v: PyTree) -> Any:
-    """The Hessian times a vector, a pytree as `params`.
+def product(loss: Loss, params: PyTree, v: PyTree) -> Any:
+    """The Hessian times a vector, a pytree as params; in float32 or wider.
 
     >>> product(lambda x: x[0] * x[1] ** 2, jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])).tolist()
     [4.0, 2.0]
     """
-    return jax.jvp(jax.grad(loss), (params,), (v,))[1]
+    f, x, layout = flat.of(loss, params)
+    scale, w = lanczos.times(f, x, flat.of(len, v, scalar=False).x)
+    return layout.unravel(scale * w, x.dtype)
 
 
-def eigenvalues(
-    loss: Callable[[PyTree], Float[Array, ""]],
+def part(loss: Loss, params: PyTree, only: Only) -> tuple[Loss, PyTree]:
+    """The loss as a function of some leaves, the others held fixed, and these leaves by name; for any measure.
+
+    Args:
+      loss: `params -> scalar`.
+      params: a pytree; what is held fixed may be of any type.
+      only: whether to take a leaf, by its name such as "Dense_0/kernel"; `None` takes params as they are.
+
+    Raises:
+      ValueError: it takes no leaf.
+
+    >>> params = {"first": {"kernel": jnp.ones(2)}, "last": {"kernel": jnp.ones(3)}}
+    >>> loss, last = part(lambda p: p["last"]["kernel"].sum(), params, lambda name: name.startswith("last/"))
+    >>> list(last), float(loss(last))
+    (['last/kernel'], 3.0)
+    """
+    if only is None:
+        return loss, params
+    leaves = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    taken = {name: leaf for name, leaf in leaves.items() if only(name)}
+    if not taken:
+        raise ValueError(f"only takes none of the leaves {', '.join(leaves)}")
+    return Partial(_at_part, flat.as_pytree(loss), params), taken
+
+
+def eigenpairs(
+    loss: Loss,
     params: PyTree,
     key: Key[Array, ""],
     *,
     k: int = 1,
-    num_matvecs: int = 50,
-) -> Float[Array, " k"]:
-    """The k largest eigenvalues of the Hessian, by Lanczos iterations from a random start.
+    which: Literal["largest", "smallest", "both"] = "largest",
+    tolerance: float = 1e-4,
+    max_products: int = 300,
+    only: Only = None,
+) -> Eigenpairs:
+    r"""The k outermost eigenvalues of the Hessian and their vectors, by Lanczos iterations from random starts.
 
-    The largest come out first: with 50 products the top ten of a network are good to float32 where they are
-    well apart. More products, more of them.
+    They end when k residuals are within the tolerance and no eigenvalue further out is left. The Krylov space of a
+    start holds each eigenvalue once, however often it occurs. So another start follows, orthogonal to all vectors
+    before, until an eigenvalue beyond the k-th would have shown with a probability of 0.999 (for k = 1 one start
+    does). Where a space is exhausted another start follows too, so that in the end they span R^n and every pair is
+    exact. The basis is orthogonalised in full; it takes the memory of one params for each product.
 
     Args:
       loss: `params -> scalar`.
       params: where.
-      key: of the start.
-      k: eigenvalues.
-      num_matvecs: products with the Hessian, at two gradients each; at most n.
+      key: of the starts.
+      k: pairs, from 1 to the number of parameters.
+      which: the largest, the smallest (most negative), or both: half of k each, an odd one to the largest.
+      tolerance: of a residual r, relative to the largest absolute eigenvalue. The value is good to r, and to
+        r^2 / d where the others are at a distance d. Float32 resolves no r below some 1e-6.
+      max_products: with the Hessian; what has not converged by then says so, with a RuntimeWarning.
+      only: the leaves to take, the others held fixed; see `part`.
+
+    Returns:
+      k pairs; NaN, with a RuntimeWarning, if the Hessian is not finite.
 
     Raises:
-      ValueError: k or `num_matvecs` out of range.
+      ValueError: an argument is out of its range or traced.
+
+    Reference: Parlett, "The Symmetric Eigenvalue Problem", 1998, ch. 13; van Dorsselaer, Hochstenbach and van der
+    Vorst, "Computing Probabilistic Bounds for Extreme Eigenvalues of Symmetric Matrices with the Lanczos Method",
+    2000.
+
+    >>> found = eigenpairs(lambda x: x[0] ** 2 - x[1] ** 2, jnp.zeros(2), jax.random.key(0), which="both", k=2)
+    >>> [round(value, 4) for value in found.values.tolist()], found.converged.tolist(), found.products
+    ([2.0, -2.0], [True, True], 4)
     """
-    n = sum(leaf.size for leaf in jax.tree.leaves(params))
-    depth = min(num_matvecs, n)
-    if not 1 <= k <= depth:
-        raise ValueError(f"k is {k}; it must be from 1 to {depth}, num_matvecs or the parameters")
-    nodes, _ = _lanczos(loops.as_pytree(loss), params, jax.random.split(key, 1), depth)
-    return nodes[0, ::-1][:k]
+    f, x, layout = flat.of(*part(loss, params, only))
+    flat.check_key(key)
+    flat.check_counts({"k": k, "max_products": max_products})
+    flat.check_positive({"tolerance": tolerance})
+    if k > (most := min(len(x), max_products)):
+        raise ValueError(f"k is {k}; it must be at most {most}, the parameters or max_products")
+    if which not in ("largest", "smallest", "both"):
+        raise ValueError(f"which is {which!r}; it must be 'largest', 'smallest' or 'both'")
+    high = {"largest": k, "smallest": 0, "both": k - k // 2}[which]
+    basis, goes_on = lanczos.Lanczos(f, x, key), True
+    while goes_on and len(basis.T) < max_products:
+        basis.step()
+        goes_on = basis.goes_on(high, k - high, tolerance)
+    values, S, _ = basis.ritz()
+    weights = np.zeros((len(basis.V), k), x.dtype)
+    weights[: len(basis.T)] = S[:, lanczos.outermost(values, high, k - high)] if basis.finite else np.nan
+    vectors = _combined(basis.V, weights)
+    rows = [_row(vectors, i) for i in range(k)]
+    found, residuals = np.array([_quotient(v, *lanczos.times(f, x, v)) for v in rows], x.dtype).T
+    close = residuals <= tolerance * np.abs(values).max()
+    products = len(basis.T) + k
+    if not np.isfinite(residuals).all():
+        warn("the Hessian is not finite, and its eigenvalues are NaN")
+    elif goes_on or not close.all():
+        more = ", and an eigenvalue further out may be left" if goes_on else ""
+        warn(f"after {products} products {np.sum(~close)} of {k} residuals are above the tolerance{more}")
+    ends = np.cumsum([np.prod(shape, dtype=int) for shape in layout.shapes])[:-1]
+    parts = zip(np.split(np.asarray(vectors), ends, axis=1), layout.shapes, strict=True)
+    tree = jax.tree.unflatten(layout.tree, [jnp.array(part.reshape(k, *shape)) for part, shape in parts])
+    if only is not None:
+        fixed = jax.tree.map(lambda leaf: jnp.array(np.zeros((k, *np.shape(leaf)), x.dtype)), params)
+        tree = jax.tree.map_with_path(lambda path, leaf: tree.get(_name(path), leaf), fixed)
+    return Eigenpairs(jnp.array(found), tree, jnp.array(residuals), jnp.array(close & (not goes_on)), products)
 
 
-def trace(
-    loss: Callable[[PyTree], Float[Array, ""]], params: PyTree, key: Key[Array, ""], *, num_samples: int = 30
-) -> Estimate:
+def trace(loss: Loss, params: PyTree, key: Key[Array, ""], *, num_samples: int = 30) -> Estimate:
     """The trace of the Hessian by Hutchinson's estimator: the mean of v^T H v over random signs v.
 
     Args:
@@ -97,44 +179,24 @@ def trace(
       params: where.
       key: of the signs.
       num_samples: products with the Hessian, at least 2.
+
+    >>> float(trace(lambda x: 2 * x @ x, jnp.zeros(3), jax.random.key(0), num_samples=2).value)
+    12.0
     """
-    _at_least("num_samples", num_samples, 2)
-    values = _quadratic_forms(loops.as_pytree(loss), params, jax.random.split(key, num_samples))
-    return Estimate(values.mean(), values.std(ddof=1) / num_samples**0.5, 2 * num_samples)
+    f, x, _ = flat.of(loss, params)
+    flat.check_key(key)
+    flat.check_counts({"num_samples": num_samples}, 2)
+    signs = (jax.random.rademacher(jax.random.fold_in(key, i), x.shape, x.dtype) for i in range(num_samples))
+    return estimate(stacked([_quadratic_form(v, *lanczos.times(f, x, v)) for v in signs]), 2 * num_samples)
 
 
-def trace_plus_plus(
-    loss: Callable[[PyTree], Float[Array, ""]], params: PyTree, key: Key[Array, ""], *, num_samples: int = 30
-) -> Estimate:
-    """The trace of the Hessian by Hutch++: exact on a random range, Hutchinson on what is left.
-
-    A third of the products each goes to the range, to the trace on it and to the rest; where few eigenvalues
-    make up the trace the error is far below Hutchinson's. Needs memory for `num_samples` / 3 copies of params.
-
-    Args:
-      loss: `params -> scalar`.
-      params: where.
-      key: of the random vectors.
-      num_samples: products with the Hessian, at least 6.
-
-    Reference: Meyer, Musco, Musco and Woodruff, "Hutch++: Optimal Stochastic Trace Estimation", 2021.
-    """
-    _at_least("num_samples", num_samples, 6)
-    n = sum(leaf.size for leaf in jax.tree.leaves(params))
-    size = min(num_samples // 3, n)
-    value, sem = _hutch_plus_plus(
-        loops.as_pytree(loss), params, jax.random.split(key), size, num_samples - 2 * size
-    )
-    return Estimate(value, sem, 2 * num_samples)
-
-
-def spectral_density(
-    loss: Callable[[PyTree], Float[Array, ""]],
+def density(
+    loss: Loss,
     params: PyTree,
     key: Key[Array, ""],
     *,
     num_samples: int = 5,
-    num_matvecs: int = 50,
+    num_products: int = 50,
     points: int = 400,
     width: float | None = None,
 ) -> Density:
@@ -145,78 +207,98 @@ def spectral_density(
       params: where.
       key: of the random starts.
       num_samples: random starts, at least 2.
-      num_matvecs: products with the Hessian for each; at most n.
+      num_products: with the Hessian, for each; fewer where a Krylov space is exhausted.
       points: eigenvalues at which to give it, from end to end with a margin of five widths.
-      width: standard deviation of the Gaussian; 1 % of the range of the eigenvalues unless given.
+      width: standard deviation of the Gaussian; 1 % of the range of the eigenvalues unless given, but at least
+        0.1 % of the largest absolute one.
+
+    Returns:
+      The density; NaN, with a RuntimeWarning, if the Hessian is not finite.
+
+    Raises:
+      ValueError: an argument is out of its range or traced.
 
     Reference: Ghorbani, Krishnan and Xiao, "An Investigation into Neural Net Optimization via Hessian Eigenvalue
     Density", 2019.
     """
-    _at_least("num_samples", num_samples, 2)
-    _at_least("points", points, 2)
-    n = sum(leaf.size for leaf in jax.tree.leaves(params))
-    depth = min(num_matvecs, n)
-    nodes, weights = _lanczos(loops.as_pytree(loss), params, jax.random.split(key, num_samples), depth)
+    f, x, _ = flat.of(loss, params)
+    flat.check_key(key)
+    flat.check_counts({"num_samples": num_samples, "points": points}, 2)
+    flat.check_counts({"num_products": num_products})
+    if width is not None:
+        flat.check_positive({"width": width})
+    found, products = [], 0
+    for i in range(num_samples):
+        basis = lanczos.Lanczos(f, x, jax.random.fold_in(key, i))
+        while basis.v is not None and len(basis.T) < num_products:
+            basis.step()
+        found.append(basis.ritz())
+        products += len(basis.T)
+    nodes = np.concatenate([values for values, _, _ in found])
     low, high = nodes.min(), nodes.max()
-    spread = jnp.float32(width) if width is not None else 0.01 * (high - low)
-    at = jnp.linspace(low - 5 * spread, high + 5 * spread, points)
-    gauss = jnp.exp(-0.5 * ((at[None, None] - nodes[..., None]) / spread) ** 2) / (spread * (2 * jnp.pi) ** 0.5)
-    each = (weights[..., None] * gauss).sum(1)
-    sem = each.std(0, ddof=1) / num_samples**0.5
-    return Density(at, each.mean(0), sem, 2 * depth * num_samples)
+    spread = width or max(0.01 * (high - low), 1e-3 * np.abs(nodes).max()) or 1.0
+    at = np.linspace(low - 5 * spread, high + 5 * spread, points)
+    each = np.stack([np.exp(-0.5 * ((at[:, None] - v[None]) / spread) ** 2) @ S[0] ** 2 for v, S, _ in found])
+    each /= spread * math.sqrt(2 * math.pi)
+    if not np.isfinite(each).all():
+        warn("the Hessian is not finite, and its density is NaN")
+    mean, sem = each.mean(0), each.std(0, ddof=1) / math.sqrt(num_samples)
+    return Density(jnp.array(at, x.dtype), jnp.array(mean, x.dtype), jnp.array(sem, x.dtype), 2 * products)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
+def estimate(values: Any, gradients: int) -> Estimate:
+    """The mean of an array; a RuntimeWarning if it is not finite."""
+    xp = values.__array_namespace__()
+    with np.errstate(invalid="ignore"):
+        scale = xp.max(xp.abs(values))
+        sem = scale * xp.std(values / xp.where(scale == 0, 1, scale), ddof=1) / len(values) ** 0.5
+    return Estimate(said(jnp.asarray(xp.mean(values)), 5), jnp.asarray(sem), gradients)
 
 
-@partial(jax.jit, static_argnums=3)
-def _lanczos(loss: Callable, params: PyTree, keys: Array, depth: int) -> tuple[Array, Array]:
-    """Eigenvalues of the tridiagonal matrix of each start, and the weights of a quadrature."""
-    flat, tree = ravel_pytree(params)
-    iterate = decomp.tridiag_sym(depth, custom_vjp=False)
-
-    def matvec(v: Array) -> Array:
-        return ravel_pytree(product(loss, params, tree(v)))[0]
-
-    def one(key: Array) -> tuple[Array, Array]:
-        start = jax.random.normal(key, flat.shape, flat.dtype)
-        nodes, vectors = jnp.linalg.eigh(iterate(matvec, start / jnp.linalg.norm(start)).J_small)
-        return nodes, vectors[0] ** 2
-
-    return jax.lax.map(one, keys)
+def stacked(numbers: Sequence[Array]) -> Any:
+    """Numbers as an array, on the host where they are known: nothing to compile, however many."""
+    return jnp.stack(numbers) if flat.is_traced(numbers) else np.stack(jax.device_get(numbers))
 
 
-def _signs(params: PyTree, key: Array) -> PyTree:
-    flat, tree = ravel_pytree(params)
-    return tree(jax.random.rademacher(key, flat.shape, flat.dtype))
+def said(value: Float[Array, ""], level: int = 4) -> Float[Array, ""]:
+    """The value of a measure; a RuntimeWarning if it is not finite."""
+    if not flat.is_traced(value) and not np.isfinite(value):
+        warn(f"the value is {value}: the loss was not finite where it was looked at", level)
+    return value
+
+
+def warn(what: str, level: int = 3) -> None:
+    """A RuntimeWarning where a measure is called, so many calls up."""
+    warnings.warn(what, RuntimeWarning, stacklevel=level)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _at_part(loss: Callable, params: PyTree, taken: dict[str, Any]) -> Array:
+    return loss(jax.tree.map_with_path(lambda path, leaf: taken.get(_name(path), leaf), params))
 
 
 @jax.jit
-def _quadratic_forms(loss: Callable, params: PyTree, keys: Array) -> Array:
-    def one(key: Array) -> Array:
-        v = _signs(params, key)
-        return jnp.vdot(ravel_pytree(v)[0], ravel_pytree(product(loss, params, v))[0])
-
-    return jax.lax.map(one, keys)
+def _quotient(v: Array, scale: Array, w: Array) -> Float[Array, "2"]:
+    """The Rayleigh quotient of a v of length 1 from H v, and its residual."""
+    value = jnp.vdot(v, w, precision="highest")
+    return scale * jnp.stack([value, jnp.linalg.norm(w - value * v)])
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _hutch_plus_plus(loss: Callable, params: PyTree, keys: Array, size: int, rest: int) -> tuple[Array, Array]:
-    flat, tree = ravel_pytree(params)
+@jax.jit
+def _quadratic_form(v: Array, scale: Array, w: Array) -> Array:
+    return scale * jnp.vdot(v, w, precision="highest")
 
-    def matvec(v: Array) -> Array:
-        return ravel_pytree(product(loss, params, tree(v)))[0]
 
-    sketch = jax.random.rademacher(keys[0], (size, flat.size), flat.dtype)
-    Q = jnp.linalg.qr(jax.lax.map(matvec, sketch).T)[0]
-    on_range = jnp.vdot(Q.T, jax.lax.map(matvec, Q.T))
+@jax.jit
+def _row(V: Array, i: Array) -> Array:
+    return V[i]
 
-    def one(key: Array) -> Array:
-        v = jax.random.rademacher(key, flat.shape, flat.dtype)
-        v -= Q @ (Q.T @ v)
-        return jnp.vdot(v, matvec(v))
 
-    left = jax.lax.map(one, jax.random.split(keys[1], rest))
-    return on_range + left.mean(), left.std(ddof=1) / rest**0.5
+@jax.jit
+def _combined(V: Array, weights: Array) -> Float[Array, "k n"]:
+    """Sums of rows, of length 1."""
+    sums = jnp.dot(weights.T, V, precision="highest")
+    return sums / jnp.linalg.norm(sums, axis=1, keepdims=True)

@@ -231,7 +231,7 @@ def connect(
     Reference: Garipov et al. (2018), eq. 2.
     """
     _check(start, end)
-    _count(steps=steps)
+    flat.check_counts({"steps": steps})
     loss = flat.as_pytree(loss)
     state = _half_way(optimizer, start, end)
     for step in range(steps):
@@ -325,9 +325,8 @@ def neighbourhood(
     Raises:
       ValueError: an argument out of its range, or a leaf that is not floating point.
     """
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon is {epsilon}; it must be above 0")
-    _count(num_directions=num_directions, max_evaluations=max_evaluations)
+    flat.check_positive({"epsilon": epsilon})
+    flat.check_counts({"num_directions": num_directions, "max_evaluations": max_evaluations})
     f, x, _ = flat.of(loss, params)
     looks = [_toward(f, x, epsilon, key, i) for i in range(num_directions)]
     step = _direction(x, key, 0)
@@ -381,12 +380,6 @@ def _line(name: str, values: Any) -> Any:
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"{name} has the shape {values.shape}; it must be a list of at least one number")
     return values
-
-
-def _count(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1 or value != int(value):
-            raise ValueError(f"{name} is {value}; it must be a whole number of at least 1")
 
 
 def _check(first: PyTree, *others: PyTree) -> None:

@@ -1,43 +1,22 @@
-"""What sharpness is compared with: other measures of a minimum, and which maps of parameters leave each as it is.
+"""What sharpness is compared with: other measures of a minimum. Those of the Hessian alone are in `hessian`.
 
-Each takes a loss (or the logits) as a function of the parameters, and the parameters. Its cost is given in
-gradients of that loss. Those of the Hessian are in `hessian`.
+Each takes a loss (or a network) and its parameters, and can be traced. A value that rests on a look that was not
+finite is NaN, with a RuntimeWarning outside `jit`; `pac_bayes_sigma` counts such a look as an error that rose.
 """
 
-import math
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.flatten_util import ravel_pytree
+import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import ascent, loops
-from gengap.gradients import NoiseScale, fisher_trace, noise_scale
-from gengap.hessian import Estimate, product
-
-__all__ = [
-    "Estimate",
-    "Loss",
-    "NoiseScale",
-    "average_case",
-    "distance",
-    "fisher_trace",
-    "m_sharpness",
-    "noise_scale",
-    "pac_bayes_sigma",
-    "path_norm",
-    "relative_flatness",
-    "relative_flatness_last",
-    "worst_case",
-    "worst_case_linf",
-]
-
-Loss = Callable[[PyTree], Float[Array, ""]]
+from gengap import ascent, flat, objective
+from gengap.hessian import Estimate, Loss, estimate, part, said, stacked, warn
 
 
 def worst_case(
@@ -52,8 +31,8 @@ def worst_case(
 ) -> Float[Array, ""]:
     r"""$\max_{\|T^{-1}\delta\|_2 \le \rho} f(x + \delta) - f(x)$, with T = I, or |x| + eta where adaptive.
 
-    Each step goes to where the gradient points, $\delta = \rho\, T^2 \nabla f / \|T \nabla f\|_2$; the best point
-    seen counts. With `max_evaluations=2` it is the one step of SAM and ASAM.
+    Each step goes to where the gradient points, $\delta = \rho\, T^2 \nabla f / \|T \nabla f\|_2$, and the best
+    counts. With `max_evaluations=2` it is the one step of SAM and ASAM.
 
     Args:
       loss: `params -> scalar`.
@@ -62,14 +41,21 @@ def worst_case(
       rho: the radius.
       adaptive: measure relative to the size of each parameter.
       eta: added to that size; 0.01 in ASAM's code. The measure is invariant to rescaling with 0 only.
-      max_evaluations: gradients.
+      max_evaluations: gradients, the one at x included.
 
     Reference: Foret et al., "Sharpness-Aware Minimization", 2021; Kwon et al., "ASAM", 2021, eq. 3.
+
+    >>> float(worst_case(lambda x: 3 * x[0] + 4 * x[1], jnp.zeros(2), jax.random.key(0), rho=0.1))
+    0.5
     """
-    _positive(rho=rho, max_evaluations=max_evaluations)
-    return _worst(
-        loops.as_pytree(loss), params, key, jnp.float32(rho), jnp.float32(eta), adaptive, max_evaluations
-    )
+    _check_ball(key, rho, eta, max_evaluations)
+    f, x, _ = flat.of(loss, params)
+    delta, values = jnp.zeros_like(x), []
+    for _ in range(max_evaluations):
+        value, slope = _look(f, x, delta)
+        delta = _towards(x, slope, key, rho, eta, adaptive)
+        values.append(value)
+    return said(_highest(values, values[0], True))
 
 
 def worst_case_linf(
@@ -82,20 +68,21 @@ def worst_case_linf(
     eta: float = 0.0,
     max_evaluations: int = 12,
 ) -> Float[Array, ""]:
-    r"""$\max_{\|T^{-1}\delta\|_\infty \le \rho} f(x + \delta) - f(x)$ by the corner ascent of `ascent`.
+    r"""$\max_{\|T^{-1}\delta\|_\infty \le \rho} f(x + \delta) - f(x)$ by `ascent.maximise`.
 
     Keskar's full-space sharpness without its denominator is this, adaptive and with eta = 1. Arguments as of
-    `worst_case`.
+    `worst_case`, but for `max_evaluations`, which leaves the gradient at x out.
 
     Reference: Andriushchenko et al., "A Modern Look at the Relationship between Sharpness and Generalization",
     2023, eq. 1 with p = infinity.
     """
-    _positive(rho=rho, max_evaluations=max_evaluations)
-    flat, tree = ravel_pytree(params)
-    radius = rho * (jnp.abs(flat) + eta if adaptive else jnp.ones_like(flat))
-    shifted = Partial(_shifted, loops.as_pytree(loss), flat, Partial(tree))
-    top = ascent.corner(shifted, jnp.zeros_like(flat), radius, key, max_evaluations=max_evaluations)
-    return top.value - top.start_value
+    _check_ball(key, rho, eta, max_evaluations)
+    f, x, _ = flat.of(loss, params)
+    look = partial(_look, f, x)
+    centre = look(jnp.zeros_like(x))
+    radius, starts = _box(x, centre[1], rho, eta, adaptive)
+    top = ascent.maximise(look, radius, centre, starts, key, max_looks=max_evaluations)
+    return said(_highest([top.value], centre[0], top.finite))
 
 
 def average_case(
@@ -119,34 +106,13 @@ def average_case(
 
     Reference: Andriushchenko et al. (2023), eq. 1.
     """
-    _positive(rho=rho)
-    if num_samples < 2:
-        raise ValueError(f"num_samples is {num_samples}; it must be at least 2")
-    keys = jax.random.split(key, num_samples)
-    rises = _rises(loops.as_pytree(loss), params, keys, jnp.float32(rho), adaptive)
-    return Estimate(rises.mean(), rises.std(ddof=1) / num_samples**0.5, num_samples)
-
-
-def m_sharpness(
-    losses: Sequence[Loss],
-    params: PyTree,
-    key: Key[Array, ""],
-    *,
-    rho: float = 0.05,
-    adaptive: bool = False,
-    max_evaluations: int = 2,
-) -> Float[Array, ""]:
-    """The mean of `worst_case` over losses of m examples each, every one with a perturbation of its own.
-
-    Reference: Foret et al. (2021), section 4.2.
-    """
-    if not losses:
-        raise ValueError("losses is empty; there must be one for each m examples")
-    values = [
-        worst_case(loss, params, key, rho=rho, adaptive=adaptive, max_evaluations=max_evaluations)
-        for loss in losses
-    ]
-    return jnp.stack(values).mean()
+    flat.check_key(key)
+    flat.check_counts({"num_samples": num_samples}, 2)
+    flat.check_positive({"rho": rho})
+    f, x, _ = flat.of(loss, params)
+    base = _noisy(f, x, key, 0, 0.0, adaptive)
+    values = stacked([base, *(_noisy(f, x, key, i, rho, adaptive) for i in range(num_samples))])
+    return estimate(values[1:] - values[0], -(-num_samples // 2))
 
 
 def pac_bayes_sigma(
@@ -173,21 +139,22 @@ def pac_bayes_sigma(
       adaptive: relative to the size of each parameter.
       num_samples: perturbations for each sigma.
       steps: of the bisection.
-      largest: where it begins; returned where even it does not raise the error enough.
+      largest: where it begins; a RuntimeWarning says where the error does not rise enough below it.
 
     Reference: Jiang et al., "Fantastic Generalization Measures and Where to Find Them", 2020, appendix.
     """
-    _positive(rise=rise, num_samples=num_samples, steps=steps, largest=largest)
-    error = loops.as_pytree(error)
-    keys = jax.random.split(key, num_samples)
-    low, high = 0.0, largest
+    flat.check_key(key)
+    flat.check_counts({"num_samples": num_samples, "steps": steps})
+    flat.check_positive({"rise": rise, "largest": largest})
+    f, x, _ = flat.of(error, params)
+    base = _noisy(f, x, key, 0, 0.0, adaptive)
+    low, sigma, high = (jnp.array(np.asarray(a, x.dtype)) for a in (0, largest / 2, largest))
     for _ in range(steps):
-        middle = (low + high) / 2
-        if float(_rises(error, params, keys, jnp.float32(middle), adaptive).mean()) > rise:
-            high = middle
-        else:
-            low = middle
-    return jnp.float32((low + high) / 2)
+        errors = [_noisy(f, x, key, i, sigma, adaptive) for i in range(num_samples)]
+        low, sigma, high = _halved(low, sigma, high, errors, base, rise)
+    if not flat.is_traced(high) and float(high) == float(np.asarray(largest, x.dtype)):
+        warn(f"the error does not rise by {rise} up to sigma = {largest}; the value is a lower bound")
+    return said(sigma)
 
 
 def relative_flatness(
@@ -196,43 +163,25 @@ def relative_flatness(
     r"""$\kappa = \sum_{s,s'} \langle w_s, w_{s'} \rangle\, \mathrm{Tr} H_{s,s'}$ over one layer's neurons s.
 
     $w_s$ are the columns of the kernel $W \in R^{d \times m}$. With random signs $z, r \in R^d$ it is the mean of
-    $v^\top H v$ over $v = z \otimes W^\top r$, since $E\, W^\top r r^\top W = W^\top W$. Each sample costs one
-    product with the Hessian, two gradients.
+    $v^\top H v$ over $v = z \otimes W^\top r$, since $E\, W^\top r r^\top W = W^\top W$.
 
     Args:
       loss: `params -> scalar`.
-      params: nested dictionaries.
+      params: where.
       key: of the signs.
       layer: the path of the kernel [..., d, m], such as ("Dense_5", "kernel").
-      num_samples: products, at least 2.
+      num_samples: products with the Hessian, at least 2; two gradients each.
 
     Reference: Petzka et al., "Relative Flatness and Generalization", 2021, definition 3.
     """
-    if num_samples < 2:
-        raise ValueError(f"num_samples is {num_samples}; it must be at least 2")
-    values = _relative(loops.as_pytree(loss), params, jax.random.split(key, num_samples), tuple(layer))
-    return Estimate(values.mean(), values.std(ddof=1) / num_samples**0.5, 2 * num_samples)
+    flat.check_key(key)
+    flat.check_counts({"num_samples": num_samples}, 2)
+    f, w, layout = flat.of(*part(loss, params, lambda name: name == "/".join(layer)))
+    samples = [_curvature(f, w, key, i, layout.shapes[0][-1]) for i in range(num_samples)]
+    return estimate(stacked(samples), 2 * num_samples)
 
 
-def relative_flatness_last(
-    features: Float[Array, "N d"], kernel: Float[Array, "d m"], bias: Float[Array, " m"] | None = None
-) -> Float[Array, ""]:
-    r"""Relative flatness of a last layer under mean cross entropy, in closed form.
-
-    $\kappa = \frac1N \sum_i \|\phi_i\|^2\, \mathrm{Tr}(W^\top W (\mathrm{diag}(p_i) - p_i p_i^\top))$.
-
-    Args:
-      features: what the layer reads, phi.
-      kernel, bias: of the layer; logits are `features @ kernel + bias`.
-    """
-    logits = features @ kernel + (0 if bias is None else bias[None])
-    p = jax.nn.softmax(logits)
-    gram = kernel.T @ kernel
-    spread = p @ jnp.diag(gram) - jnp.einsum("im,mk,ik->i", p, gram, p)
-    return ((features**2).sum(1) * spread).mean()
-
-
-def path_norm(apply: Callable, params: PyTree, example: Float[Array, "1 ..."]) -> Float[Array, ""]:
+def path_norm(apply: Callable, params: PyTree, example: Shaped[Array, "1 ..."]) -> Float[Array, ""]:
     r"""$\sqrt{\sum_{paths} \prod w^2}$: the root of the summed outputs for an input of ones and squared weights.
 
     For a rectified network without batch norm; one of batch norm has to be folded into the weights before it.
@@ -244,84 +193,208 @@ def path_norm(apply: Callable, params: PyTree, example: Float[Array, "1 ..."]) -
 
     Reference: Neyshabur et al., "Path-SGD", 2015.
     """
-    squared = jax.tree.map(lambda leaf: leaf**2, params)
-    return jnp.sqrt(apply(squared, jnp.ones_like(example)).sum())
+    _, x, layout = flat.of(len, params, scalar=False)
+    return said(_root_of_paths(flat.as_pytree(apply), x, layout, example.shape))
 
 
 def distance(params: PyTree, start: PyTree) -> Float[Array, ""]:
     """The Euclidean distance from another point, such as where training began."""
-    return optax.tree.norm(jax.tree.map(jnp.subtract, params, start))
+    (_, a, here), (_, b, there) = (flat.of(len, point, scalar=False) for point in (params, start))
+    if (here.tree, here.shapes) != (there.tree, there.shapes):
+        raise ValueError("params and start have different leaves; they must be points of one network")
+    return said(_length(a - b))
 
 
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be above 0")
+def fisher_trace(
+    apply: Callable,
+    params: PyTree,
+    x: Shaped[Array, "N ..."],
+    key: Key[Array, ""],
+    *,
+    num_samples: int = 30,
+    chunk: int = 5000,
+) -> Estimate:
+    r"""The trace of the Fisher information, $\frac1N \sum_i E_{y \sim p_i} \|\nabla \log p_i(y)\|^2$.
+
+    A sample draws the labels of all N examples from the network; $\|\sum_i \nabla \log p_i(y_i)\|^2 / N$ has the
+    trace as its mean, since the examples' scores have mean 0 and are independent.
+
+    Args:
+      apply: `(params, x) -> logits [N, ..., classes]`; each position before the classes is an example.
+      params: where.
+      x: images (uint8, scaled by 1/255) or features.
+      key: of the labels.
+      num_samples: gradients, at least 2.
+      chunk: the most rows of x at once.
+    """
+    flat.check_key(key)
+    flat.check_counts({"num_samples": num_samples}, 2)
+    flat.check_counts({"chunk": chunk})
+    if not len(x):
+        raise ValueError("x has no examples")
+    ends = np.linspace(0, len(x), -(-len(x) // chunk) + 1).astype(int)
+    chunks = [Partial(_logits, flat.as_pytree(apply), x[a:b]) for a, b in itertools.pairwise(ends)]
+    every = [flat.of(logits, params, scalar=False) for logits in chunks]
+    samples = []
+    for i in range(num_samples):
+        total, positions = jnp.zeros_like(every[0].x), 0
+        for j, (logits, v, _) in enumerate(every):
+            total, positions = _score(total, positions, logits, v, key, i, j)
+        samples.append(_length(total) ** 2 / positions)
+    return estimate(stacked(samples), num_samples)
 
 
-def _shifted(loss: Callable, flat: Array, tree: Callable, y: Array) -> Array:
-    return loss(tree(flat + y))
+class NoiseScale(NamedTuple):
+    r"""The simple noise scale $B = \mathrm{tr}(\Sigma) / |G|^2$ and its two parts, in examples."""
+
+    value: Float[Array, ""]
+    trace: Float[Array, ""]
+    square: Float[Array, ""]
 
 
-def _sizes(params: PyTree, eta: Any, adaptive: bool) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.abs(leaf) + eta if adaptive else jnp.ones_like(leaf), params)
+def noise_scale(
+    loss: Callable[[PyTree, Array, Array], Float[Array, ""]],
+    params: PyTree,
+    x: Shaped[Array, "N ..."],
+    y: Integer[Array, " N"],
+    key: Key[Array, ""],
+    *,
+    small: int = 16,
+    large: int = 256,
+    num_samples: int = 30,
+) -> NoiseScale:
+    r"""The gradient-noise scale from gradients of two batch sizes, with unbiased estimators of both parts.
+
+    $|\mathcal G|^2 = \frac{B_b |G_b|^2 - B_s |G_s|^2}{B_b - B_s}$,
+    $\mathcal S = \frac{|G_s|^2 - |G_b|^2}{1/B_s - 1/B_b}$; each is averaged before they are divided.
+
+    Args:
+      loss: `(params, x, y) -> mean loss` of a batch.
+      params: where.
+      x, y: the data.
+      key: of the batches, drawn with replacement.
+      small, large: the two batch sizes.
+      num_samples: batches of each size; one gradient each.
+
+    Reference: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, appendix A.1.
+    """
+    flat.check_key(key)
+    flat.check_counts({"small": small, "large": large, "num_samples": num_samples})
+    if small >= large:
+        raise ValueError(f"small is {small} and large is {large}; small must be below large")
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many")
+    slope = partial(_slope, flat.as_pytree(loss), params, x, y, key)
+    lengths = stacked([slope(i, size) for size in (small, large) for i in range(num_samples)])
+    top = lengths.max()  # squares of small numbers would be 0
+    s, b = ((lengths / (top + (top == 0))) ** 2).reshape(2, num_samples).mean(1)
+    square = (large * b - small * s) / (large - small)
+    trace = (s - b) / (1 / small - 1 / large)
+    value = jnp.divide(trace, square)
+    return NoiseScale(said(value), jnp.asarray(top**2 * trace), jnp.asarray(top**2 * square))
 
 
-@partial(jax.jit, static_argnums=(5, 6))
-def _worst(
-    loss: Callable, params: PyTree, key: Array, rho: Array, eta: Array, adaptive: bool, evaluations: int
-) -> Array:
-    T = _sizes(params, eta, adaptive)
-    flat, tree = ravel_pytree(params)
-    random = tree(jax.random.normal(key, flat.shape, flat.dtype))
+def _check_ball(key: Any, rho: float, eta: float, max_evaluations: int) -> None:
+    flat.check_key(key)
+    flat.check_counts({"max_evaluations": max_evaluations})
+    flat.check_positive({"rho": rho} | ({} if eta == 0 else {"eta": eta}))
 
-    def step(carry: tuple, _: None) -> tuple[tuple, None]:
-        best, delta = carry
-        value, gradient = jax.value_and_grad(loss)(jax.tree.map(jnp.add, params, delta))
-        scaled = jax.tree.map(jnp.multiply, T, gradient)
-        norm = optax.tree.norm(scaled)
-        scaled = jax.tree.map(lambda s, r: jnp.where(norm > 0, s, r), scaled, random)
-        length = rho / optax.tree.norm(scaled)
-        delta = jax.tree.map(lambda t, s: length * t * s, T, scaled)
-        return (jnp.fmax(best, value), delta), None
 
-    base = loss(params)
-    (best, _), _ = jax.lax.scan(step, (base, jax.tree.map(jnp.zeros_like, params)), length=evaluations)
-    return best - base
+def _sizes(x: Array, eta: Any, adaptive: bool) -> Array:
+    return jnp.abs(x) + eta if adaptive else jnp.ones_like(x)
+
+
+@jax.jit
+def _look(f: Callable, x: Array, delta: Array) -> tuple[Array, Array]:
+    return jax.value_and_grad(f)(x + delta)
+
+
+@partial(jax.jit, static_argnames="adaptive")
+def _towards(x: Array, slope: Array, key: Array, rho: Array, eta: Array, adaptive: bool) -> Array:
+    """The delta on the ball that the gradient points to; a random one where it is 0."""
+    T = _sizes(x, eta, adaptive)
+    way = T * slope
+    top = jnp.max(jnp.abs(way))
+    random = partial(jax.random.normal, key, x.shape, x.dtype)
+    way = jax.lax.cond(top == 0, random, lambda: way / jnp.where(top == 0, 1, top))
+    return rho * T * way / jnp.linalg.norm(way)
+
+
+@jax.jit
+def _highest(values: list[Array], base: Array, finite: Array) -> Array:
+    """How far the highest value is above the base; NaN where one of them is not finite."""
+    every = jnp.stack([base, *values])
+    return jnp.where(finite & jnp.isfinite(every).all(), every.max() - base, jnp.nan)
+
+
+@partial(jax.jit, static_argnames="adaptive")
+def _box(x: Array, slope: Array, rho: Array, eta: Array, adaptive: bool) -> tuple[Array, Float[Array, "2 n"]]:
+    sign = jnp.sign(slope)
+    return rho * _sizes(x, eta, adaptive), jnp.stack([sign, -sign])
+
+
+@partial(jax.jit, static_argnames="adaptive")
+def _noisy(f: Callable, x: Array, key: Array, i: Array, rho: Array, adaptive: bool) -> Array:
+    noise = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+    return f(x + rho * _sizes(x, 0.0, adaptive) * noise)
+
+
+@jax.jit
+def _halved(
+    low: Array, sigma: Array, high: Array, errors: list[Array], base: Array, rise: Array
+) -> tuple[Array, Array, Array]:
+    """The half of an interval at whose upper end the error rose; NaN where it is not finite at x."""
+    mean = jnp.stack(errors).mean()
+    rose = ~jnp.isfinite(mean) | (mean - base > rise)
+    low, high = jnp.where(rose, low, sigma), jnp.where(rose, sigma, high)
+    return low, jnp.where(jnp.isfinite(base), (low + high) / 2, jnp.nan), high
 
 
 @partial(jax.jit, static_argnums=4)
-def _rises(loss: Callable, params: PyTree, keys: Array, rho: Array, adaptive: bool) -> Array:
-    T = _sizes(params, 0.0, adaptive)
-    flat, tree = ravel_pytree(params)
-
-    def one(key: Array) -> Array:
-        noise = tree(jax.random.normal(key, flat.shape, flat.dtype))
-        return loss(jax.tree.map(lambda a, t, z: a + rho * t * z, params, T, noise))
-
-    return jax.lax.map(one, keys) - loss(params)
+def _curvature(f: Callable, w: Array, key: Array, i: Array, neurons: int) -> Array:
+    W = w.reshape(-1, neurons)
+    z, r = jax.random.rademacher(jax.random.fold_in(key, i), (2, len(W)), w.dtype)
+    v = jnp.outer(z, jnp.dot(r, W, precision="highest")).ravel()
+    return v @ jax.jvp(jax.grad(f), (w,), (v,))[1]
 
 
-@partial(jax.jit, static_argnums=3)
-def _relative(loss: Callable, params: PyTree, keys: Array, layer: tuple[str, ...]) -> Array:
-    kernel = params
-    for name in layer:
-        kernel = kernel[name]
-    W = kernel.reshape(-1, kernel.shape[-1])
+@partial(jax.jit, static_argnums=(2, 3))
+def _root_of_paths(apply: Callable, x: Array, layout: flat.Layout, shape: tuple[int, ...]) -> Array:
+    with flat.precision():
+        outputs = apply(layout.unravel(x**2, x.dtype), jnp.ones(shape, x.dtype))
+    return jnp.sqrt(outputs.sum())
 
-    def only(tree: Any, path: tuple[str, ...], value: Array) -> Any:
-        if not path:
-            return value
-        zeros = jax.tree.map(jnp.zeros_like, {k: v for k, v in tree.items() if k != path[0]})
-        return {**zeros, path[0]: only(tree[path[0]], path[1:], value)}
 
-    def one(key: Array) -> Array:
-        rows, inputs = jax.random.split(key)
-        c = jax.random.rademacher(rows, (W.shape[0],), W.dtype) @ W
-        v = (jax.random.rademacher(inputs, (W.shape[0],), W.dtype)[:, None] * c[None]).reshape(kernel.shape)
-        moved = product(loss, params, only(params, layer, v))
-        for name in layer:
-            moved = moved[name]
-        return jnp.vdot(v, moved)
+@jax.jit
+def _length(x: Array) -> Array:
+    """Of a vector, also where squares would be 0."""
+    top = jnp.max(jnp.abs(x))
+    return top * jnp.linalg.norm(x / jnp.where(top == 0, 1, top))
 
-    return jax.lax.map(one, keys)
+
+def _logits(apply: Callable, x: Array, params: PyTree) -> Array:
+    return apply(params, objective.scale(x))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _score(
+    total: Array, positions: Array, logits: Callable, v: Array, key: Array, i: Array, j: Array
+) -> tuple[Array, Array]:
+    """Added to a total: the gradient of the log probabilities of labels that the network draws."""
+
+    def log_probability(v: Array) -> tuple[Array, int]:
+        p = jax.nn.log_softmax(logits(v).astype(v.dtype))
+        draw = jax.random.fold_in(jax.random.fold_in(key, i), j)
+        labels = jax.random.categorical(draw, jax.lax.stop_gradient(p))
+        return jnp.take_along_axis(p, labels[..., None], -1).sum(), labels.size
+
+    slope, size = jax.grad(log_probability, has_aux=True)(v)
+    return total + slope, positions + size
+
+
+@partial(jax.jit, static_argnums=6)
+def _slope(loss: Callable, params: PyTree, x: Array, y: Array, key: Array, i: Array, size: int) -> Array:
+    """The length of the gradient of a batch."""
+    which = jax.random.randint(jax.random.fold_in(key, i), (size,), 0, len(x))
+    f, v, _ = flat.of(lambda params: loss(params, x[which], y[which]), params)
+    return _length(jax.grad(f)(v))

@@ -1,8 +1,16 @@
-"""Pairs of minima: one network trained from one starting point with small batches and with large ones."""
+"""Minima: one network trained from one starting point with small batches and with large ones.
 
+On disk they are found by what they were trained with: whoever asks for the same finds the same.
+"""
+
+import hashlib
+import json
+import re
 import time
-from collections.abc import Callable, Iterable
+import zipfile
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,34 +18,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from gengap import objective, records, train
 from gengap.data import Dataset
 from gengap.models import Model
 
+METHOD = 1
+"""The version of the training. With another one, minima on disk are not found again."""
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
 class Minimum(NamedTuple):
-    """Where training ended, for one or more seeds.
+    """Where the training of one seed ended.
 
     Attributes:
-      params: the parameters, with a leading axis of seeds.
+      params: the parameters.
       batch_size: examples.
-      epochs, steps: done by each seed.
-      diverged_at: the step at which the loss of a seed was no longer finite; -1 where it always was.
+      epochs, steps: done.
+      diverged_at: the step at which the loss was no longer finite; `None` where it always was.
       distance: from the starting point, Euclidean.
       history: loss and accuracy per epoch, see `train.History`.
+      settings: what it was trained with.
     """
 
-    params: PyTree[Float[Array, "seeds ..."]]
+    params: PyTree
     batch_size: int
-    epochs: Int[np.ndarray, " seeds"]
-    steps: Int[np.ndarray, " seeds"]
-    diverged_at: Int[np.ndarray, " seeds"]
-    distance: Float[np.ndarray, " seeds"]
+    epochs: int
+    steps: int
+    diverged_at: int | None
+    distance: float
     history: train.History
+    settings: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """What it is and how it ended, in one line."""
+        one = self.settings
+        loss = self.history["train_loss"][-1] if self.epochs else float("nan")
+        return (
+            f"Minimum({one['network'] or 'network'} on {one['data']}, batch {self.batch_size}, seed {one['seed']}:"
+            f" training loss {loss:.4g} after {self.epochs} epochs, distance {self.distance:.4g})"
+        )
 
 
 def find_pair(
@@ -47,59 +68,35 @@ def find_pair(
     *,
     small_batch: float = 256,
     large_batch: float = 0.1,
-    num_seeds: int = 5,
-    first_seed: int = 0,
-    optimizer: optax.GradientTransformation = train.ADAM,
+    seed: int = 0,
+    optimizer: Any = train.ADAM,
     epochs: int = 100,
     patience: int | None = 10,
     tolerance: float = 1e-3,
     target: float | None = None,
     clip: float | None = None,
     chunk: int = 5000,
-    checkpoints: Path | None = None,
+    store: str | PathLike | None = None,
     progress: str | None = None,
 ) -> tuple[Minimum, Minimum]:
-    """Train small-batch (SB) and large-batch (LB) minima, both from the same starting point in each seed.
+    """Train a small-batch (SB) and a large-batch (LB) minimum from one starting point.
 
     Args:
-      model: the network.
-      ds: the data set.
-      key: of everything random; each seed folds its number into it, so that a seed gives the same minima
-        whichever others are trained beside it.
       small_batch, large_batch: in examples, or as a fraction of the training set.
-      num_seeds: starting points.
-      first_seed: the number of the first of them.
-      optimizer: any optax transformation, the same for both.
-      epochs, patience, tolerance, target: when training stops, see `train.fit`.
-      clip: see `objective.cross_entropy`.
-      chunk: examples at once when the test set is evaluated.
-      checkpoints: a directory to which both runs are saved as they go, and from which they go on.
-      progress: what to call the progress bars; `None` shows none.
+      model, ds, key, seed, optimizer, epochs, patience, tolerance, target, clip, chunk, store, progress: of both,
+        see `find`.
 
     Returns:
-      The SB and the LB minima.
+      The SB and the LB minimum.
     """
-    for batch_size in (small_batch, large_batch):
-        train.count(batch_size, len(ds.x_train))
+    sizes = {"SB": small_batch, "LB": large_batch}
+    for size in sizes.values():
+        train.count(size, len(ds.x_train))
+    how = {"seed": seed, "optimizer": optimizer, "epochs": epochs, "patience": patience, "tolerance": tolerance}
+    how |= {"target": target, "clip": clip, "chunk": chunk, "store": store}
     small, large = (
-        find(
-            model,
-            ds,
-            key,
-            batch_size,
-            num_seeds=num_seeds,
-            first_seed=first_seed,
-            optimizer=optimizer,
-            epochs=epochs,
-            patience=patience,
-            tolerance=tolerance,
-            target=target,
-            clip=clip,
-            chunk=chunk,
-            checkpoint=checkpoints and checkpoints / f"{method}-{first_seed}.npz",
-            progress=progress and f"{progress} {method}",
-        )
-        for method, batch_size in (("SB", small_batch), ("LB", large_batch))
+        find(model, ds, key, size, progress=progress and f"{progress} {name}", **how)
+        for name, size in sizes.items()
     )
     return small, large
 
@@ -110,150 +107,284 @@ def find(
     key: Key[Array, ""],
     batch_size: float,
     *,
-    num_seeds: int = 5,
-    first_seed: int = 0,
-    start: PyTree[Float[Array, "seeds ..."]] | None = None,
-    optimizer: optax.GradientTransformation = train.ADAM,
+    seed: int = 0,
+    start: PyTree | None = None,
+    optimizer: Any = train.ADAM,
     epochs: int = 100,
     patience: int | None = 10,
     tolerance: float = 1e-3,
     target: float | None = None,
     clip: float | None = None,
     chunk: int = 5000,
-    checkpoint: Path | None = None,
+    store: str | PathLike | None = None,
     on_epoch: Callable[[train.TrainState, train.History], None] | None = None,
     progress: str | None = None,
 ) -> Minimum:
-    """Train to a minimum with one batch size; arguments as of `find_pair`, but for these.
+    """Train to a minimum with one batch size, or find it in the store.
 
     Args:
+      model: the network; with a `name` where there is a `store`.
+      ds: the data set.
+      key: of everything random; `seed` is folded into it, so that a seed gives the same minimum whichever others
+        are trained.
       batch_size: in examples, or as a fraction of the training set.
-      start: where to begin, in place of each seed's own starting point; with a leading axis of seeds.
-      checkpoint: a file to which the run is saved as it goes, and from which it goes on.
-      on_epoch: called with the state and the history after each epoch.
+      seed: number of the starting point.
+      start: parameters to begin at, in place of the seed's own starting point.
+      optimizer: any optax transformation; a named one (`train.adam`, `train.named`) where there is a `store`.
+      epochs, patience, tolerance, target: when training stops, see `train.fit`.
+      clip: see `objective.cross_entropy`.
+      chunk: examples at once when the test set is evaluated.
+      store: a directory. A minimum in it that was trained with the same of all the above is returned; a new one is
+        written to it, and on the way there, every 20 s, a checkpoint from which a run that was killed goes on.
+      on_epoch: called with the state and the history after each epoch that is trained.
+      progress: what to call the progress bar; `None` shows none.
+
+    Raises:
+      ValueError: a number out of its range, `store` without names, or a file in it that is damaged or of other
+        settings than its name says.
     """
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds is {num_seeds}; it must be at least 1")
-    x0 = starting_points(model, ds, key, num_seeds=num_seeds, first_seed=first_seed) if start is None else start
-    state = train.start(x0, _keys(key, num_seeds, first_seed)[:, 1], optimizer=optimizer)
-    kept = _Checkpoint(checkpoint)
-    state, history = kept.load(state)
+    how = {"seed": seed, "start": start, "optimizer": optimizer, "patience": patience, "tolerance": tolerance}
+    how |= {"target": target, "clip": clip, "chunk": chunk, "store": store, "on_epoch": on_epoch}
+    return find_along(model, ds, key, batch_size, (epochs,), progress=progress, **how)[0]
+
+
+def find_along(
+    model: Model,
+    ds: Dataset,
+    key: Key[Array, ""],
+    batch_size: float,
+    epochs: Sequence[int],
+    *,
+    seed: int = 0,
+    start: PyTree | None = None,
+    optimizer: Any = train.ADAM,
+    clip: float | None = None,
+    chunk: int = 5000,
+    store: str | PathLike | None = None,
+    on_epoch: Callable[[train.TrainState, train.History], None] | None = None,
+    progress: str | None = None,
+    patience: int | None = 10,
+    tolerance: float = 1e-3,
+    target: float | None = None,
+) -> list[Minimum]:
+    """What `find` gives for each of `epochs`, in ascending order, from one training run; the rest as of `find`.
+
+    Where training ends before, the last ones are what it ended at.
+    """
+    size, epochs = train.count(batch_size, len(ds.x_train)), sorted({int(epoch) for epoch in epochs})
+    stop: dict[str, Any] = {"patience": patience, "tolerance": tolerance, "target": target}
+    x0, batches_key = _begin(model.init)(key, seed, ds.x_train)
+    x0 = x0 if start is None else start
+    asked = {
+        "network": model.name,
+        "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(x0)),
+        "data": ds.name,
+        "data_sha256": _fingerprint((ds.x_train, ds.y_train, ds.x_test, ds.y_test)),
+        "optimizer": getattr(optimizer, "name", ""),
+        "batch_size": size,
+        "key": [str(jax.random.key_impl(key)), *np.ravel(jax.random.key_data(key)).tolist()],
+        "seed": int(seed),
+        "start": None if start is None else _fingerprint(start),
+        "clip": clip,
+        "chunk": chunk,
+        **stop,
+        "method": METHOD,
+    }
+    settings: dict[int, Any] = {epoch: json.loads(json.dumps({**asked, "epochs": epoch})) for epoch in epochs}
+    paths: dict[int, Path] = {}
+    if store is not None:
+        _check_names(model, optimizer)
+        paths = {epoch: Path(store) / _file_name(one) for epoch, one in settings.items()}
+    found = {e: load(path, like=x0, settings=settings[e]) for e, path in paths.items() if path.exists()}
+    if all(epoch in found for epoch in epochs):
+        return [found[epoch] for epoch in epochs]
+
+    # An impossible label or shape is named before anything is trained.
+    jax.eval_shape(objective.loss_and_accuracy(model.apply, ds.x_train, ds.y_train, chunk=chunk), x0)
+    state, history = train.start(x0, batches_key, optimizer=optimizer), None
+    checkpoint = paths and paths[epochs[-1]].with_suffix(".checkpoint.npz")
+    if checkpoint and checkpoint.exists():
+        header, told, leaves = _read(checkpoint, settings[epochs[-1]])
+        if all(epoch in found or epoch > header["epochs"] for epoch in epochs):
+            state, history = _as_tree(checkpoint, header, leaves, state), told
+    saved = time.monotonic()
+
+    def keep(epoch: int, state: train.TrainState, history: train.History) -> None:
+        diverged_at = int(state.diverged_at)
+        found[epoch] = Minimum(
+            params=jax.tree.map(jnp.copy, state.params),  # the next step overwrites its argument
+            batch_size=size,
+            epochs=int(state.epoch),
+            steps=int(state.step),
+            diverged_at=None if diverged_at < 0 else diverged_at,
+            distance=float(_distance(state.params, x0)),
+            history=history,
+            settings=settings[epoch],
+        )
+        if paths:
+            rest = found[epoch]._asdict()
+            _write(paths[epoch], rest.pop("params"), rest.pop("history"), rest)
 
     def after_epoch(state: train.TrainState, history: train.History) -> None:
+        nonlocal saved
         if on_epoch is not None:
             on_epoch(state, history)
-        kept.save_sometimes(state, history)
+        if (epoch := int(state.epoch)) in settings and epoch not in found:
+            keep(epoch, state, history)
+        elif checkpoint and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+            _write(checkpoint, state, history, {"settings": settings[epochs[-1]], "epochs": epoch})
+            saved = time.monotonic()
 
     state, history = train.fit(
         objective.batch_loss(model.apply, model.apply_train, clip=clip),
         state,
         ds.x_train,
         ds.y_train,
-        batch_size=batch_size,
+        batch_size=size,
         optimizer=optimizer,
-        epochs=epochs,
-        patience=patience,
-        tolerance=tolerance,
-        target=target,
+        epochs=epochs[-1],
         evaluate=objective.loss_and_accuracy(model.apply, ds.x_test, ds.y_test, chunk=chunk, clip=clip),
         history=history,
         on_epoch=after_epoch,
         progress=progress,
+        **stop,
     )
-    kept.save(state, history)
-    return Minimum(
-        params=state.params,
-        batch_size=train.count(batch_size, len(ds.x_train)),
-        epochs=np.asarray(state.epoch),
-        steps=np.asarray(state.step),
-        diverged_at=np.asarray(state.diverged_at),
-        distance=np.asarray(_distances(state.params, x0)),
-        history=history,
-    )
+    for epoch in epochs:
+        if epoch not in found:
+            keep(epoch, state, history)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return [found[epoch] for epoch in epochs]
 
 
-class Iterates:
-    """The parameters after some of the epochs of a training run: pass `keep` as `on_epoch` to `find`.
+def starting_point(model: Model, ds: Dataset, key: Key[Array, ""], seed: int = 0) -> Any:
+    """The parameters at which the training of a seed begins."""
+    return _begin(model.init)(key, seed, ds.x_train)[0]
 
-    They are kept in memory, or as files in a directory, where those of an earlier run that was stopped are
-    found again.
+
+def load(path: str | PathLike, *, like: PyTree | None = None, settings: dict[str, Any] | None = None) -> Minimum:
+    """Read a minimum from a file of a store.
 
     Args:
-      epochs: which to keep.
-      directory: where to; `None` keeps them in memory.
+      path: the file.
+      like: parameters of the same network, where these are no dicts of arrays.
+      settings: what it must have been trained with; `None` takes any.
+
+    Raises:
+      ValueError: the file is damaged, holds other parameters than `like`, or was trained with other settings.
     """
-
-    def __init__(self, epochs: Iterable[int], directory: Path | None = None) -> None:
-        self.epochs, self.directory = set(epochs), directory
-        self.memory: dict[int, PyTree] = {}
-
-    def keep(self, state: train.TrainState, history: train.History) -> None:
-        """Keep the parameters if this epoch is one of those asked for."""
-        epoch = int(state.epoch.max())
-        if epoch not in self.epochs:
-            return
-        if self.directory is None:
-            self.memory[epoch] = jax.tree.map(jnp.copy, state.params)  # the next epoch overwrites its argument
-        else:
-            records.save(self.directory / f"{epoch}.npz", state.params)
-
-    def at(self, epoch: int, like: PyTree) -> Any:
-        """The parameters after an epoch, with a leading axis of seeds.
-
-        Raises:
-          ValueError: that epoch was not reached or not asked for.
-        """
-        if self.directory is None:
-            if epoch not in self.memory:
-                raise ValueError(f"epoch is {epoch}; there are {sorted(self.memory)}")
-            return self.memory[epoch]
-        return records.load(self.directory / f"{epoch}.npz", like)
-
-
-def starting_points(
-    model: Model, ds: Dataset, key: Key[Array, ""], *, num_seeds: int = 1, first_seed: int = 0
-) -> Any:
-    """The parameters that each seed's training begins at, with a leading axis of seeds."""
-    return _init(model.init)(_keys(key, num_seeds, first_seed)[:, 0], objective.scale(ds.x_train[:2]))
-
-
-def _keys(key: Key[Array, ""], num_seeds: int, first_seed: int) -> Key[Array, "seeds 2"]:
-    """For each seed the key of its starting point and that of its batches."""
-    seeds = first_seed + jnp.arange(num_seeds)
-    return jax.vmap(lambda seed: jax.random.split(jax.random.fold_in(key, seed)))(seeds)
+    header, history, leaves = _read(Path(path), settings)
+    params = _as_tree(Path(path), header, leaves, like)
+    rest = {name: header[name] for name in Minimum._fields if name not in ("params", "history")}
+    return Minimum(params=params, history=history, **rest)
 
 
 @lru_cache(maxsize=64)
-def _init(init: Callable) -> Callable:
-    return jax.jit(jax.vmap(init, in_axes=(0, None)))
+def _begin(init: Callable) -> Callable:
+    @jax.jit
+    def begin(key: Array, seed: Array, x: Array) -> tuple[Any, Array]:
+        of_start, of_batches = jax.random.split(jax.random.fold_in(key, seed))
+        return init(of_start, objective.scale(x[:2])), of_batches
+
+    return begin
 
 
 @jax.jit
-@jax.vmap
-def _distances(a: PyTree, b: PyTree) -> Float[Array, ""]:
+def _distance(a: PyTree, b: PyTree) -> Array:
     return optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
 
 
-class _Checkpoint:
-    """A training run on disk: its state and its history."""
+def _check_names(model: Model, optimizer: Any) -> None:
+    """A store finds by names, and one that is not told apart from others would find theirs."""
+    if not model.name:
+        raise ValueError(
+            "model has no name, by which the store would find its minima: give it one, as in "
+            'model._replace(name="mlp, 2 x 100")'
+        )
+    if not getattr(optimizer, "name", ""):
+        raise ValueError(
+            "optimizer has no name, by which the store would find its minima: take train.adam, train.sgd or "
+            'train.adagrad, or train.named("lion(1e-4)", optax.lion(1e-4))'
+        )
 
-    def __init__(self, path: Path | None) -> None:
-        self.path, self.saved = path, time.monotonic()
 
-    def save(self, state: train.TrainState, history: train.History) -> None:
-        if self.path is not None:
-            records.save(self.path, {"state": state, "history": history})
-            self.saved = time.monotonic()
+def _fingerprint(tree: PyTree) -> str:
+    digest = hashlib.sha256()
+    for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(where)} {array.dtype} {array.shape} ".encode())
+        digest.update(array.view(np.uint8).data if array.size and array.ndim else array.tobytes())
+    return digest.hexdigest()[:16]
 
-    def save_sometimes(self, state: train.TrainState, history: train.History) -> None:
-        if time.monotonic() - self.saved > _SECONDS_BETWEEN_CHECKPOINTS:
-            self.save(state, history)
 
-    def load(self, like: train.TrainState) -> tuple[Any, Any]:
-        if self.path is None or not self.path.exists():
-            return like, None
-        state = records.load(self.path, {"state": like})["state"]
-        blank = np.zeros((len(state.epoch), int(state.epoch.max())))
-        names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-        history = records.load(self.path, {"history": dict.fromkeys(names, blank)})["history"]
-        return state, {name: np.asarray(values) for name, values in history.items()}
+def _file_name(settings: dict[str, Any]) -> str:
+    words = f"{settings['network']} {settings['data']} B{settings['batch_size']} seed{settings['seed']}"
+    short = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{re.sub('[^A-Za-z0-9]+', '-', words)[:80].strip('-')}-{short}.npz"
+
+
+def _write(path: Path, tree: PyTree, history: train.History, header: dict[str, Any]) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    arrays = {f"leaf {i}": np.asarray(_raw(leaf)) for i, (_, leaf) in enumerate(leaves)}
+    header = {**header, "where": [[_name(entry) for entry in where] for where, _ in leaves]}
+    header["types"] = [str(array.dtype) for array in arrays.values()]
+    arrays |= {f"history {name}": values for name, values in history.items()}
+    text = np.array(json.dumps(header))
+    records.atomically(path, lambda file: np.savez(file, header=text, **arrays))  # type: ignore[arg-type]
+
+
+def _read(path: Path, settings: dict[str, Any] | None) -> tuple[dict[str, Any], train.History, list[np.ndarray]]:
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            leaves = [file[f"leaf {i}"] for i in range(len(header["types"]))]
+            history = {n.removeprefix("history "): file[n] for n in file.files if n.startswith("history ")}
+            there = header["settings"]
+    except (KeyError, TypeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no minimum, or damaged: {error}") from None
+    if settings is not None and there != settings:
+        names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
+        changes = "; ".join(f"{name} {there.get(name)}, asked for {settings.get(name)}" for name in names)
+        raise ValueError(f"{path} was trained with other settings: {changes}")
+    # bfloat16 and its like are unknown to NumPy, which reads them back as raw bytes
+    return header, history, [a.view(jnp.dtype(t)) for a, t in zip(leaves, header["types"], strict=True)]
+
+
+def _as_tree(path: Path, header: dict[str, Any], leaves: list[np.ndarray], like: PyTree | None) -> Any:
+    """The leaves in the structure of `like`, or in the nested dicts that they lay in."""
+    if like is not None:
+        entries, structure = jax.tree_util.tree_flatten_with_path(like)
+        here = [([_name(entry) for entry in where], _raw(leaf).shape) for where, leaf in entries]
+        if here != [(where, leaf.shape) for where, leaf in zip(header["where"], leaves, strict=True)]:
+            raise ValueError(f"{path} holds parameters of other names or shapes")
+        typed = [_typed(leaf, array) for (_, leaf), array in zip(entries, leaves, strict=True)]
+        return jax.tree.unflatten(structure, typed)
+    tree: dict[str, Any] = {}
+    for where, leaf in zip(header["where"], leaves, strict=True):
+        if not where or not all(isinstance(name, str) for name in where):
+            raise ValueError(f"{path} holds no dict of arrays: give the parameters of the network as `like`")
+        inner = tree
+        for name in where[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[where[-1]] = jnp.asarray(leaf)
+    return tree
+
+
+def _name(entry: Any) -> Any:
+    """Of an entry of a path into a pytree: the key of a dict, and anything else in a list."""
+    key = getattr(entry, "key", None)
+    return key if isinstance(key, str) else [str(entry)]
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _typed(like: Any, array: np.ndarray) -> Any:
+    if _is_key(like):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+    return jnp.asarray(array)

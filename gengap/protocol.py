@@ -1,6 +1,5 @@
 """The protocol of Tables 2, 3 and 4: train pairs of minima, evaluate them, measure how sharp they are."""
 
-import json
 import time
 from collections.abc import Mapping
 from os import PathLike
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from gengap import data, loops, minima, models, objective, records, sharpness, train
+from gengap import ascent, data, minima, models, objective, records, sharpness, train
 from gengap.data import Dataset
 from gengap.models import Model
 
@@ -39,14 +38,12 @@ class Protocol(NamedTuple):
     """sizes of the box of the sharpness metric"""
     dim: int = 100
     """columns of the random matrix A"""
-    num_draws: int | None = None
-    """matrices A for each minimum; None: 10, and 1 on a CPU"""
-    max_evaluations: int | None = None
-    """gradients to spend on each maximum, the one at x included; None: 12, and 3 on a CPU"""
-    num_starts: int = 4
-    """the most ascents for each maximum"""
-    precision: str = "float32"
-    """of matrix products when sharpness is measured; "tensorfloat32" and "bfloat16" are faster on accelerators"""
+    num_draws: int = 10
+    """matrices A for each minimum"""
+    max_evaluations: int = 24
+    """gradients to spend on each maximum"""
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """of matrix products when sharpness is measured; the others are faster on accelerators"""
     chunk: int = 5000
     """examples at once in full-data losses; batch norm takes its statistics over them"""
     clip: float | None = None
@@ -55,7 +52,7 @@ class Protocol(NamedTuple):
     """use only the first so many training examples"""
 
 
-DIGITS = Protocol(small_batch=32, patience=None, target=0.003, num_draws=2, max_evaluations=6)
+DIGITS = Protocol(small_batch=32, patience=None, target=0.003, num_draws=2)
 """What suits the small data set that needs no download; `experiments/digits.py` says why."""
 
 
@@ -71,23 +68,10 @@ CHOICES = {
     "f": "mean cross entropy of the training set, from logits",
     "batch norm in f": "statistics of each chunk (batch statistics)",
     "dropout in f": "off",
-    "A": "independent N(0, 1) entries, not normalised; full space: the identity",
-    "maximiser": "corner ascent, the best point seen; begun from outside the box, in subspaces by scouts",
+    "A": "independent random signs, not normalised; full space: the identity",
+    "maximiser": f"corner ascent, version {ascent.METHOD}: the best point seen",
 }
 """The choices that are not numbers, for a run's record."""
-
-TRAINING = (
-    "seed",
-    "small_batch",
-    "large_batch",
-    "epochs",
-    "patience",
-    "tolerance",
-    "target",
-    "clip",
-    "train_size",
-)
-"""The settings that minima depend on, the data set aside."""
 
 
 def tables(
@@ -121,16 +105,13 @@ def tables(
     """
     if protocol.train_size is not None:
         ds = data.head(ds, protocol.train_size)
-    protocol = resolved(protocol)
     check(protocol, ds, networks)
-    at_once = 1 if jax.default_backend() == "cpu" else protocol.num_seeds
     asked = {"dataset": ds.name, **protocol._asdict(), **CHOICES}
     with records.opened(experiment, asked, out, fresh=fresh) as run:
         for name, model in networks.items():
-            for first in range(0, protocol.num_seeds, at_once):
-                seeds = range(first, min(first + at_once, protocol.num_seeds))
-                if not all(run.has(name, method, s) for s in seeds for method in ("SB", "LB")):
-                    _pair(name, model, ds, protocol, run, seeds)
+            for seed in range(protocol.num_seeds):
+                if not all(run.has(name, method, seed) for method in ("SB", "LB")):
+                    _pair(name, model, ds, protocol, run, seed)
         return run.summary()
 
 
@@ -163,7 +144,7 @@ def setting(
       ValueError: a setting out of its range, or data that are not there.
     """
     ds = data.load(config.dataset, data_dir)
-    protocol = resolved(default(config.dataset))._replace(num_seeds=config.num_seeds, train_size=config.train_size)
+    protocol = default(config.dataset)._replace(num_seeds=config.num_seeds, train_size=config.train_size)
     if config.train_size is not None:
         ds = data.head(ds, config.train_size)
     if epochs is not None:
@@ -186,57 +167,46 @@ def tables_run(dataset: str) -> str:
     return f"{'cifar' if dataset == 'cifar100' else 'mnist'}/dataset={dataset}"
 
 
-def resolved(protocol: Protocol) -> Protocol:
-    """With numbers in place of what depends on the device."""
-    on_cpu = jax.default_backend() == "cpu"
-    if protocol.num_draws is None:
-        protocol = protocol._replace(num_draws=1 if on_cpu else 10)
-    if protocol.max_evaluations is None:
-        protocol = protocol._replace(max_evaluations=3 if on_cpu else 12)
-    return protocol
+def store(out: str | PathLike | None, experiment: str) -> Path | None:
+    """Where a run keeps its minima: with those of all experiments where `out` is `<root>/<experiment>/<run>`.
 
-
-def pair(
-    name: str,
-    model: Model,
-    ds: Dataset,
-    protocol: Protocol,
-    seed: int,
-    run: records.Run,
-    earlier: Path | None = None,
-) -> tuple[PyTree, PyTree]:
-    """The SB and the LB minimum of one seed: those of the run in the directory `earlier`, or trained here.
-
-    They are taken from `earlier` if it has them, and they were trained as `protocol` says.
+    >>> store("results/digits/default", "digits"), store("mine", "digits"), store(None, "digits")
+    (PosixPath('results/minima'), PosixPath('mine/minima'), None)
     """
-    like = minima.starting_points(model, ds, jax.random.key(protocol.seed), first_seed=seed)
-    if earlier is not None and (earlier / "config.json").exists():
-        asked = json.loads((earlier / "config.json").read_text())["config"]
-        files = [earlier / f"minima/{name}-{method}-{seed}.npz" for method in ("SB", "LB")]
-        wanted = {"dataset": ds.name} | {setting: getattr(protocol, setting) for setting in TRAINING}
-        if all(asked.get(k) == v for k, v in wanted.items()) and all(file.exists() for file in files):
-            small, large = (records.load(file, loops.row(like, 0)) for file in files)
-            return small, large
-    found = _find_pair(
-        model, ds, protocol, range(seed, seed + 1), run.file(f"minima/{name}"), f"{name} seed {seed}"
+    if out is None:
+        return None
+    path = Path(out)
+    return (path.parent.parent if path.parent.name == experiment else path) / "minima"
+
+
+def pair(at: Setting, seed: int, store: Path | None) -> tuple[minima.Minimum, minima.Minimum]:
+    """The SB and the LB minimum of one seed."""
+    protocol = at.protocol
+    return minima.find_pair(
+        at.model,
+        at.ds,
+        jax.random.key(protocol.seed),
+        small_batch=protocol.small_batch,
+        large_batch=protocol.large_batch,
+        seed=seed,
+        epochs=protocol.epochs,
+        patience=protocol.patience,
+        tolerance=protocol.tolerance,
+        target=protocol.target,
+        clip=protocol.clip,
+        chunk=protocol.chunk,
+        store=store,
+        progress=f"{at.name} seed {seed}",
     )
-    small, large = (loops.row(minimum.params, 0) for minimum in found)
-    return small, large
 
 
 def check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model], *, pair: bool = True) -> None:
     """Refuse, before training, a setting out of its range or, with `pair`, a small batch not below the large."""
-    for name in ("num_seeds", "epochs", "patience", "dim", "num_draws", "num_starts", "chunk"):
+    for name in ("num_seeds", "epochs", "patience", "dim", "num_draws", "max_evaluations", "chunk"):
         if (value := getattr(protocol, name)) is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    if protocol.max_evaluations is not None and protocol.max_evaluations < 2:
-        raise ValueError(f"max_evaluations is {protocol.max_evaluations}; it must be at least 2")
     if not protocol.epsilons or not all(0 < epsilon < np.inf for epsilon in protocol.epsilons):
         raise ValueError(f"epsilons is {protocol.epsilons}; each must be above 0, and there must be one")
-    if protocol.precision not in sharpness.PRECISIONS:
-        raise ValueError(
-            f"precision is {protocol.precision!r}; it must be one of {', '.join(sharpness.PRECISIONS)}"
-        )
     for name in ("tolerance", "target"):
         if (value := getattr(protocol, name)) is not None and not 0 <= value < np.inf:
             raise ValueError(f"{name} is {value}; it must be a number from 0 up")
@@ -260,56 +230,29 @@ def check(protocol: Protocol, ds: Dataset, networks: Mapping[str, Model], *, pai
         )
 
 
-def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records.Run, seeds: range) -> None:
+def _pair(name: str, model: Model, ds: Dataset, protocol: Protocol, run: records.Run, seed: int) -> None:
     key = jax.random.key(protocol.seed)
     begin = time.monotonic()
-    words = f"{name} seed {seeds.start}" + (f"-{seeds[-1]}" if len(seeds) > 1 else "")
-    pair = _find_pair(model, ds, protocol, seeds, run.file(f"minima/{name}"), words)
-    seconds = (time.monotonic() - begin) / len(seeds)
-    for method, found in zip(("SB", "LB"), pair, strict=True):
-        for i, seed in enumerate(seeds):
-            if run.has(name, method, seed):
-                continue
-            params = loops.row(found.params, i)
-            if (path := run.file(f"minima/{name}-{method}-{seed}.npz")) is not None:
-                records.save(path, params)
-            row = {
-                "network": name,
-                "dataset": ds.name,
-                "method": method,
-                "seed": seed,
-                "batch_size": found.batch_size,
-                "epochs": found.epochs[i],
-                "steps": found.steps[i],
-                "diverged_at": None if found.diverged_at[i] < 0 else found.diverged_at[i],
-                "distance": found.distance[i],
-                "seconds_training_pair": seconds,
-                "history": {name: values[i, : found.epochs[i]] for name, values in found.history.items()},
-            }
-            bar = f"{name} {method} seed {seed}"
-            run.add(row | measure(model, ds, params, _measure_key(key, seed), protocol, progress=bar))
-
-
-def _find_pair(
-    model: Model, ds: Dataset, protocol: Protocol, seeds: range, checkpoints: Path | None, progress: str
-) -> tuple[minima.Minimum, minima.Minimum]:
-    return minima.find_pair(
-        model,
-        ds,
-        jax.random.key(protocol.seed),
-        small_batch=protocol.small_batch,
-        large_batch=protocol.large_batch,
-        num_seeds=len(seeds),
-        first_seed=seeds.start,
-        epochs=protocol.epochs,
-        patience=protocol.patience,
-        tolerance=protocol.tolerance,
-        target=protocol.target,
-        clip=protocol.clip,
-        chunk=protocol.chunk,
-        checkpoints=checkpoints,
-        progress=progress,
-    )
+    both = pair(Setting(name, model, ds, protocol), seed, store(run.path, run.experiment))
+    seconds = time.monotonic() - begin
+    for method, found in zip(("SB", "LB"), both, strict=True):
+        if run.has(name, method, seed):
+            continue
+        row = {
+            "network": name,
+            "dataset": ds.name,
+            "method": method,
+            "seed": seed,
+            "batch_size": found.batch_size,
+            "epochs": found.epochs,
+            "steps": found.steps,
+            "diverged_at": found.diverged_at,
+            "distance": found.distance,
+            "seconds_training_pair": seconds,
+            "history": found.history,
+        }
+        bar = f"{name} {method} seed {seed}"
+        run.add(row | measure(model, ds, found.params, _measure_key(key, seed), protocol, progress=bar))
 
 
 def _measure_key(key: Key[Array, ""], seed: int) -> Key[Array, ""]:
@@ -348,23 +291,17 @@ def measure(
     if not np.isfinite(row["train_loss"]):
         return row
     f = objective.over_dataset(model.apply, ds.x_train, ds.y_train, chunk=chunk, clip=clip)
-    budget = protocol.max_evaluations or 12
-    how: Any = {"num_starts": protocol.num_starts, "max_evaluations": budget, "precision": protocol.precision}
-    full = sharpness.full_space(f, params, epsilon=protocol.epsilons, **how)
+    how: Any = {"epsilon": protocol.epsilons, "max_evaluations": protocol.max_evaluations}
+    with jax.default_matmul_precision(protocol.precision):
+        full = sharpness.full_space(f, params, key, **how)
     for i, epsilon in enumerate(protocol.epsilons):
         row["sharpness"].append({"space": "full", "epsilon": epsilon, **_entry(full, i)})
     if not subspaces:
         return row
-    random = sharpness.random_subspaces(
-        f,
-        params,
-        key,
-        dim=protocol.dim,
-        num_draws=protocol.num_draws or 10,
-        epsilon=protocol.epsilons,
-        progress=progress and f"{progress}, subspaces",
-        **how,
-    )
+    words = progress and f"{progress}, subspaces"
+    how |= {"dim": protocol.dim, "num_draws": protocol.num_draws, "progress": words}
+    with jax.default_matmul_precision(protocol.precision):
+        random = sharpness.random_subspaces(f, params, key, **how)
     interval = random.interval()
     for i, epsilon in enumerate(protocol.epsilons):
         entry = _entry(random, i)
@@ -378,7 +315,7 @@ def measure(
     return row | {"seconds_sharpness": time.monotonic() - begin}
 
 
-def _entry(found: sharpness.Sharpness, i: int) -> dict[str, Any]:
+def _entry(found: sharpness.Sharpness | sharpness.SubspaceSharpness, i: int) -> dict[str, Any]:
     """One epsilon's result: scalars for the full space, a list of values and totals for the draws."""
     one = {name: np.asarray(values)[i] for name, values in found._asdict().items()}
     return one | {

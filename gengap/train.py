@@ -1,24 +1,64 @@
-"""Training: epochs compiled as one loop over a data set that lives on the device, seeds side by side."""
+"""Training: a Python loop around one compiled step, over data that lie on the device."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped
 from tqdm import tqdm
 
-from gengap import loops
+History = dict[str, np.ndarray]
+"""Per epoch: "train_loss" and "train_accuracy" as means over the epoch's own batches (as Keras reports
+them, and Fig. 2 shows them), "test_loss" and "test_accuracy" at its end."""
 
-ADAM = optax.adam(1e-3)
-"""The optimiser of the authors' code: learning rate 1e-3, 0.9, 0.999, 1e-8, no schedule."""
+
+class Optimizer(NamedTuple):
+    """An optax transformation with a name, by which minima are found again; see `named`."""
+
+    init: Callable
+    update: Callable
+    name: str
+
+
+def named(name: str, transformation: Any) -> Optimizer:
+    """An optax transformation under a name that says all of its settings.
+
+    >>> named("lion(1e-4)", optax.lion(1e-4)).name
+    'lion(1e-4)'
+    """
+    return Optimizer(transformation.init, optax.with_extra_args_support(transformation).update, name)
+
+
+@lru_cache(maxsize=64)
+def adam(learning_rate: float = 1e-3) -> Optimizer:
+    """Adam; with 0.9, 0.999 and 1e-8."""
+    return named(f"adam({learning_rate})", optax.adam(learning_rate))
+
+
+@lru_cache(maxsize=64)
+def sgd(learning_rate: float, momentum: float = 0.9) -> Optimizer:
+    """Stochastic gradient descent with heavy-ball momentum."""
+    name = f"sgd({learning_rate}, momentum={momentum})"
+    return named(name, optax.sgd(learning_rate, momentum=momentum or None))
+
+
+@lru_cache(maxsize=64)
+def adagrad(learning_rate: float) -> Optimizer:
+    """Adagrad."""
+    return named(f"adagrad({learning_rate})", optax.adagrad(learning_rate))
+
+
+ADAM = adam()
+"""The optimiser of the authors' code: learning rate 1e-3, no schedule."""
 
 
 class TrainState(NamedTuple):
-    """Where one training run stands (with a leading axis: several runs).
+    """Where one training run stands.
 
     Attributes:
       params, opt_state: pytrees of the network and the optimiser.
@@ -29,25 +69,15 @@ class TrainState(NamedTuple):
 
     params: PyTree
     opt_state: PyTree
-    key: Key[Array, "*seeds"]
-    epoch: Int[Array, "*seeds"]
-    step: Int[Array, "*seeds"]
-    diverged_at: Int[Array, "*seeds"]
+    key: Key[Array, ""]
+    epoch: Int[Array, ""]
+    step: Int[Array, ""]
+    diverged_at: Int[Array, ""]
 
 
-Metrics = dict[str, Array]
-History = dict[str, Float[np.ndarray, "seeds _"]]
-"""Per epoch: "train_loss" and "train_accuracy" as means over the epoch's own batches (as Keras reports
-them, and Fig. 2 shows them), "test_loss" and "test_accuracy" at its end. NaN after a run has stopped."""
-
-
-def start(
-    params: PyTree, key: Key[Array, "seeds"], *, optimizer: optax.GradientTransformation = ADAM
-) -> TrainState:
-    """The state before the first step, for parameters with a leading axis of seeds."""
-    seeds = key.shape[0]
-    zeros = jnp.zeros(seeds, jnp.int32)
-    return TrainState(params, jax.vmap(optimizer.init)(params), key, zeros, zeros, zeros - 1)
+def start(params: PyTree, key: Key[Array, ""], *, optimizer: Any = ADAM) -> TrainState:
+    """The state before the first step."""
+    return _start(optimizer, params, key)
 
 
 def count(batch_size: float, m: int) -> int:
@@ -68,10 +98,10 @@ def count(batch_size: float, m: int) -> int:
     return int(size)
 
 
-def ceased(losses: Float[np.ndarray, " epochs"], patience: int, tolerance: float) -> bool:
+def has_plateaued(losses: Float[np.ndarray, " epochs"], patience: int, tolerance: float) -> bool:
     """Whether the loss has ceased to improve: the last `patience` epochs beat all before by `tolerance` at most.
 
-    >>> ceased(np.array([3.0, 1.0, 1.1, 0.9]), patience=2, tolerance=0.2)
+    >>> has_plateaued(np.array([3.0, 1.0, 1.1, 0.9]), patience=2, tolerance=0.2)
     True
     """
     if len(losses) <= patience:
@@ -86,7 +116,7 @@ def fit(
     y: Integer[Array, " m"],
     *,
     batch_size: float,
-    optimizer: optax.GradientTransformation = ADAM,
+    optimizer: Any = ADAM,
     epochs: int = 100,
     patience: int | None = 10,
     tolerance: float = 1e-3,
@@ -94,180 +124,171 @@ def fit(
     evaluate: Callable | None = None,
     history: History | None = None,
     on_epoch: Callable[[TrainState, History], None] | None = None,
-    seeds_at_once: int | None = None,
     progress: str | None = None,
 ) -> tuple[TrainState, History]:
     r"""Minimise $\frac{1}{|B|}\sum_{i \in B} f_i(x)$ over batches B of one size until it ceases to improve.
 
     An epoch draws one permutation and takes ceil(m / batch size) steps; the last batch is filled up with
     the first examples of the same permutation, so that the size stays fixed and no example is left out.
-    Every seed stops by itself: after `epochs` epochs, when its training loss ceases to improve (`ceased`)
-    or reaches `target`, or when it diverges. One that diverges ends with `diverged_at` set and leaves the
-    others alone.
+    Training stops after `epochs` epochs, when the training loss ceases to improve (`has_plateaued`) or reaches
+    `target`, or when it diverges.
 
     Args:
       loss: `(params, x, y, key) -> (scalar, accuracy)`, such as `objective.batch_loss(...)`.
-      state: from `start`, or one to go on from; a leading axis of seeds. It is not modified.
+      state: from `start`, or one to go on from. It is not modified.
       x, y: the training set.
       batch_size: examples, or a fraction of the training set.
-      optimizer: any optax transformation; the same object as given to `start`.
+      optimizer: any optax transformation, also one that asks for the loss or its function; as given to `start`.
       epochs: the most epochs, counted from the first one ever.
       patience: epochs; `None` runs all `epochs`.
       tolerance: nats.
       target: stop after an epoch with a training loss below it, in nats, as Jiang et al. (2020) do at 0.01.
-      evaluate: `params -> (test loss, test accuracy)`, of one seed.
+      evaluate: `params -> (test loss, test accuracy)`.
       history: that of `state`, when going on from one.
-      on_epoch: called with the state and the history after each epoch.
-      seeds_at_once: seeds under one `vmap`, the groups one after another. By default all on an accelerator,
-        and one where the network has convolutions (batched kernels make slow grouped ones) or on a CPU.
+      on_epoch: called with the state and the history after each epoch; copy of the state what is to be kept.
       progress: what to call the progress bar; `None` shows none.
 
     Returns:
       The state at the end and the history.
+
+    Raises:
+      ValueError: a number out of its range.
+    """
+    how = {"batch_size": batch_size, "optimizer": optimizer, "epochs": epochs, "patience": patience}
+    how |= {"tolerance": tolerance, "target": target, "evaluate": evaluate, "progress": progress}
+    tell = None if on_epoch is None else lambda _, state, history: on_epoch(state, history)
+    return fit_side_by_side(loss, [state], x, y, histories=[history or {}], on_epoch=tell, **how)[0]
+
+
+def fit_side_by_side(
+    loss: Callable,
+    states: Sequence[TrainState],
+    x: Shaped[Array, "m ..."],
+    y: Integer[Array, " m"],
+    *,
+    batch_size: float,
+    optimizer: Any = ADAM,
+    epochs: int = 100,
+    patience: int | None = 10,
+    tolerance: float = 1e-3,
+    target: float | None = None,
+    evaluate: Callable | None = None,
+    histories: Sequence[History] = (),
+    on_epoch: Callable[[int, TrainState, History], None] | None = None,
+    progress: str | None = None,
+) -> list[tuple[TrainState, History]]:
+    """Several runs under one `vmap` of the step; one that stops leaves the others to go on. Arguments as of `fit`.
+
+    Worth it on an accelerator that one run does not fill. `on_epoch` gets the place of the run in `states` too.
     """
     size = count(batch_size, len(x))
-    if epochs < 1 or (patience is not None and patience < 1):
-        raise ValueError(f"epochs is {epochs} and patience is {patience}; each must be at least 1")
-    history = {name: np.array(values) for name, values in (history or {}).items()}
-    state = jax.tree.map(jnp.copy, state)  # the epochs below overwrite their argument
-    probe = (jnp.arange(size), state.key[0])
-    step = partial(_step, loss, optimizer, x, y)
-    convolution = loops.has_convolution(step, loops.row(state, 0), probe)
-    on_cpu = jax.default_backend() == "cpu"
-    if seeds_at_once is None:
-        seeds_at_once = 1 if convolution or on_cpu else len(state.key)
-    run = partial(_compiled, loss, optimizer, size, seeds_at_once)
-    if convolution and on_cpu:
-        run = partial(_stepwise, loss, optimizer, size)
-    evaluate = evaluate if evaluate is None else loops.as_pytree(evaluate)
-    done = int(state.epoch.max())
-    with tqdm(total=epochs, initial=done, desc=progress, disable=progress is None, leave=False) as bar:
-        active = _active(state, history, epochs, patience, tolerance, target)
-        while active.any():
-            columns = np.asarray(state.epoch)
-            state, metrics = run(state, active, evaluate, x, y)
-            history = {
-                name: _write(history.get(name), values, active, columns) for name, values in metrics.items()
-            }
-            if on_epoch is not None:
-                on_epoch(state, history)
-            latest = {name: f"{np.mean(np.asarray(values)[active]):.4g}" for name, values in metrics.items()}
-            bar.set_postfix(latest, refresh=False)
-            bar.update()
-            active = _active(state, history, epochs, patience, tolerance, target)
-    return state, history
-
-
-def _active(
-    state: TrainState,
-    history: History,
-    epochs: int,
-    patience: int | None,
-    tolerance: float,
-    target: float | None,
-) -> np.ndarray:
-    done, diverged = np.asarray(state.epoch), np.asarray(state.diverged_at) >= 0
-    stopped = (done >= epochs) | diverged
-    for i, losses in enumerate(history.get("train_loss", [])):
-        stopped[i] |= patience is not None and ceased(losses[: done[i]], patience, tolerance)
-        stopped[i] |= target is not None and losses[done[i] - 1] < target
-    return ~stopped
-
-
-def _write(rows: np.ndarray | None, values: Array, active: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """A history with the values of the active seeds in these columns; NaN where nothing is known."""
-    seeds, old = len(active), 0 if rows is None else rows.shape[1]
-    new = np.full((seeds, max(old, int(columns[active].max()) + 1)), np.nan)
-    if rows is not None:
-        new[:, :old] = rows
-    new[active, columns[active]] = np.asarray(values)[active]
-    return new
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=4)
-def _compiled(
-    loss: Callable,
-    optimizer: optax.GradientTransformation,
-    size: int,
-    at_once: int,
-    state: TrainState,
-    active: Array,
-    evaluate: Callable | None,
-    x: Array,
-    y: Array,
-) -> tuple[TrainState, Metrics]:
-    """One epoch of every active seed as one program."""
-    epoch = partial(_epoch, loss, optimizer, size, evaluate, x, y)
-    like = jax.eval_shape(epoch, loops.row(state, 0))[1]
-    idle = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), like)
-
-    def one(args: tuple[TrainState, Array]) -> tuple[TrainState, Metrics]:
-        return jax.lax.cond(args[1], epoch, lambda state: (state, idle), args[0])
-
-    return loops.each(one, (state, active), at_once=at_once)
-
-
-def _stepwise(
-    loss: Callable,
-    optimizer: optax.GradientTransformation,
-    size: int,
-    state: TrainState,
-    active: np.ndarray,
-    evaluate: Callable | None,
-    x: Array,
-    y: Array,
-) -> tuple[TrainState, Metrics]:
-    """The same with a compiled step and its loops in Python."""
-    states = [loops.row(state, i) for i in range(len(active))]
-    metrics: dict[int, Metrics] = {}
-    for i in map(int, np.flatnonzero(active)):
-        states[i], metrics[i] = _epoch(loss, optimizer, size, evaluate, x, y, states[i])
-    idle = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), next(iter(metrics.values())))
-    return loops.stack(states), loops.stack([metrics.get(i, idle) for i in range(len(active))])
-
-
-def _epoch(
-    loss: Callable,
-    optimizer: optax.GradientTransformation,
-    size: int,
-    evaluate: Callable | None,
-    x: Array,
-    y: Array,
-    state: TrainState,
-) -> tuple[TrainState, Metrics]:
-    """One epoch of one seed."""
-    m = len(x)
-    order_key, step_key = jax.random.split(jax.random.fold_in(state.key, state.epoch))
-    steps = -(-m // size)
-    order = jax.random.permutation(order_key, m)
-    batches = jnp.resize(order, (steps, size))
-    step = partial(_step, loss, optimizer, x, y)
-    state, (losses, accuracies) = loops.scan(step, state, (batches, jax.random.split(step_key, steps)))
-    metrics = {"train_loss": losses.mean(), "train_accuracy": accuracies.mean()}
+    for name, value in (("epochs", epochs), ("patience", patience)):
+        if value is not None and (value < 1 or value != int(value)):
+            raise ValueError(f"{name} is {value}; it must be a whole number from 1 up")
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    told = [dict(history) for history in histories] or [{} for _ in states]
+    now = [_copy(state) for state in states]  # the steps below overwrite their argument
+    done = [(int(state.epoch), int(state.diverged_at)) for state in now]
     if evaluate is not None:
-        metrics["test_loss"], metrics["test_accuracy"] = evaluate(state.params)
-    return state._replace(epoch=state.epoch + 1), metrics
+        evaluate = evaluate if isinstance(evaluate, Partial) else Partial(evaluate)
+
+    def goes_on(i: int) -> bool:
+        epoch, diverged_at = done[i]
+        losses = told[i].get("train_loss", np.empty(0))
+        plateau = patience is not None and has_plateaued(losses, patience, tolerance)
+        reached = target is not None and len(losses) > 0 and losses[-1] < target
+        return not (epoch >= epochs or diverged_at >= 0 or plateau or reached)
+
+    with tqdm(total=epochs, initial=min(done)[0], desc=progress, disable=not progress, leave=False) as bar:
+        while active := [i for i in range(len(now)) if goes_on(i)]:
+            several = len(active) > 1
+            state = _stack([now[i] for i in active]) if several else now[active[0]]
+            batches, sums = _begin_epoch(len(x), size, several, state)
+            for _ in range(-(-len(x) // size)):
+                state, sums = _step(loss, optimizer, several, state, sums, batches, x, y)
+            state, metrics = _end_epoch(several, state, sums, evaluate)
+            found = jax.device_get((metrics, state.epoch, state.diverged_at))
+            for k, i in enumerate(active):
+                now[i] = _row(state, k) if several else state
+                values, epoch, diverged_at = _row(found, k) if several else found
+                done[i] = int(epoch), int(diverged_at)
+                told[i] = {name: np.append(told[i].get(name, ()), value) for name, value in values.items()}
+                if on_epoch is not None:
+                    on_epoch(i, now[i], told[i])
+            bar.set_postfix({name: f"{np.mean(values):.4g}" for name, values in found[0].items()}, refresh=False)
+            bar.update()
+    return list(zip(now, told, strict=True))
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+@partial(jax.jit, static_argnums=0)
+def _start(optimizer: Any, params: PyTree, key: Array) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, optimizer.init(params), key, zero, zero, zero - 1)
+
+
+@jax.jit
+def _copy(tree: PyTree) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+@jax.jit
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _row(tree: PyTree, i: int) -> Any:
+    return jax.tree.map(lambda a: a[i], tree)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin_epoch(m: int, size: int, several: bool, state: TrainState) -> Any:
+    """Of an epoch: the examples [steps, size] and the keys of its steps; and zeros to sum in."""
+
+    def begin(state: TrainState) -> Any:
+        order_key, step_key = jax.random.split(jax.random.fold_in(state.key, state.epoch))
+        steps = -(-m // size)
+        order = jnp.resize(jax.random.permutation(order_key, m), (steps, size))
+        sums = jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())
+        return (order, jax.random.split(step_key, steps)), sums
+
+    return (jax.vmap(begin) if several else begin)(state)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def _step(
-    loss: Callable,
-    optimizer: optax.GradientTransformation,
-    x: Array,
-    y: Array,
-    state: TrainState,
-    batch: tuple[Int[Array, " b"], Key[Array, ""]],
-) -> tuple[TrainState, tuple[Float[Array, ""], Float[Array, ""]]]:
-    indices, key = batch
-    gradient_of = jax.value_and_grad(loss, has_aux=True)
-    (value, accuracy), gradient = gradient_of(state.params, x[indices], y[indices], key)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    lost = (state.diverged_at < 0) & ~jnp.isfinite(value)
-    return TrainState(
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-        key=state.key,
-        epoch=state.epoch,
-        step=state.step + 1,
-        diverged_at=jnp.where(lost, state.step, state.diverged_at),
-    ), (value, accuracy)
+    loss: Callable, optimizer: Any, several: bool, state: TrainState, sums: Any, batches: Any, x: Array, y: Array
+) -> Any:
+    """One step, and the number of steps, the losses and the accuracies of the epoch so far."""
+    is_named = isinstance(optimizer, Optimizer)
+    update = (optimizer if is_named else optax.with_extra_args_support(optimizer)).update
+
+    def step(state: TrainState, sums: Any, batches: Any) -> Any:
+        at, losses, accuracies = sums
+        order, keys = batches
+        indices, key = order[at], keys[at]
+        batch = x[indices], y[indices], key
+        (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *batch)
+        extra = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, *batch)[0]}
+        updates, opt_state = update(gradient, state.opt_state, state.params, **extra)
+        lost = (state.diverged_at < 0) & ~jnp.isfinite(value)
+        new = state._replace(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            step=state.step + 1,
+            diverged_at=jnp.where(lost, state.step, state.diverged_at),
+        )
+        return new, (at + 1, (losses + value).astype(losses.dtype), (accuracies + accuracy).astype(losses.dtype))
+
+    return (jax.vmap(step) if several else step)(state, sums, batches)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _end_epoch(several: bool, state: TrainState, sums: Any, evaluate: Callable | None) -> Any:
+    def end(state: TrainState, sums: Any) -> Any:
+        at, losses, accuracies = sums
+        metrics = {"train_loss": losses / at, "train_accuracy": accuracies / at}
+        if evaluate is not None:
+            metrics["test_loss"], metrics["test_accuracy"] = evaluate(state.params)
+        return state._replace(epoch=state.epoch + 1), metrics
+
+    return (jax.vmap(end) if several else end)(state, sums)

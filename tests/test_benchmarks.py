@@ -5,11 +5,12 @@ import importlib.util
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from benchmarks import common, flops, precision, rates, seeds
+from benchmarks import common, flops, precision, rates, seeds, subspace
 from benchmarks import sharpness as bench
 from gengap import models, objective
 
@@ -52,27 +53,33 @@ def test_precisions_are_held_against_float64(tmp_path):
     assert not jax.config.jax_enable_x64
 
 
-def test_bench_measures_every_solver_and_goes_on(tmp_path, capsys):
-    toy = {"seeds": 1, "starts": 1, "budget": 4, "subspaces": 4, "parameters": 1000, "width": 8, "rounds": 1}
-    bench.main(tmp_path, **toy, images=16, spaces=("random",))
-    first = json.loads((tmp_path / "bench.json").read_text())
-    cells = {f"{name} 0 random, {who}" for name in ("SB", "LB") for who in ("ours", "SciPy")}
-    assert set(first) == cells | {"machine", "draw", "subspaces", "draw, 16 images", "memory"}
-    for name in cells:
-        assert len(first[name]) == 8 and all(np.isfinite(row["value"]) for row in first[name])
-    assert all(row["evaluations"] <= 12 for row in first["LB 0 random, ours"])
-    assert first["subspaces"]["SciPy, 10 iterations"]["evaluations"] >= 2
-    assert first["subspaces"]["corner, 3 gradients"]["evaluations"] <= 3
-    assert "over SciPy at convergence" in capsys.readouterr().out
-    bench.main(tmp_path, **toy, images=16, spaces=("random", "full"))
-    second = json.loads((tmp_path / "bench.json").read_text())
-    assert second.items() > first.items() and "SB 0 full, ours" in second
+def test_bench_measures_every_method_and_goes_on(tmp_path, capsys):
+    toy = {"width": 16, "images": 40, "ascents": 1, "starts": 1, "budgets": (1, 6)}
+    bench.main(tmp_path, ("without batch norm",), draws=1, **toy)
+    first = json.loads((tmp_path / "anytime.json").read_text())
+    assert len(first) == 1 + 2 * 2 * 2
+    for name, cell in first.items():
+        if name != "machine":
+            assert set(cell) == {"best known", *bench.METHODS}
+            shares = np.array([cell[method] for method in bench.METHODS]) / cell["best known"]
+            assert np.all(shares <= 1) and np.all(shares >= 0) and np.all(np.isfinite(shares))
+    assert "value over the best known, random, 4 cells" in capsys.readouterr().out
+    bench.main(tmp_path, ("without batch norm",), draws=2, **toy)
+    second = json.loads((tmp_path / "anytime.json").read_text())
+    assert second.items() > first.items() and len(second) == 1 + 2 * 2 * 3
 
 
-def test_bench_refuses_subspaces_that_cannot_pay_for_a_scout(tmp_path):
-    with pytest.raises(ValueError, match="at least 4"):
-        bench.main(tmp_path, subspaces=3)
-    assert not list(tmp_path.iterdir())
+def test_the_cost_of_a_subspace_is_timed(capsys):
+    found = subspace.main(parameters=100, dim=2, rounds=1)
+    assert set(found["seconds"]) == {"draw", "A y", "A^T g", "A^+ x", "jax.random.normal"}
+    assert found["bytes of A"] == 2 * 4 * 4 and json.loads(capsys.readouterr().out) == found
+
+
+def test_other_maximisers_find_the_corner_of_a_linear_function():
+    g, r = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.5, 1.0, 2.0])
+    look = jax.jit(jax.value_and_grad(lambda y: 4 + g @ y))
+    for maximise in (bench.apgd, bench.sign_ascent):
+        assert maximise(look, r, look(jnp.zeros(3)), 10) == pytest.approx(4 + 3.5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is no dependency")

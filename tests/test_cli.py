@@ -153,7 +153,7 @@ IMPOSSIBLE = [
     "--dim 0",
     "--dim 100000000",
     "--num-draws 0",
-    "--max-evaluations 1",
+    "--max-evaluations 0",
     "--chunk 0",
     "--patience 0",
     "--clip 2",
@@ -164,7 +164,7 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize("flags", IMPOSSIBLE)
 def test_impossible_values_are_refused_before_training_and_leave_nothing(capsys, monkeypatch, tmp_path, flags):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(minima.train, "_compiled", started)
+    monkeypatch.setattr(minima.train, "_step", started)
     args = [*flags.split(), "--data-dir", str(tmp_path)]
     line = ends(capsys, 2, cli.main, "digits", digits.run, digits.CONFIG, "", args)
     assert len(line) > 20
@@ -180,7 +180,7 @@ def test_a_network_of_another_data_set_is_refused(capsys, monkeypatch, tmp_path)
 
 
 def test_a_run_directory_that_is_a_file_is_refused(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(minima.train, "_compiled", started)
+    monkeypatch.setattr(minima.train, "_step", started)
     (tmp_path / "file").write_text("")
     args = ["--out", str(tmp_path / "file")]
     assert str(tmp_path / "file") in ends(capsys, 2, cli.main, "digits", digits.run, digits.CONFIG, "", args)

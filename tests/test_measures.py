@@ -1,6 +1,8 @@
 """Each measure against its closed form, and the audit against what theory says of it."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,22 @@ import pytest
 from gengap import measures, objective, symmetry
 
 KEY = jax.random.key(0)
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[list[str]]:
+    """The programs that XLA compiles meanwhile."""
+    found: list[str] = []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def rectified(params, x):
@@ -65,29 +83,24 @@ def test_the_average_case_of_a_quadratic_is_a_trace(adaptive) -> None:
     H = jnp.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 4.0]])
     T = np.abs(X) if adaptive else np.ones(3)
     found = measures.average_case(
-        lambda x: 0.5 * (x - X) @ H @ (x - X), X, KEY, rho=0.3, adaptive=adaptive, num_samples=4000
+        lambda x: 0.5 * (x - X) @ H @ (x - X), X, KEY, rho=0.3, adaptive=adaptive, num_samples=2000
     )
     exact = 0.09 * np.trace(np.diag(T) @ np.asarray(H) @ np.diag(T)) / 2
     assert abs(found.value - exact) < 4 * found.sem
-    assert found.sem < 0.05 * exact
-
-
-def test_m_sharpness_is_the_mean_over_the_parts() -> None:
-    losses = [lambda x: linear(x), lambda x: -2 * linear(x)]
-    np.testing.assert_allclose(measures.m_sharpness(losses, X, KEY, rho=0.1), 0.1 * (13 + 26) / 2, rtol=1e-5)
-    with pytest.raises(ValueError, match="losses is empty"):
-        measures.m_sharpness([], X, KEY)
+    assert found.sem < 0.06 * exact
 
 
 def test_sigma_of_an_error_that_is_a_threshold() -> None:
     """P(|sigma z| > 1) = 0.2 at sigma = 1 / 1.2816, for a mean over 4,000 parameters that is close to it."""
 
     def error(x):
-        return (jnp.abs(x) > 1).mean()
+        return (jnp.abs(x) > 1).astype(x.dtype).mean()
 
-    found = measures.pac_bayes_sigma(error, jnp.zeros(4000), KEY, rise=0.2, num_samples=20)
-    np.testing.assert_allclose(found, 1 / 1.2816, rtol=0.01)
-    assert measures.pac_bayes_sigma(lambda x: jnp.float32(0), X, KEY, largest=2.0) > 1.99
+    for dtype in (jnp.float32, jnp.bfloat16):  # noise in bfloat16 has too few values
+        found = measures.pac_bayes_sigma(error, jnp.zeros(4000, dtype), KEY, rise=0.2, num_samples=10)
+        np.testing.assert_allclose(found, 1 / 1.2816, rtol=0.015)
+    with pytest.warns(RuntimeWarning, match="a lower bound"):
+        assert measures.pac_bayes_sigma(lambda x: 0 * x[0], X, KEY, largest=2.0) > 1.99
 
 
 def classifier():
@@ -103,40 +116,68 @@ def logits(params, x):
 
 
 def test_relative_flatness_of_a_last_layer() -> None:
-    """The estimate, the closed form, and the definition summed over the dense Hessian."""
+    """The estimate, and the definition summed over the dense Hessian."""
     x, y, params = classifier()
     loss = objective.over_dataset(logits, x, y)
     W = params["last"]["kernel"]
-    closed = measures.relative_flatness_last(x, W, params["last"]["bias"])
     H = jax.hessian(lambda W: loss({"last": {"kernel": W, "bias": params["last"]["bias"]}}))(W)
     definition = jnp.einsum("is,it,jsjt->", W, W, H)
-    np.testing.assert_allclose(closed, definition, rtol=1e-5)
-    found = measures.relative_flatness(loss, params, KEY, layer=("last", "kernel"), num_samples=4000)
-    assert abs(found.value - closed) < 4 * found.sem
-    assert found.sem < 0.05 * closed
+    found = measures.relative_flatness(loss, params, KEY, layer=("last", "kernel"), num_samples=2000)
+    assert abs(found.value - definition) < 4 * found.sem
+    assert found.sem < 0.05 * definition
+
+
+def exact_fisher_trace(params, x):
+    """mean_i (|x_i|^2 + 1) (1 - |p_i|^2), over kernel and bias."""
+    p = np.asarray(jax.nn.softmax(logits(params, x)))
+    return ((np.asarray(x) ** 2).sum(1) + 1) @ (1 - (p**2).sum(1)) / len(x)
 
 
 def test_the_fisher_trace_of_a_linear_classifier() -> None:
-    """mean_i (|x_i|^2 + 1) (1 - |p_i|^2), over kernel and bias."""
+    """In chunks of 14, 13 and 13 too."""
     x, _, params = classifier()
-    p = np.asarray(jax.nn.softmax(logits(params, x)))
-    exact = ((np.asarray(x) ** 2).sum(1) + 1) @ (1 - (p**2).sum(1)) / len(x)
-    found = measures.fisher_trace(lambda q: logits(q, x), params, KEY, num_samples=2000)
-    assert abs(found.value - exact) < 4 * found.sem
-    assert found.sem < 0.05 * exact
+    exact = exact_fisher_trace(params, x)
+    for chunk, samples in ((5000, 1000), (15, 300)):
+        found = measures.fisher_trace(logits, params, x, KEY, num_samples=samples, chunk=chunk)
+        assert abs(found.value - exact) < 4 * found.sem
+        assert found.sem < 0.1 * exact
+        assert found.gradients == samples
+
+
+def test_the_fisher_trace_counts_every_position() -> None:
+    """Logits [N, T, classes] are N T examples."""
+    x, _, params = classifier()
+    flat = measures.fisher_trace(logits, params, x, KEY, num_samples=300)
+    found = measures.fisher_trace(
+        lambda p, x: logits(p, x.reshape(-1, 4)).reshape(8, 5, 3), params, x.reshape(8, 5, 4), KEY, num_samples=300
+    )
+    np.testing.assert_allclose(found.value, exact_fisher_trace(params, x), rtol=0.2)
+    assert abs(found.value - flat.value) < 4 * (found.sem + flat.sem)
+
+
+def test_the_fisher_trace_scales_images() -> None:
+    x, _, params = classifier()
+    images = (255 * jax.nn.sigmoid(x)).astype(jnp.uint8)
+    found = measures.fisher_trace(logits, params, images, KEY, num_samples=2)
+    assert found.value == measures.fisher_trace(logits, params, images / 255, KEY, num_samples=2).value
 
 
 def test_the_noise_scale_has_its_two_parts() -> None:
     """f_i = g_i . x has the gradients g_i: |G|^2 is that of their mean, tr(Sigma) their variance."""
-    g = jnp.array([1.0, 2.0, 0.0, 0.5])[None] + jax.random.normal(jax.random.key(7), (500, 4))
-    found = measures.noise_scale(
-        lambda params, x, y: (x @ params).mean(), jnp.zeros(4), g, jnp.zeros(500, int), KEY,
-        small=4, large=64, num_samples=20_000,
-    )  # fmt: skip
+    g = jnp.array([2.0, 4.0, 0.0, 1.0])[None] + jax.random.normal(jax.random.key(7), (500, 4))
     mean, variance = np.asarray(g).mean(0), np.asarray(g).var(0).sum()
+    for factor in (1, 1e-20):
+        found = measures.noise_scale(
+            lambda params, x, y, factor=factor: factor * (x @ params).mean(), jnp.zeros(4), g, jnp.zeros(500, int),
+            KEY, small=2, large=64, num_samples=2000,
+        )  # fmt: skip
+        np.testing.assert_allclose(found.value, variance / (mean @ mean), rtol=0.06)
+    x, y = g, jnp.zeros(500, int)
+    found = measures.noise_scale(
+        lambda params, x, y: (x @ params).mean(), jnp.zeros(4), x, y, KEY, small=2, large=64, num_samples=2000
+    )
     np.testing.assert_allclose(found.square, mean @ mean, rtol=0.03)
-    np.testing.assert_allclose(found.trace, variance, rtol=0.03)
-    np.testing.assert_allclose(found.value, variance / (mean @ mean), rtol=0.05)
+    np.testing.assert_allclose(found.trace, variance, rtol=0.06)
 
 
 def test_the_path_norm_of_two_layers() -> None:
@@ -147,22 +188,154 @@ def test_the_path_norm_of_two_layers() -> None:
 
 
 def test_the_distance_is_euclidean() -> None:
-    assert (
-        measures.distance(
-            {"a": jnp.array([3.0]), "b": jnp.zeros(2)}, {"a": jnp.zeros(1), "b": jnp.array([0, 4.0])}
-        )
-        == 5
-    )
+    one, other = {"a": jnp.array([3.0]), "b": jnp.zeros(2)}, {"a": jnp.zeros(1), "b": jnp.array([0, 4.0])}
+    assert measures.distance(one, other) == 5
+    with pytest.raises(ValueError, match="different leaves"):
+        measures.distance(one, {"a": jnp.zeros(3)})
+
+
+def mixed(p):
+    """Linear with the gradient 1 in ten parameters, and a curved part."""
+    return 1 + p["half"].astype(jnp.float32).sum() + p["full"].sum()
+
+
+MIXED = {"half": jnp.full(5, 2, jnp.bfloat16), "full": jnp.full(5, 2, jnp.float32)}
+
+
+def test_leaves_of_mixed_types() -> None:
+    """Points, steps and noise are float32; what the network reads of a bfloat16 leaf is rounded, once."""
+    found = measures.worst_case_linf(mixed, MIXED, KEY, rho=2**-6, adaptive=True)
+    np.testing.assert_allclose(found, 2**-6 * 20, rtol=1e-5)
+    found = measures.worst_case(mixed, MIXED, KEY, rho=2**-4)
+    np.testing.assert_allclose(found, 2**-4 * 10**0.5, rtol=0.2)
+    found = measures.average_case(mixed, MIXED, KEY, rho=0.1, num_samples=400)
+    assert abs(found.value) < 4 * found.sem
+    np.testing.assert_allclose(found.sem, 0.1 * (10 / 400) ** 0.5, rtol=0.15)
+
+
+def test_a_loss_that_is_not_finite_nearby_gives_no_number() -> None:
+    """NaN beyond |w| > 1."""
+    calls = {
+        "worst_case": lambda f: measures.worst_case(f, X, KEY, rho=0.5),
+        "worst_case_linf": lambda f: measures.worst_case_linf(f, X, KEY, rho=0.5),
+        "average_case": lambda f: measures.average_case(f, X, KEY, rho=0.5).value,
+    }
+    for name, call in calls.items():
+        with pytest.warns(RuntimeWarning, match="not finite"):
+            assert jnp.isnan(call(lambda x: jnp.where(jnp.abs(x - X).max() > 0.2, jnp.nan, linear(x)))), name
+        with pytest.warns(RuntimeWarning, match="not finite"):
+            assert not jnp.isfinite(call(lambda x: jnp.where(jnp.abs(x - X).max() > 0.2, jnp.inf, linear(x)))), (
+                name
+            )
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        assert jnp.isnan(measures.pac_bayes_sigma(lambda x: jnp.nan * x[0], X, KEY))
+
+
+def test_a_look_that_is_not_finite_is_an_error_that_rose() -> None:
+    """The largest of ten times 20 normal numbers is about 2.8, so that all are finite up to 1 / 2.8."""
+
+    def error(w):
+        return jnp.where(jnp.abs(w).max() > 1, jnp.nan, 0 * w[0])
+
+    noise = jnp.stack([jax.random.normal(jax.random.fold_in(KEY, i), (20,)) for i in range(10)])
+    found = measures.pac_bayes_sigma(error, jnp.zeros(20), KEY)
+    np.testing.assert_allclose(found, 1 / jnp.abs(noise).max(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e20])
+def test_measures_go_with_the_loss(factor) -> None:
+    """A multiple of the loss has the same multiple of each."""
+    A = jnp.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 4.0]])
+    calls = [
+        lambda f: measures.worst_case(f, X, KEY, rho=0.3),
+        lambda f: measures.worst_case_linf(f, X, KEY, rho=0.3),
+        lambda f: measures.average_case(f, X, KEY, rho=0.3),
+    ]
+    for call in calls:
+        one, other = (call(lambda x, c=c: c * (x @ A @ x)) for c in (1, factor))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            assert isinstance(a, int) or float(b / factor) == pytest.approx(float(a), rel=1e-4)
+
+
+def test_what_can_be_traced() -> None:
+    """The same numbers under `jit` and `vmap` as in a loop."""
+    x, y, params = classifier()
+    f = objective.over_dataset(logits, x, y)
+    layer = ("last", "kernel")
+
+    def every(params, key):
+        return {
+            "worst_case": measures.worst_case(f, params, key, max_evaluations=3),
+            "worst_case_linf": measures.worst_case_linf(f, params, key, max_evaluations=4),
+            "average_case": measures.average_case(f, params, key, num_samples=3)[:2],
+            "pac_bayes_sigma": measures.pac_bayes_sigma(f, params, key, num_samples=2, steps=3),
+            "relative_flatness": measures.relative_flatness(f, params, key, layer=layer, num_samples=3)[:2],
+            "fisher_trace": measures.fisher_trace(logits, params, x, key, num_samples=2)[:2],
+            "noise_scale": measures.noise_scale(batch_loss, params, x, y, key, small=2, large=8, num_samples=3),
+            "distance": measures.distance(params, jax.tree.map(jnp.zeros_like, params)),
+        }
+
+    def batch_loss(params, x, y):
+        return objective.cross_entropy(logits(params, x), y).mean()
+
+    pair = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), params)
+    keys = jax.random.split(KEY, 2)
+    found = jax.jit(jax.vmap(every))(pair, keys)
+    for i in range(2):
+        one = every(jax.tree.map(lambda a, i=i: a[i], pair), keys[i])
+        for name in one:
+            jax.tree.map(
+                lambda a, b, name=name, i=i: np.testing.assert_allclose(b[i], a, rtol=2e-4, err_msg=name),
+                one[name], found[name],
+            )  # fmt: skip
+
+
+def test_new_parameters_compile_nothing() -> None:
+    x, y, params = classifier()
+    f = objective.over_dataset(logits, x, y)
+    other = jax.tree.map(lambda a: 1.1 * a, params)
+    calls = {
+        "worst_case": lambda p, key: measures.worst_case(f, p, key),
+        "worst_case_linf": lambda p, key: measures.worst_case_linf(f, p, key),
+        "average_case": lambda p, key: measures.average_case(f, p, key, num_samples=3),
+        "pac_bayes_sigma": lambda p, key: measures.pac_bayes_sigma(f, p, key, num_samples=2, steps=3),
+        "relative_flatness": lambda p, key: measures.relative_flatness(f, p, key, layer=("last", "kernel")),
+        "fisher_trace": lambda p, key: measures.fisher_trace(logits, p, x, key, num_samples=3, chunk=15),
+    }
+    for name, call in calls.items():
+        first, again = call(params, KEY), call(params, KEY)
+        assert jax.tree.leaves(first) == jax.tree.leaves(again), name
+        with compiled() as found:
+            call(other, jax.random.key(1))
+        assert not found, name
 
 
 def test_bad_arguments_are_named() -> None:
     for measure in (measures.worst_case, measures.worst_case_linf, measures.average_case):
-        with pytest.raises(ValueError, match="rho is 0"):
-            measure(linear, X, KEY, rho=0.0)
+        for rho in (0.0, -1.0, math.inf, math.nan):
+            with pytest.raises(ValueError, match=f"rho is {rho}; it must be a finite number above 0"):
+                measure(linear, X, KEY, rho=rho)
+        with pytest.raises(ValueError, match="must return a floating-point scalar"):
+            measure(lambda x: x**2, X, KEY)
+        with pytest.raises(ValueError, match="is of type int32"):
+            measure(lambda x: 1.0 * x.sum(), jnp.arange(3), KEY)
+    for measure in (measures.worst_case, measures.worst_case_linf):
+        with pytest.raises(ValueError, match="eta is -1"):
+            measure(linear, X, KEY, eta=-1.0)
+        with pytest.raises(ValueError, match="max_evaluations is 0"):
+            measure(linear, X, KEY, max_evaluations=0)
+    with pytest.raises(ValueError, match="rise is 0"):
+        measures.pac_bayes_sigma(linear, X, KEY, rise=0.0)
+    x, y, params = classifier()
+    with pytest.raises(ValueError, match="only takes none of the leaves last/bias, last/kernel"):
+        measures.relative_flatness(objective.over_dataset(logits, x, y), params, KEY, layer=("last", "weight"))
+    for chunk in (0, -1):
+        with pytest.raises(ValueError, match="chunk is"):
+            measures.fisher_trace(logits, params, x, KEY, chunk=chunk)
+    with pytest.raises(ValueError, match="x has no examples"):
+        measures.fisher_trace(logits, params, x[:0], KEY)
     with pytest.raises(ValueError, match="small is 8 and large is 8"):
         measures.noise_scale(lambda p, x, y: p.sum(), X, X[None], jnp.zeros(1, int), KEY, small=8, large=8)
-    with pytest.raises(ValueError, match="repeats is 1"):
-        symmetry.audit({}, {}, X, KEY, repeats=1)
 
 
 def test_the_audit_finds_what_theory_says() -> None:
@@ -175,14 +348,12 @@ def test_the_audit_finds_what_theory_says() -> None:
     found = symmetry.audit(
         {
             "loss": lambda p, key: f(p),
-            "Fisher trace": lambda p, key: measures.fisher_trace(
-                lambda q: rectified(q, x), p, key, num_samples=200
-            ),
+            "Fisher trace": lambda p, key: measures.fisher_trace(rectified, p, x, key, num_samples=100),
             "worst case": lambda p, key: measures.worst_case(f, p, key, rho=0.01),
             "worst case, adaptive": lambda p, key: measures.worst_case(f, p, key, rho=0.01, adaptive=True),
             "box": lambda p, key: measures.worst_case_linf(f, p, key, adaptive=True, eta=1.0),
             "box, adaptive": lambda p, key: measures.worst_case_linf(f, p, key, adaptive=True),
-            "average, adaptive": lambda p, key: measures.average_case(f, p, key, adaptive=True, num_samples=200),
+            "average, adaptive": lambda p, key: measures.average_case(f, p, key, adaptive=True, num_samples=100),
             "relative flatness": lambda p, key: measures.relative_flatness(
                 f, p, key, layer=("Dense_2", "kernel"), num_samples=50
             ),
@@ -207,17 +378,3 @@ def test_the_audit_finds_what_theory_says() -> None:
     for name in ("loss", "worst case", "worst case, adaptive", "length", "Fisher trace"):
         assert verdicts[name, "permutation"] == "unchanged", name
     assert verdicts["noise", "alpha"] == "unchanged"  # the same keys
-
-
-def test_the_audit_says_what_it_cannot_resolve() -> None:
-    def noisy(p, key):
-        return jax.random.normal(jax.random.fold_in(key, int(p.sum())))
-
-    found = symmetry.audit(
-        {"noise": noisy, "nothing": lambda p, key: jnp.nan},
-        {"add": lambda p: p + 1},
-        jnp.zeros(3),
-        KEY,
-        repeats=10,
-    )
-    assert [one.verdict for one in found] == ["not resolved", "not resolved"]

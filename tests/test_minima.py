@@ -1,4 +1,6 @@
-"""Pairs of minima: one starting point, checkpoints, and seeds that do not depend on each other."""
+"""Pairs of minima: one starting point, found by what they were trained with, and checkpoints."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from gengap import data, minima, models, records
+from gengap import data, minima, models, train
 
 KEY = jax.random.key(3)
 
@@ -24,21 +26,31 @@ def apply_train(params, x, key):
     return apply(params, x * (2.0 * jax.random.bernoulli(key, 0.5, x.shape)))
 
 
-MODEL = models.Model(init, apply, apply_train)
+MODEL = models.Model(init, apply, apply_train, name="two layers")
 X = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
 DATA = data.from_arrays(X, np.arange(24) % 3, X[:9] + 0.1, np.arange(9) % 3)
+HOW = {"epochs": 3, "patience": None}
 
 
 def pair(**how):
-    how = {"small_batch": 4, "large_batch": 0.5, "num_seeds": 2, "epochs": 3, "patience": None, **how}
-    return minima.find_pair(MODEL, DATA, KEY, **how)
+    return minima.find_pair(MODEL, DATA, KEY, **{"small_batch": 4, "large_batch": 0.5, **HOW, **how})
 
 
-STILL = optax.sgd(0.0)
+def find(store=None, *, model=MODEL, ds=DATA, key=KEY, size=4, **how):
+    return minima.find(model, ds, key, size, store=store, **{**HOW, **how})
 
 
-def equal(a, b, tolerance=0.0):
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tolerance, atol=tolerance), a, b)
+STILL = train.named("still", optax.sgd(0.0))
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def same(a, b):
+    equal(a.params, b.params)
+    equal(a.history, b.history)
+    assert a[1:6] == b[1:6] and a.settings == b.settings
 
 
 @pytest.fixture(scope="module")
@@ -49,78 +61,215 @@ def uninterrupted():
 def test_both_minima_start_from_one_point():
     small, large = pair(optimizer=STILL, epochs=1)
     equal(small.params, large.params)
-    assert small.distance.tolist() == large.distance.tolist() == [0.0, 0.0]
-    assert not np.allclose(small.params["w"][0], small.params["w"][1])
+    equal(small.params, minima.starting_point(MODEL, DATA, KEY))
+    assert small.distance == large.distance == 0
+    assert not np.allclose(small.params["w"], minima.starting_point(MODEL, DATA, KEY, 1)["w"])
 
 
 def test_a_minimum_says_how_it_was_found(uninterrupted):
     small, large = uninterrupted
-    assert (small.batch_size, large.batch_size) == (4, 12)
-    assert small.steps.tolist() == [18, 18] and large.steps.tolist() == [6, 6]
-    assert small.epochs.tolist() == large.epochs.tolist() == [3, 3]
-    assert small.diverged_at.tolist() == [-1, -1]
+    assert (small.batch_size, small.steps, small.epochs, small.diverged_at) == (4, 18, 3, None)
+    assert (large.batch_size, large.steps, large.epochs, large.diverged_at) == (12, 6, 3, None)
     assert {name: rows.shape for name, rows in large.history.items()} == {
-        f"{split}_{what}": (2, 3) for split in ("train", "test") for what in ("loss", "accuracy")
+        f"{split}_{what}": (3,) for split in ("train", "test") for what in ("loss", "accuracy")
     }
-    start, _ = pair(optimizer=STILL, epochs=1)
+    start = minima.starting_point(MODEL, DATA, KEY)
     for found in uninterrupted:
-        squares = [((found.params[name] - start.params[name]) ** 2).sum((1, 2)) for name in ("w", "v")]
-        np.testing.assert_allclose(found.distance, np.sqrt(sum(squares)), rtol=1e-5)
-        assert found.distance.min() > 1e-3
+        squares = [((found.params[name] - start[name]) ** 2).sum() for name in ("w", "v")]
+        assert found.distance == pytest.approx(float(np.sqrt(sum(squares))), rel=1e-5)
+        assert found.distance > 1e-3
+    assert repr(small).startswith("Minimum(two layers on arrays, batch 4, seed 0: training loss ")
+    assert len(repr(small)) < 150
 
 
-def test_seeds_alone_equal_seeds_together(uninterrupted):
-    alone = pair(num_seeds=1, first_seed=1)
-    for one, both in zip(alone, uninterrupted, strict=True):
-        equal(one.params, jax.tree.map(lambda a: a[1:], both.params), 1e-5)
-        equal(one.history, {name: rows[1:] for name, rows in both.history.items()}, 1e-5)
+def test_a_seed_has_its_own_numbers_and_keeps_them(uninterrupted):
+    other = find(seed=1)
+    assert not np.allclose(other.params["w"], uninterrupted[0].params["w"])
+    same(find(seed=1), other)
+    same(find(), uninterrupted[0])
 
 
-@pytest.mark.parametrize("saves", [1, 3, 4, 6])
-def test_an_interrupted_run_goes_on_to_the_same_minima(uninterrupted, monkeypatch, tmp_path, saves):
+def test_a_minimum_is_found_by_what_it_was_trained_with(uninterrupted, monkeypatch, tmp_path):
+    first = pair(store=tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 2 and all(re.fullmatch(r"two-layers-arrays-B(4|12)-seed0-\w{12}.npz", n) for n in names)
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
+    for a, b, c in zip(first, pair(store=tmp_path), uninterrupted, strict=True):
+        same(a, b)
+        same(a, c)
+    loaded = minima.load(next(tmp_path.glob("*B4-*")))
+    same(loaded, uninterrupted[0])
+    assert loaded.settings["optimizer"] == "adam(0.001)" and loaded.settings["batch_size"] == 4
+    with np.load(next(tmp_path.glob("*B4-*")), allow_pickle=False) as file:
+        assert sum(file[name].size for name in file.files if name.startswith("leaf")) == 5 * 4 + 4 * 3
+
+
+OTHER = data.from_arrays(X + 1e-6, np.arange(24) % 3, X[:9] + 0.1, np.arange(9) % 3)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"size": 5},
+        {"seed": 1},
+        {"key": jax.random.key(4)},
+        {"ds": OTHER},
+        {"model": MODEL._replace(name="another")},
+        {"optimizer": train.adam(1e-2)},
+        {"epochs": 2},
+        {"patience": 2},
+        {"tolerance": 0.5, "patience": 2},
+        {"target": 0.1},
+        {"clip": 1e-7},
+        {"start": jax.tree.map(lambda a: 2 * a, minima.starting_point(MODEL, DATA, KEY))},
+    ],
+    ids=lambda how: next(iter(how)),
+)
+def test_anything_else_is_trained_anew(monkeypatch, tmp_path, how):
+    find(tmp_path, epochs=1)
+    trained = []
+    fit = train.fit
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **more: trained.append(1) or fit(*args, **more))
+    find(tmp_path, **{"epochs": 1, **how})
+    assert trained == [1]
+
+
+def test_a_file_under_another_name_is_refused_with_the_differences(tmp_path):
+    find(tmp_path, epochs=1)
+    (path,) = tmp_path.iterdir()
+    find(tmp_path, epochs=1, size=6)
+    other = next(tmp_path.glob("*B6-*"))
+    path.rename(other)
+    with pytest.raises(ValueError, match="other settings: batch_size 4, asked for 6"):
+        find(tmp_path, epochs=1, size=6)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    find(tmp_path, epochs=1)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"B4-seed0-\w+\.npz is no minimum, or damaged"):
+        find(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match="nothing"):
+        minima.load(tmp_path / "nothing.npz")
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"model": MODEL._replace(name="")}, "model has no name"), ({"optimizer": optax.sgd(0.1)}, "train.named")],
+)
+def test_a_store_wants_names(monkeypatch, tmp_path, how, words):
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("training began"))
+    with pytest.raises(ValueError, match=words):
+        find(tmp_path, **how)
+
+
+NOISY = train.named("noisy", optax.noisy_sgd(0.1, key=jax.random.key(2)))
+
+
+@pytest.mark.parametrize("optimizer", [train.ADAM, NOISY], ids=["adam", "noise"])
+@pytest.mark.parametrize("writes", [1, 2, 3, 4])
+def test_an_interrupted_run_goes_on_to_the_same_minimum(monkeypatch, tmp_path, writes, optimizer):
     monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    save, done = records.save, []
+    whole = find(optimizer=optimizer, epochs=4)
+    write, done = minima._write, []
 
-    def interrupted(path, tree):
-        save(path, tree)
-        done.append(path)
-        if len(done) == saves:
+    def interrupted(*args):
+        write(*args)
+        done.append(1)
+        if len(done) == writes:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(records, "save", interrupted)
-        pair(checkpoints=tmp_path)
-    resumed = pair(checkpoints=tmp_path)
-    equal(resumed, uninterrupted)
-    equal(pair(checkpoints=tmp_path), uninterrupted)
+        patch.setattr(minima, "_write", interrupted)
+        find(tmp_path, optimizer=optimizer, epochs=4)
+    epochs = []
+    again = find(
+        tmp_path, optimizer=optimizer, epochs=4, on_epoch=lambda state, _: epochs.append(int(state.epoch))
+    )
+    same(again, whole)
+    assert epochs == list(range(writes + 1, 5))
+    assert writes == 4 or len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_interruption_before_the_first_checkpoint_loses_nothing(uninterrupted, monkeypatch, tmp_path):
-    def interrupted(path, tree):
+def test_a_write_that_was_stopped_leaves_the_last_one(monkeypatch, tmp_path):
+    savez = np.savez
+
+    def half(file, **arrays):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(records, "save", interrupted)
-        pair(checkpoints=tmp_path)
-    equal(pair(checkpoints=tmp_path), uninterrupted)
+        patch.setattr(np, "savez", half)
+        find(tmp_path)
+    assert np.savez is savez
+    same(find(tmp_path), find())
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    records.save(tmp_path / "SB-0.npz", {"state": {"params": jnp.ones(3)}})
-    with pytest.raises(ValueError, match=r"SB-0\.npz"):
-        pair(checkpoints=tmp_path)
+def test_one_run_gives_the_minima_of_several_lengths(monkeypatch, tmp_path):
+    alone = [find(epochs=e) for e in (1, 3)]
+    for store in (None, tmp_path):
+        found = minima.find_along(MODEL, DATA, KEY, 4, (3, 1), patience=None, store=store)
+        for one, other in zip(found, alone, strict=True):
+            same(one, other)
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
+    same(find(tmp_path, epochs=1), alone[0])
+
+
+def test_a_run_that_ends_early_gives_its_end_for_later_lengths():
+    one, two, three = minima.find_along(MODEL, DATA, KEY, 4, (1, 2, 3), patience=1, tolerance=9.0)
+    assert (one.epochs, two.epochs, three.epochs) == (1, 2, 2)
+    equal(two.params, three.params)
+
+
+def test_several_lengths_go_on_after_an_interruption(monkeypatch, tmp_path):
+    monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+
+    def stop(state, history):
+        if int(state.epoch) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        minima.find_along(MODEL, DATA, KEY, 4, (1, 2, 5), patience=None, store=tmp_path, on_epoch=stop)
+    epochs = []
+    found = minima.find_along(
+        *(MODEL, DATA, KEY, 4, (1, 2, 5)),
+        patience=None,
+        store=tmp_path,
+        on_epoch=lambda state, _: epochs.append(int(state.epoch)),
+    )
+    assert epochs == [4, 5]
+    for one, e in zip(found, (1, 2, 5), strict=True):
+        same(one, find(epochs=e))
+
+
+def test_parameters_that_are_no_dicts_and_of_low_precision_are_kept(tmp_path):
+    def init(key, x):
+        return (jax.random.normal(key, (5, 3), jnp.bfloat16), [jnp.zeros(3)])
+
+    model = models.Model(init, lambda p, x: x @ p[0] + p[1][0][None], name="tuple")
+    first, again = (find(tmp_path, model=model) for _ in range(2))
+    same(first, again)
+    assert again.params[0].dtype == jnp.bfloat16
+    (path,) = tmp_path.iterdir()
+    with pytest.raises(ValueError, match="`like`"):
+        minima.load(path)
+    same(minima.load(path, like=first.params), first)
+    with pytest.raises(ValueError, match="other names or shapes"):
+        minima.load(path, like=first.params[0])
+
+
+def test_labels_that_the_network_has_no_logits_for_are_refused_before_training(monkeypatch):
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("training began"))
+    ds = data.from_arrays(X, np.arange(24) % 4, X, np.arange(24) % 4)
+    with pytest.raises(ValueError, match="y has a label 3; apply returned 3 logits"):
+        find(ds=ds)
 
 
 def test_an_impossible_large_batch_is_refused_before_the_small_one_is_trained(monkeypatch):
     monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("training began"))
     with pytest.raises(ValueError, match="batch size 25"):
         pair(large_batch=25)
-
-
-@pytest.mark.parametrize("seeds", [0, -1])
-def test_no_seeds_are_refused(seeds):
-    with pytest.raises(ValueError, match="num_seeds"):
-        pair(num_seeds=seeds)
 
 
 def test_images_reach_the_network_scaled():
@@ -136,5 +285,5 @@ def test_images_reach_the_network_scaled():
 
     images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
     ds = data.from_arrays(images, np.arange(8) % 4, images, np.arange(8) % 4)
-    minima.find_pair(models.Model(init, apply), ds, KEY, small_batch=2, large_batch=4, num_seeds=1, epochs=1)
+    minima.find_pair(models.Model(init, apply), ds, KEY, small_batch=2, large_batch=4, epochs=1)
     assert set(seen) == {np.dtype("float32")}

@@ -116,6 +116,20 @@ def test_population_statistics_are_means_over_chunks(dense, chunk, parts):
     near(models.population_statistics(model, params, x, chunk=chunk), expected)
 
 
+def test_population_statistics_scale_images_as_every_loss_does(dense):
+    model, params, _ = dense
+    images = jax.random.randint(KEY, (6, 2, 2, 1), 0, 256).astype(jnp.uint8)
+    scaled = images.astype(jnp.float32) / 255
+    near(models.population_statistics(model, params, images), model.statistics(params, scaled), 1e-5)
+
+
+def test_networks_have_names_that_tell_them_apart():
+    made = [models.f1(), models.f1(3), models.f2(), models.dense(widths=(4,)), models.dense(widths=(5,))]
+    made += [models.c1(), models.c2(), models.c2(conv_dropout=False), models.c4()]
+    assert len({model.name for model in made}) == len(made) and all(model.name for model in made)
+    assert models.c3(7) is models.c1(7) and models.c1().name == "c1(num_classes=10)"
+
+
 def test_population_statistics_need_batch_norm():
     with pytest.raises(ValueError, match="no batch norm"):
         models.population_statistics(models.Model(lambda key, x: {}, lambda params, x: x), {}, jnp.ones((2, 2)))
@@ -205,3 +219,31 @@ def test_max_pool_equals_flax_with_its_gradient(shape, size, stride):
     a, b, da, db = both(x)
     assert a.shape == b.shape and np.all(a == b)
     near(da, db, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "how"),
+    [
+        ((300, 8, 8, 2), (3, 3, 2, 3), {}),
+        ((3, 9, 7, 1), (4, 2, 1, 2), {"window_strides": (2, 3), "padding": "VALID"}),
+        ((2, 6, 6, 4), (3, 3, 2, 4), {"feature_group_count": 2}),
+        ((2, 9, 9, 2), (3, 3, 2, 2), {"rhs_dilation": (2, 2)}),
+    ],
+    ids=["same", "strides", "groups", "dilated"],
+)
+def test_a_convolution_equals_jax_with_its_derivatives(shape, kernel, how):
+    x, k, dx, dk = (
+        jax.random.normal(key, s) for key, s in zip(jax.random.split(KEY, 4), [shape, kernel] * 2, strict=True)
+    )
+    how = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC"), **how}
+
+    def derivatives(convolve):
+        def f(x, k):
+            return jnp.sum(jnp.sin(convolve(x, k, **how)))
+
+        gradient = jax.grad(f, argnums=(0, 1))
+        return f(x, k), *gradient(x, k), jax.jvp(gradient, (x, k), (dx, dk))[1]
+
+    ours, jaxs = jax.jit(lambda: [derivatives(c) for c in (models._convolution, jax.lax.conv_general_dilated)])()
+    for mine, theirs in zip(*(jax.tree.leaves(one) for one in (ours, jaxs)), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))

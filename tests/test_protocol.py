@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gengap import data, minima, models, objective, protocol, records, sharpness
+from gengap import data, minima, models, objective, protocol, sharpness
 
 X = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
 DATA = data.from_arrays(X, np.arange(24) % 3, X + 0.5, np.arange(24) % 3, name="toy")
@@ -29,7 +29,7 @@ def apply(params, x):
     return jnp.tanh(x @ params["w"]) @ params["v"]
 
 
-TINY = models.Model(init, apply)
+TINY = models.Model(init, apply, name="tiny")
 
 
 def fill(directory, settings=SMALL):
@@ -38,7 +38,7 @@ def fill(directory, settings=SMALL):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    path = tmp_path_factory.mktemp("done")
+    path = tmp_path_factory.mktemp("done") / "toy" / "default"
     return path, fill(path)
 
 
@@ -68,15 +68,15 @@ def test_there_is_a_row_for_each_seed_and_method(done):
 def test_a_row_is_what_the_saved_minimum_gives(done):
     path, summary = done
     row = next(r for r in summary["rows"] if (r["method"], r["seed"]) == ("LB", 1))
-    like = init(jax.random.key(0), DATA.x_train)
-    params = records.load(path / "minima" / "tiny-LB-1.npz", like)
+    (file,) = protocol.store(path, "toy").glob("tiny-toy-B12-seed1-*")
+    params = minima.load(file).params
     for split, x, y in (("train", DATA.x_train, DATA.y_train), ("test", DATA.x_test, DATA.y_test)):
         logits = apply(params, x)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
         assert row[f"{split}_loss"] == pytest.approx(float(loss), rel=1e-5)
         assert row[f"{split}_accuracy"] == pytest.approx(float((logits.argmax(1) == y).mean()))
-    f = objective.over_dataset(apply, DATA.x_train, DATA.y_train)
-    full = sharpness.full_space(f, params, epsilon=(1e-3, 5e-4), max_evaluations=3)
+    f, key = objective.over_dataset(apply, DATA.x_train, DATA.y_train), protocol._measure_key(jax.random.key(0), 1)
+    full = sharpness.full_space(f, params, key, epsilon=(1e-3, 5e-4), max_evaluations=3)
     assert [e["value"] for e in row["sharpness"] if e["space"] == "full"] == pytest.approx(full.value.tolist())
     assert row["history"]["test_loss"][-1] == pytest.approx(row["test_loss"], rel=1e-5)
 
@@ -119,10 +119,10 @@ def test_a_run_that_was_stopped_after_its_first_row_goes_on_with_the_next(done, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(protocol, "measure", stopped)
-        fill(tmp_path)
-    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        fill(tmp_path / "toy" / "run")
+    (line,) = (tmp_path / "toy" / "run" / "metrics.jsonl").read_text().splitlines()
     calls = counted(monkeypatch)
-    summary = fill(tmp_path)
+    summary = fill(tmp_path / "toy" / "run")
     assert calls.count("measure") == 3
     assert {"kind": "row", **summary["rows"][0]} == json.loads(line)
     assert without_times(summary["rows"]) == without_times(done[1]["rows"])
@@ -131,6 +131,14 @@ def test_a_run_that_was_stopped_after_its_first_row_goes_on_with_the_next(done, 
 def test_a_seed_has_the_same_row_whichever_others_there_are(done):
     one = fill(None, SMALL._replace(num_seeds=1))["rows"]
     assert without_times(one) == [row for row in without_times(done[1]["rows"]) if row["seed"] == 0]
+
+
+def test_more_seeds_take_the_minima_of_fewer(done, monkeypatch):
+    path, summary = done
+    calls = counted(monkeypatch)
+    rows = fill(path.parent / "three", SMALL._replace(num_seeds=3))["rows"]
+    assert calls.count("fit") == 2 and calls.count("measure") == 6
+    assert without_times(rows[:4]) == without_times(summary["rows"])
 
 
 def test_another_seed_of_the_run_changes_every_number(done):
@@ -145,15 +153,15 @@ def test_a_diverged_minimum_has_no_sharpness(monkeypatch, tmp_path):
     def diverged(*args, **how):
         small, large = find_pair(*args, **how)
         lost = jax.tree.map(lambda a: a * jnp.nan, large.params)
-        history = {name: np.where(np.arange(2)[None], np.nan, rows) for name, rows in large.history.items()}
-        return small, large._replace(params=lost, history=history, diverged_at=np.array([3]))
+        history = {name: np.where(np.arange(2), np.nan, rows) for name, rows in large.history.items()}
+        return small, large._replace(params=lost, history=history, diverged_at=3)
 
     monkeypatch.setattr(minima, "find_pair", diverged)
-    small, large = fill(tmp_path, SMALL._replace(num_seeds=1))["rows"]
+    small, large = fill(tmp_path / "toy" / "run", SMALL._replace(num_seeds=1))["rows"]
     assert small["diverged_at"] is None and len(small["sharpness"]) == 4
     assert large["diverged_at"] == 3 and large["sharpness"] == []
     assert large["train_loss"] is None and large["history"]["train_loss"][1] is None
-    json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    json.loads((tmp_path / "toy" / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_only_the_first_training_examples_are_used(monkeypatch):
@@ -185,7 +193,7 @@ IMPOSSIBLE = [
     {"dim": 0},
     {"dim": 33},
     {"num_draws": 0},
-    {"max_evaluations": 1},
+    {"max_evaluations": 0},
     {"chunk": 0},
     {"clip": 2.0},
     {"clip": -1.0},

@@ -1,0 +1,144 @@
+"""Lanczos iterations on a Hessian, from several random starts where one does not show it all; see `hessian`."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from gengap import flat
+
+_CHANCE = 1e-3  # that there is an eigenvalue further out
+
+
+class Lanczos:
+    """Orthonormal vectors from random starts: what H times one has beside them all is the next.
+
+    Attributes:
+      V: the vectors, in the first of its rows.
+      T: v_i . H v_j for i <= j.
+      left: the length of what H v_j has beside the vectors, if another start follows it.
+      first: of the vectors of the last start.
+      v: the next vector; `None` where those of this start are exhausted.
+      tails: what would have been the next of earlier starts, by the last row of each.
+    """
+
+    def __init__(self, f: Callable, x: Array, key: Array) -> None:
+        if flat.is_traced(f, x, key):
+            raise ValueError("Lanczos iterations look at numbers to end; call them outside jit, vmap and grad")
+        self.f, self.x, self.key, self.V = f, x, key, jnp.zeros((16, len(x)), x.dtype)
+        self.T, self.left = np.zeros((0, 0)), np.zeros(0)
+        self.first, self.v = 0, None
+        self.tails: dict[int, Array] = {}
+        self.begin()
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.T).all())
+
+    def begin(self, tail: int | None = None) -> None:
+        """A random start beside the vectors, or one where another had left off."""
+        if self.v is not None:
+            self.tails[len(self.T) - 1] = self.v
+        self.first, self.random = len(self.T), tail is None
+        if tail is None:
+            w = jax.random.normal(jax.random.fold_in(self.key, self.first), self.x.shape, self.x.dtype)
+        else:
+            w, self.left[tail] = self.tails.pop(tail), 0
+        self.v = _beside(self.V, _beside(self.V, w)[1])[1]  # little of a tail may be left
+
+    def step(self) -> None:
+        """One product."""
+        j = len(self.T)
+        if j == len(self.V):
+            self.V = jnp.concatenate([self.V, jnp.zeros_like(self.V)])
+        self.V = _put(self.V, j, self.v)
+        scale, w = times(self.f, self.x, self.v)
+        along, self.v, left = _beside(self.V, w)
+        self.left[self.first :] = 0
+        self.T, self.left = np.pad(self.T, (0, 1)), np.append(self.left, float(scale) * float(left))
+        self.T[:, j] = float(scale) * np.asarray(along, float)[: j + 1]
+        noise = 10 * np.finfo(self.x.dtype).eps * np.linalg.norm(self.T, axis=0).max()
+        if self.left[j] <= noise or j + 1 == len(self.x):
+            self.v = None
+
+    def ritz(self, first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Eigenvalues and vectors of H between the vectors, and bounds of their residuals."""
+        if not self.finite:
+            return np.full(1, np.nan), np.full((1, 1), np.nan), np.full(1, np.nan)
+        values, S = np.linalg.eigh(self.T[first:, first:], UPLO="U")
+        return values, S, self.left[first:] @ np.abs(S)
+
+    def chance(self, sign: int, bound: float, slack: float) -> float:
+        """That an eigenvalue beyond a bound has not shown in the last start; infinite if one shows.
+
+        A part c of the start along its vector has c^2 sum(p^2) <= 1, with p the Lanczos polynomials at the bound,
+        p_0 = 1; and in n dimensions P(|c| < t) <= t sqrt(2 n / pi).
+        """
+        values, S, residuals = self.ritz(self.first)
+        away = sign * (bound - values) + slack
+        outer = np.argmin(away)
+        if away[outer] < 0 or not self.random:
+            return math.inf
+        if residuals[outer] <= slack:
+            return 0.0
+        p = S @ (S[-1] / away)
+        return math.sqrt(2 * len(self.x) / math.pi) * abs(p[0]) / np.linalg.norm(p)
+
+    def goes_on(self, high: int, low: int, tolerance: float) -> bool:
+        """Whether there is more to do for so many pairs at either end; begins another start where it is due."""
+        if not self.finite or len(self.T) == len(self.x):
+            return False
+        if self.v is not None and len(self.T) % (1 + len(self.T) // 50):
+            return True  # an eigendecomposition for every product would cost more than many a product
+        values, S, residuals = self.ritz()
+        slack = tolerance * np.abs(values).max()
+        wanted = outermost(values, high, low)
+        begin = self.v is None
+        if residuals[wanted].max() > slack:
+            worst = int(np.argmax(self.left * np.abs(S[:, wanted[np.argmax(residuals[wanted])]])))
+            if worst in self.tails:
+                self.begin(worst)
+                return True
+        elif len(wanted) == high + low:
+            ends = [(1, values[wanted[high - 1]])] * (high > 0) + [(-1, values[wanted[-1]])] * (low > 0)
+            chances = [self.chance(sign, bound, slack) for sign, bound in ends]
+            if max(chances) <= _CHANCE:
+                return False
+            begin = begin or math.inf in chances
+        if begin:
+            self.begin()
+        return True
+
+
+def outermost(values: np.ndarray, high: int, low: int) -> list[int]:
+    """Where in rising numbers the highest are, and then the lowest."""
+    most = list(range(len(values)))[::-1][:high]
+    return most + list(range(len(values) - len(most)))[:low]
+
+
+@jax.jit
+def times(f: Callable, x: Array, v: Array) -> tuple[Array, Array]:
+    """The largest entry of H v, and H v over it: squares of small numbers would be 0."""
+    w = jax.jvp(jax.grad(f), (x,), (v,))[1]
+    scale = jnp.max(jnp.abs(w))
+    return scale, w / jnp.where(scale == 0, 1, scale)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(V: Array, i: Array, v: Array) -> Array:
+    return V.at[i].set(v)
+
+
+@jax.jit
+def _beside(V: Array, w: Array) -> tuple[Array, Array, Array]:
+    """The parts of w along the rows of V, the direction of what is left beside them, and its length."""
+    along = jnp.zeros(len(V), V.dtype)
+    for _ in range(2):  # the second removes what rounding left
+        parts = jnp.dot(V, w, precision="highest")
+        along, w = along + parts, w - jnp.dot(parts, V, precision="highest")
+    length = jnp.linalg.norm(w)
+    return along, w / jnp.where(length == 0, 1, length), length
