@@ -5,7 +5,8 @@
 
 At full size for a GPU or TPU. On a CPU a smaller one ends in minutes:
 
-    make exp-cifar ARGS="--network c1 --num-seeds 1 --epochs 2 --train-size 2000 --small-batch 32"
+    make exp-cifar ARGS="--network c1 --num-seeds 1 --epochs 2 --train-size 500 --small-batch 16 \\
+        --epsilons 1e-3 --num-draws 1 --max-evaluations 12 --num-directions 2"
 """
 
 from os import PathLike

@@ -145,7 +145,7 @@ def over_batches(
     return Partial(_batch(apply, size, clip, _greatest(x, y, size, "size")), x, y)
 
 
-def _greatest(x: Array, y: Array, chunk: int, name: str = "chunk") -> int:
+def _greatest(x: Any, y: Any, chunk: int, name: str = "chunk") -> int:
     """The greatest label, once the data are found to be in order; -1 where the labels are not known yet."""
     if chunk < 1:
         raise ValueError(f"{name} is {chunk}; it must be at least 1")

@@ -42,6 +42,8 @@ class Protocol(NamedTuple):
     """matrices A for each minimum"""
     max_evaluations: int = 24
     """gradients to spend on each maximum"""
+    num_directions: int = 6
+    """directions that the ascents in all subspaces begin in, at six gradients each"""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     """of matrix products when sharpness is measured; the others are faster on accelerators"""
     chunk: int = 5000
@@ -52,7 +54,7 @@ class Protocol(NamedTuple):
     """use only the first so many training examples"""
 
 
-DIGITS = Protocol(small_batch=32, patience=None, target=0.003, num_draws=2)
+DIGITS = Protocol(small_batch=32, patience=None, target=0.003, num_draws=1, max_evaluations=12, num_directions=2)
 """What suits the small data set that needs no download; `experiments/digits.py` says why."""
 
 
@@ -300,6 +302,7 @@ def measure(
         return row
     words = progress and f"{progress}, subspaces"
     how |= {"dim": protocol.dim, "num_draws": protocol.num_draws, "progress": words}
+    how |= {"num_directions": protocol.num_directions}
     with jax.default_matmul_precision(protocol.precision):
         random = sharpness.random_subspaces(f, params, key, **how)
     interval = random.interval()

@@ -233,8 +233,12 @@ def _at(f: Callable, x: Array, A: Subspace | None, y: Array) -> Array:
 @jax.jit
 def _look(f: Callable, x: Array, A: Subspace | None, y: Array) -> tuple[Array, Array]:
     """The value and the gradient at y, or at each row of y in its own subspace."""
-    one = jax.value_and_grad(_at, argnums=3)
-    return one(f, x, A, y) if y.ndim == 1 else jax.vmap(one, (None, None, 0, 0))(f, x, A, y)
+
+    def one(A: Subspace | None, y: Array) -> tuple[Array, Array]:
+        value, slope = jax.value_and_grad(f)(x + (y if A is None else subspace.times(A, y)))
+        return value, slope if A is None else subspace.transpose_times(A, slope)
+
+    return one(A, y) if y.ndim == 1 else jax.vmap(one)(A, y)
 
 
 def _at_minimum(f: Callable, x: Array) -> tuple[Array, Array]:

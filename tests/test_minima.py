@@ -243,6 +243,22 @@ def test_several_lengths_go_on_after_an_interruption(monkeypatch, tmp_path):
         same(one, find(epochs=e))
 
 
+def test_a_checkpoint_that_is_past_a_length_that_is_gone_is_not_gone_on_from(monkeypatch, tmp_path):
+    monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+
+    def stop(state, history):
+        if int(state.epoch) == 4:
+            raise KeyboardInterrupt
+
+    how = {"patience": None, "store": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        minima.find_along(MODEL, DATA, KEY, 4, (2, 5), on_epoch=stop, **how)
+    (short,) = (path for path in tmp_path.iterdir() if "checkpoint" not in path.name)
+    short.unlink()
+    for one, e in zip(minima.find_along(MODEL, DATA, KEY, 4, (2, 5), **how), (2, 5), strict=True):
+        same(one, find(epochs=e))
+
+
 def test_parameters_that_are_no_dicts_and_of_low_precision_are_kept(tmp_path):
     def init(key, x):
         return (jax.random.normal(key, (5, 3), jnp.bfloat16), [jnp.zeros(3)])

@@ -5,6 +5,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gengap import objective
@@ -44,6 +45,88 @@ def test_a_small_rise_of_a_small_mean_is_resolved():
     few_bits = 2 * np.finfo(np.float32).eps * np.abs(z).max() * exact[0]
     assert few_bits < 0.01 * (exact[1] - exact[0])
     assert float(f(other)) - float(f(one)) == pytest.approx(exact[1] - exact[0], abs=few_bits)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("chunk", [50, 60_000])
+def test_sums_are_of_float32_whatever_the_logits(dtype, chunk):
+    x, y = jnp.ones((60_000, 1), dtype), jnp.zeros(60_000, int)
+    f = objective.over_dataset(lambda p, x: x * p[None], x, y, chunk=chunk)
+    value, slope = jax.jit(jax.value_and_grad(f))(jnp.zeros(10, dtype))
+    assert value.dtype == jnp.float32 and float(value) == pytest.approx(np.log(10), rel=1e-4)
+    assert slope.dtype == dtype
+    # Within a chunk the network's own derivative sums in its own precision.
+    np.testing.assert_allclose(np.asarray(slope, np.float32), [-0.9] + [0.1] * 9, rtol=5e-2)
+
+
+def test_labels_of_probability_zero_have_an_infinite_loss_and_the_gradient_of_optax():
+    logits = jnp.array([[-np.inf, 1.0, 1.0], [-np.inf, 1.0, 2.0], [2e38, -2e38, 0.0], [0.0, 90.0, -90.0]])
+    labels = jnp.array([0, 1, 1, 1])
+    np.testing.assert_allclose(
+        objective.cross_entropy(logits, labels), [np.inf, np.log1p(np.e), np.inf, 0.0], rtol=1e-6
+    )
+
+    def gradient(loss):
+        return jax.vmap(jax.grad(lambda row, label: loss(row[None], label[None])[0]))(logits, labels)
+
+    theirs = gradient(optax.softmax_cross_entropy_with_integer_labels)
+    np.testing.assert_allclose(gradient(objective.cross_entropy), theirs, atol=1e-6)
+
+
+def test_the_gradient_of_a_small_loss_is_resolved():
+    gradient = jax.grad(lambda row: objective.cross_entropy(row[None], jnp.array([0]))[0])(jnp.array([20.0, 0.0]))
+    np.testing.assert_allclose(gradient, [-1 / (1 + np.exp(20.0)), 1 / (1 + np.exp(20.0))], rtol=1e-5)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_the_loss_of_a_label_out_of_range_is_nan(label):
+    assert np.isnan(objective.cross_entropy(jnp.zeros((1, 3)), jnp.array([label]))[0])
+
+
+MAKERS = [objective.over_dataset, objective.loss_and_accuracy, objective.over_batches]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(
+    ("apply", "y", "words"),
+    [
+        (lambda p, x: x, [0, -1, 1], "y has a label -1"),
+        (lambda p, x: x, [0, 3, 1], "y has a label 3; apply returned 3 logits"),
+        (lambda p, x: x[:, :1], [0, 0, 0], "2 classes or more"),
+        (lambda p, x: x[:, 0], [0, 1, 2], r"apply returned \(\d+,\)"),
+        (lambda p, x: x[:, None], [0, 1, 2], r"apply returned \(\d+, 1, 3\)"),
+        (lambda p, x: (x, x), [0, 1, 2], "apply returned <class 'tuple'>"),
+    ],
+)
+def test_labels_and_logits_that_do_not_fit_are_named(make, apply, y, words):
+    def call():
+        f = make(apply, jnp.ones((3, 3)), jnp.array(y))
+        return f(jnp.ones(()), jax.random.key(0)) if make is objective.over_batches else f(jnp.ones(()))
+
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("y", [np.eye(3), np.array([0.0, 1.0, 2.0], np.float32)], ids=["one-hot", "floats"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_labels_that_are_no_classes_are_refused(make, y):
+    with pytest.raises(ValueError, match="one whole number for each example"):
+        inspect.unwrap(make)(lambda p, x: x, jnp.ones((3, 3)), y)
+
+
+def test_chunks_are_a_scan_and_unrolled_where_a_cpu_convolves():
+    x, y = jnp.ones((6, 4, 4, 1)), jnp.zeros(6, int)
+
+    def convolution(p, x):
+        return jax.lax.conv(x, p, (1, 1), "VALID").reshape(len(x), -1)[:, :2]
+
+    def plain(p, x):
+        return x.reshape(len(x), -1)[:, :2] * p.sum()
+
+    for apply, loops in ((convolution, False), (plain, True)):
+        f = objective.over_dataset(apply, x, y, chunk=2)
+        text = jax.jit(f).lower(jnp.ones((4, 4, 2, 1))).as_text()
+        assert ("stablehlo.while" in text) == loops
 
 
 def test_cross_entropy_of_huge_logits_is_finite_and_exact():
