@@ -1,11 +1,13 @@
 """What the benchmarks share: data to compute on, and calls timed in turn."""
 
+import json
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,10 +17,14 @@ import tyro
 from jaxtyping import Array
 
 from benchmarks import flops
+from gengap import data, minima, models, records
+
+STORE = Path("results/minima")
 
 
 def cli(main: Callable[..., Any]) -> None:
     """Run `main` with the flags of its arguments; what is wrong with them is one sentence and exit code 2."""
+    keep_compiled_programs()
     try:
         tyro.cli(main)
     except (ValueError, OSError) as error:
@@ -26,6 +32,25 @@ def cli(main: Callable[..., Any]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def keep_compiled_programs() -> None:
+    """JAX keeps what it compiles in the user's cache directory, unless the user named another or none at all."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser() / "gengap/xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def pair(
+    model: models.Model, ds: data.Dataset, *, seed: int = 0, epochs: int = 100, store: Path = STORE
+) -> list[Any]:
+    """The SB and the LB minimum as the experiments train them; kept in the store and found there."""
+    how: dict[str, Any] = {"small_batch": 256, "patience": 10, "target": None}
+    if ds.x_train.shape[1:] == (8, 8, 1):
+        how = {"small_batch": 32, "patience": None, "target": 0.003}
+    return minima.find_pair(model, ds, jax.random.key(0), seed=seed, epochs=epochs, store=store, **how)
 
 
 def machine() -> dict[str, Any]:
@@ -36,6 +61,15 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
+
+
+def report(found: dict[str, Any], out: Path | None = None) -> dict[str, Any]:
+    """Print what was found and what machine found it as JSON, and write it to a file too where there is one."""
+    found = {"machine": machine(), **found}
+    print(json.dumps(found, indent=2))
+    if out is not None:
+        records.write_json(out, found)
+    return found
 
 
 def examples(network: str, count: int) -> tuple[Array, Array]:
@@ -53,20 +87,12 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median, least and most seconds of each call, one after another in every round, and those of the first round.
-
-    The first round compiles, and is none of the others.
-    """
+    """Median, least and most seconds of each call, one after another in every round; the first round compiles."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
             seconds[name].append(timed(call)[0])
     return {
-        name: {
-            "median": statistics.median(values[1:]),
-            "least": min(values[1:]),
-            "most": max(values[1:]),
-            "first": values[0],
-        }
-        for name, values in seconds.items()
+        name: {"median": statistics.median(values), "least": min(values), "most": max(values)}
+        for name, (_, *values) in seconds.items()
     }

@@ -7,7 +7,6 @@ channels last and, on a GPU, `torch.compile`. For the sharpness in random subspa
 L-BFGS-B takes the paper's 10 iterations; for more seeds than one, PyTorch trains one after another.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import common
-from gengap import models, objective, records, sharpness, train
+from gengap import models, objective, sharpness, train
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -67,7 +66,7 @@ def main(
             return [state for state, _ in train.fit_side_by_side(loss, states[:count], x, y, **how)]
 
     found: dict[str, Any] = {
-        "machine": common.machine() | {"torch": torch.__version__},
+        "torch": torch.__version__,
         "precision": precision,
         "train_size": train_size,
         "batch_size": batch_size,
@@ -100,10 +99,7 @@ def main(
         "mean value": {"JAX": float(mine.mean), "SciPy over PyTorch": float(np.mean(values))},
         "evaluations": {"JAX": float(mine.evaluations.mean()), "SciPy over PyTorch": float(np.mean(evaluations))},
     }
-    print(json.dumps(found, indent=2))
-    if out is not None:
-        records.write_json(out, found)
-    return found
+    return common.report(found, out)
 
 
 def c1(params: Any) -> nn.Sequential:

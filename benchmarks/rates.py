@@ -6,7 +6,6 @@ Times, in turn in one process: a product of two square matrices, an epoch of tra
 sharpness. Operations are those of `benchmarks.flops`; the images are random, since values do not change the time.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import common, flops
-from gengap import models, objective, records, sharpness, train
+from gengap import models, objective, sharpness, train
 
 
 def main(
@@ -70,7 +69,6 @@ def main(
     }
     calls = {"product": partial(multiply, a, b, precision=precision), "epoch": epoch, "draw": draw}
     found: dict[str, Any] = {
-        "machine": common.machine(),
         "network": network,
         "precision": precision,
         "train_size": train_size,
@@ -81,10 +79,7 @@ def main(
         rate = operations[name] / seconds["median"] / 1e12
         found[name] = {"seconds": seconds, "TFLOP": operations[name] / 1e12, "TFLOP/s": rate}
         found[name]["share of the product's rate"] = rate / found["product"]["TFLOP/s"]
-    print(json.dumps(found, indent=2))
-    if out is not None:
-        records.write_json(out, found)
-    return found
+    return common.report(found, out)
 
 
 if __name__ == "__main__":

@@ -6,29 +6,34 @@ Value over the best known against 3 to 48 gradients, in the full space and in ra
 `gengap.ascent`, APGD (Croce and Hein 2020), projected sign ascent, and SciPy's L-BFGS-B with the loss as it is and
 times 10,000. The minima are small- and large-batch ones of four networks on 512 digits; nothing was tuned on them.
 "Best known" is the best over 40 ascents of 48 looks from as many starts, and SciPy from five: a converged SciPy is
-no yardstick, since it is often in a low basin. Every cell is kept as it comes, and a second call goes on.
+no yardstick, since it is often in a low basin. Every cell is kept as it comes, and a second call goes on. Prints
+tables, and draws `anytime.svg` beside the numbers.
 """
 
 import json
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks import common
-from gengap import ascent, data, flat, minima, models, objective, records, sharpness, subspace
+from gengap import ascent, data, flat, models, objective, records, sharpness, subspace
 
 EPSILONS = (1e-3, 5e-4)
 BUDGETS = (3, 6, 12, 24, 48)
 METHODS = ("scheme", "APGD", "sign ascent", "SciPy", "SciPy, loss times 1e4")
+COLOURS = ("#00498d", "#e08300", "#5a9e6f", "#888888", "#8c2d8c")
+SPACES = {"full": "full space", "random": "random subspaces"}
 DIM = 100
 KEY = jax.random.key(0)
 
@@ -59,14 +64,15 @@ class Convolutional(nn.Module):
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
-def _own(network: nn.Module) -> models.Model:
+@lru_cache  # what was compiled for a model is found by its functions
+def _own(network: Any) -> models.Model:
     def init(key: Array, x: Array) -> Any:
         return network.init(key, x)["params"]
 
     def apply(params: Any, x: Array) -> Any:
         return network.apply({"params": params}, x, mutable=["batch_stats"])[0]
 
-    return models.Model(init, apply)
+    return models.Model(init, apply, name=f"{type(network).__name__} {network.width}")
 
 
 NETWORKS: dict[str, Callable[[int], models.Model]] = {
@@ -109,22 +115,17 @@ def main(
     with tqdm(total=len(work) * len(EPSILONS) * (draws + 1), unit="cell") as bar:
         for network in networks:
             model = NETWORKS[network](width)
-            pair = _pair(model, ds, seed)
+            pair = common.pair(model, ds, seed=seed, store=out.parent / "minima")
             loss = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
-            for method, params in zip(("SB", "LB"), pair, strict=True):
-                for name, cell in _cells(loss, params, draws, ascents, starts, budgets):
+            for method, minimum in zip(("SB", "LB"), pair, strict=True):
+                for name, cell in _cells(loss, minimum.params, draws, ascents, starts, budgets):
                     name = f"{network}, {method}, {name}"
                     if name not in found:
                         found[name] = cell()
                         records.write_json(path, found)
                     bar.update()
     _print(found, budgets)
-
-
-def _pair(model: models.Model, ds: data.Dataset, seed: int) -> list[Any]:
-    how: Any = {"small_batch": 32, "large_batch": 0.1, "seed": seed}
-    pair = minima.find_pair(model, ds, KEY, patience=None, target=0.003, **how)
-    return [minimum.params for minimum in pair]
+    _draw(found, budgets).savefig(out / "anytime.svg", metadata={"Date": None})
 
 
 def _cells(loss: Callable, params: Any, draws: int, *how: Any) -> Any:
@@ -143,7 +144,7 @@ def _cells(loss: Callable, params: Any, draws: int, *how: Any) -> Any:
                 ways = sharpness._directions(f, x, slope, KEY, epsilon, DIM, 6)
             A = subspace.draw(sharpness.draw_keys(KEY, draws)[i], len(x), DIM)
             centre = base, subspace.transpose_times(A, slope)
-            starts = sharpness._corners(A, ways, centre[1])
+            starts = jnp.sign(jax.vmap(partial(subspace.transpose_times, A))(ways))
             return _cell(f, x, A, centre, epsilon, lambda n: (starts, n), *how, i)
 
         yield f"full, {epsilon}", full
@@ -154,10 +155,10 @@ def _cells(loss: Callable, params: Any, draws: int, *how: Any) -> Any:
 def _full_starts(f: Callable, x: Array, slope: Array, epsilon: float, budget: int) -> tuple[Array, int]:
     """As `sharpness.full_space` begins, and the looks that are left."""
     outside = sharpness._OUTSIDE if budget >= 6 else ()
-    far, r = slope, sharpness._radius(x, None, epsilon)
+    far, r = slope, sharpness.box(x, None, epsilon)
     for multiple in outside:
-        far = sharpness._look_outside(f, x, multiple, r, far)
-    return sharpness._two_corners(far, slope)[: 1 + bool(outside)], budget - len(outside)
+        far = sharpness._useful(*_look(f, x, None, multiple * r * jnp.sign(far)), far)
+    return jnp.sign(jnp.stack([far, -slope] if outside else [slope])), budget - len(outside)
 
 
 def _cell(
@@ -173,7 +174,7 @@ def _cell(
     draw: int = 0,
 ) -> dict[str, Any]:
     """Every method at every budget, and the best known value, as sharpness."""
-    r = sharpness._radius(x, A, epsilon)
+    r = sharpness.box(x, A, epsilon)
     look, key = partial(_look, f, x, A), sharpness.draw_keys(KEY, draw + 1)[draw]
     values: dict[str, list[float]] = {method: [] for method in METHODS}
     for budget in budgets:
@@ -200,7 +201,7 @@ def _cell(
 
 @jax.jit
 def _look(f: Callable, x: Array, A: Any, y: Array) -> tuple[Array, Array]:
-    return jax.value_and_grad(sharpness._at, argnums=3)(f, x, A, y)
+    return sharpness._look(f, x, A, y)
 
 
 def _record(look: Callable, r: Array, start: Array, most: int, factor: float) -> list[float]:
@@ -258,27 +259,45 @@ def _phi(top: float, base: float) -> float:
     return 100 * (top - base) / (1 + base)
 
 
+def _shares(found: dict[str, Any], *words: str) -> dict[str, np.ndarray]:
+    """Method -> values over the best known, `[cells, budgets]`, of cells with all these words in their name."""
+    cells = [cell for name, cell in found.items() if all(word in name for word in words)]
+    return {m: np.array([cell[m] for cell in cells]) / [[cell["best known"]] for cell in cells] for m in METHODS}
+
+
 def _print(found: dict[str, Any], budgets: Sequence[int]) -> None:
-    cells = {name: cell for name, cell in found.items() if name != "machine"}
-    for space in ("full", "random"):
-        rows = [cell for name, cell in cells.items() if f", {space}" in name]
-        print(f"\nvalue over the best known, {space}, {len(rows)} cells: mean (least) with {budgets} gradients")
-        for method in METHODS:
-            shares = np.array([[v / cell["best known"] for v in cell[method]] for cell in rows])
-            print(
-                f"  {method:22}"
-                + "".join(f"  {m:.3f} ({w:.2f})" for m, w in zip(shares.mean(0), shares.min(0), strict=True))
-            )
-    groups: dict[str, list[list[float]]] = {}
-    for name, cell in cells.items():
-        if ", random" in name:
-            network, method, _, epsilon = name.rsplit(", ", 3)
-            groups.setdefault(f"{network}, {method}, {epsilon}", []).append(
-                [v / cell["best known"] for v in cell["scheme"]]
-            )
+    for space, title in SPACES.items():
+        shares = _shares(found, f", {space}")
+        count = len(shares["scheme"])
+        print(f"\nvalue over the best known, {title}, {count} cells: mean (least) with {budgets} gradients")
+        for method, rows in shares.items():
+            columns = zip(rows.mean(0), rows.min(0), strict=True)
+            print(f"  {method:22}" + "".join(f"  {mean:.3f} ({least:.2f})" for mean, least in columns))
     print("\nthe scheme's mean over the draws of a minimum")
-    for name, shares in groups.items():
-        print(f"  {name:34}" + "".join(f"  {m:.3f}" for m in np.mean(shares, 0)))
+    drawn = [name.rsplit(", ", 2) for name in found if ", random" in name]
+    for minimum, epsilon in dict.fromkeys((minimum, epsilon) for minimum, _, epsilon in drawn):
+        means = _shares(found, f"{minimum}, random", f", {epsilon}")["scheme"].mean(0)
+        print(f"  {minimum + ', ' + epsilon:34}" + "".join(f"  {mean:.3f}" for mean in means))
+
+
+def _draw(found: dict[str, Any], budgets: Sequence[int]) -> Figure:
+    """Means as thick lines, the least of all cells as thin ones."""
+    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "gengap"}):
+        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        for ax, (space, title) in zip(figure.subplots(1, 2, sharey=True), SPACES.items(), strict=True):
+            for (method, rows), colour in zip(_shares(found, f", {space}").items(), COLOURS, strict=True):
+                ax.plot(budgets, rows.mean(0), "o-", color=colour, linewidth=1.8, markersize=3.5, label=method)
+                ax.plot(budgets, rows.min(0), color=colour, linewidth=0.7)
+            ax.set(title=title, xlabel="gradients", xscale="log", ylim=(0, 1.02))
+            ax.set_xticks(budgets, map(str, budgets), minor=False)
+            ax.minorticks_off()
+            ax.grid(axis="y", color="#dddddd", linewidth=0.5)
+            ax.spines[["top", "right"]].set_visible(False)
+        figure.axes[0].set_ylabel("value over the best known")
+        figure.legend(
+            *ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS), frameon=False
+        )
+    return figure
 
 
 if __name__ == "__main__":

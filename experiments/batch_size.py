@@ -1,42 +1,46 @@
 """Test accuracy and sharpness against batch size (Fig. 4).
 
     make exp-batch_size
-    make exp-batch_size ARGS="--network c1 --dataset cifar10"
+    make exp-batch_size ARGS="--network c1 --dataset cifar10 --epochs 100"
 
 Every batch size is trained for the same number of epochs, 100 in the paper, from the same starting points.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from gengap import cli, minima, protocol, records
+from experiments import command, training
+from experiments.training import Training
+from gengap import ascent, minima, paper, plots, records, report, sharpness, train
+from gengap import statistics as stats
+from gengap.report import number, plain, sharpness_at
 
+EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
+DOTS: Any = (0, (1, 1))
 PAPER = (100, 250, 500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
 """For C1 on CIFAR-10; those for F2 are in proportion to a training set that is larger."""
 DIGITS = (16, 32, 64, 128, 256, 512, 1024)
 
 
 class Config(NamedTuple):
-    """One network at many batch sizes."""
+    """One network at many batch sizes, trained for all its epochs."""
 
-    network: protocol.Network = "f1"
-    """which of the paper's networks"""
-    dataset: str = "digits"
-    """"digits", or any TFDS image-classification set"""
-    num_seeds: int = 3
-    """starting points"""
-    train_size: int | None = None
-    """use only the first so many training examples"""
-    epochs: int | None = None
-    """of training; by default 100, and 30 on the digits"""
+    training: Training = Training(num_seeds=3, epochs=30)
     batch_sizes: tuple[float, ...] = ()
-    """in examples, or as fractions of the training set; by default the paper's, and 16 to 1024 on the digits"""
+    """in examples, or as fractions of the training set; by default the paper's, on the digits 16 to 1024"""
+    max_evaluations: int = 24
+    """gradients to spend on each maximum"""
 
 
 CONFIG = Config()
-SMOKE = CONFIG._replace(num_seeds=1, train_size=200, epochs=1, batch_sizes=(50, 100))
+SMOKE = CONFIG._replace(
+    training=Training(num_seeds=1, train_size=200, epochs=1), batch_sizes=(50, 100), max_evaluations=3
+)
 
 
 def run(
@@ -45,50 +49,132 @@ def run(
     *,
     fresh: bool = False,
     data_dir: str | PathLike | None = None,
-) -> dict[str, Any]:
-    """Train, measure and record; returns the summary, which is also in the run directory `out`."""
-    epochs = config.epochs or (30 if config.dataset == "digits" else 100)
-    at = protocol.setting(config, data_dir, epochs=epochs, pair=False)
-    asked_sizes = config.batch_sizes or (DIGITS if config.dataset == "digits" else PAPER)
-    sizes = [minima.train.count(size, len(at.ds.x_train)) for size in asked_sizes]
-    if repeated := {size for size in sizes if sizes.count(size) > 1}:
-        raise ValueError(f"batch_sizes has {', '.join(map(str, repeated))} more than once")
-    key = jax.random.key(at.protocol.seed)
-    asked = at.protocol._asdict() | config._asdict() | {"epochs": epochs, "batch_sizes": sizes}
+) -> records.Run:
+    """Train, measure and record, a row for each seed and batch size."""
+    setting, ds = training.begin(config.training, data_dir, pair=False)
+    setting = setting._replace(patience=0, target=0.0)
+    sizes = _sizes(config, setting, len(ds.x_train))
+    model = training.model(setting, ds)
+    loss, evaluate = training.loss(setting, model, ds), training.evaluate(setting, model, ds)
+    key = jax.random.key(setting.seed)
+    asked = command.flat(config._replace(training=setting)) | {"batch_sizes": sizes}
+    rows = setting.num_seeds * len(sizes)
     with records.opened("batch_size", asked, out, fresh=fresh) as run:
-        for seed in range(config.num_seeds):
+        if len(run.rows) < rows:
+            start = minima.starting_point(model, ds, key)
+            command.expect(loss, start, 2 * rows * config.max_evaluations, rows * setting.epochs)
+        for seed in range(setting.num_seeds):
             for size in sizes:
-                method = f"B={size}"
-                if run.has(at.name, method, seed):
+                row = training.row(setting, ds, f"B={size}", seed)
+                if run.has(row):
                     continue
                 found = minima.find(
-                    at.model,
-                    at.ds,
-                    key,
-                    size,
-                    seed=seed,
-                    epochs=epochs,
-                    patience=None,
-                    chunk=at.protocol.chunk,
-                    store=protocol.store(out, "batch_size"),
-                    progress=f"{at.name} seed {seed} batch size {size}",
+                    *(model, ds, key, size),
+                    epochs=setting.epochs,
+                    progress=f"{row['network']} seed {seed + 1} of {setting.num_seeds}, batch size {size}",
+                    **training.how(setting, ds, size, seed, run.store),
                 )
-                measured = protocol.measure(at.model, at.ds, found.params, key, at.protocol, subspaces=False)
-                run.add(
-                    {
-                        "network": at.name,
-                        "dataset": at.ds.name,
-                        "method": method,
-                        "seed": seed,
-                        "batch_size": size,
-                        "share": size / len(at.ds.x_train),
-                        "epochs": found.epochs,
-                        "diverged_at": found.diverged_at,
-                        **measured,
+                row |= {"batch_size": size, "share": size / len(ds.x_train), "diverged_at": found.diverged_at}
+                for split, of in evaluate.items():
+                    row[f"{split}_loss"], row[f"{split}_accuracy"] = of(found.params)
+                if np.isfinite(row["train_loss"]):
+                    how: Any = {"epsilon": [e for e, _ in EPSILONS], "max_evaluations": config.max_evaluations}
+                    row |= {
+                        "epsilons": how["epsilon"],
+                        "full": sharpness.full_space(loss, found.params, key, **how),
                     }
-                )
-        return run.summary()
+                run.add({**row, "epochs": found.epochs, "maximiser": ascent.METHOD})
+                command.say_what_is_left(run, rows)
+        return run
+
+
+def _sizes(config: Config, setting: Training, examples: int) -> list[int]:
+    known = DIGITS if setting.dataset == "digits" else PAPER
+    asked = config.batch_sizes or [size for size in known if size <= examples]
+    try:
+        sizes = [train.count(size, examples) for size in asked]
+    except ValueError as error:
+        raise ValueError(f"batch_sizes: {error}") from None
+    if repeated := {size for size in sizes if sizes.count(size) > 1}:
+        raise ValueError(f"batch_sizes has {', '.join(map(str, repeated))} more than once")
+    return sizes
+
+
+def figures(rows: list[records.Row]) -> list[report.Section]:
+    """Fig. 4: test accuracy and sharpness against batch size."""
+    runs = [row for row in rows if row.get("share") and row.get("diverged_at") is None]
+    if not runs:
+        return []
+    network, theirs = paper.nearest("fig4_batchsize", runs[0]["network"])
+    size = {"F2": 721_329, "C1": 50_000}[network]  # training sets, Table 5
+    seeds = sorted({row["seed"] for row in runs})
+
+    def curves(value: Callable[[records.Row], float | None]) -> list[tuple[list[float], list[float | None]]]:
+        every = [sorted((r for r in runs if r["seed"] == seed), key=lambda r: r["share"]) for seed in seeds]
+        return [([100 * row["share"] for row in one], [value(row) for row in one]) for one in every]
+
+    accuracies = curves(lambda row: _times(100, number(row.get("test_accuracy"))))
+    found = stats.threshold(
+        [x for xs, ys in accuracies for x, y in zip(xs, ys, strict=True) if y is not None],
+        [y for _, ys in accuracies for y in ys if y is not None],
+    )
+    curve = theirs["test_acc"]
+    share = [100 * x / size for x in curve.x]
+    same = stats.threshold(share, curve.y)
+    marks = {found.batch_size: "threshold, here"} if found else {}
+    marks |= {same.batch_size: f"threshold,\npaper's {network}"} if same else {}
+    panels = plots.beside_paper(
+        plots.Panel(f"test accuracy, {_where(runs[0])}", "batch size (% of the training set)", "accuracy (%)",
+                      [*plots.seeds(accuracies, "here", "here", marker="o"),
+                       plots.Line(share, curve.y, f"paper, {network}", "paper", DOTS, 1.1)],
+                      log_x=True, marks=marks), runs[0]["network"], network
+    )  # fmt: skip
+    rises = []
+    for epsilon, name in EPSILONS:
+        values = curves(lambda row: sharpness_at(row, epsilon))  # noqa: B023
+        curve = theirs[f"sharp_{name}"]
+        lines = [*plots.seeds(values, "here", "here", marker="o"),
+                 plots.Line([100 * B / size for B in curve.x], curve.y, f"paper, {network}", "paper",
+                              DOTS, 1.1)]  # fmt: skip
+        panels.append(plots.Panel(f"full space, epsilon {name}", "batch size (% of the training set)",
+                                    "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
+        rises += [stats.trend(xs, ys) for xs, ys in values]
+    known = [rise for rise in rises if math.isfinite(rise)]
+    how = "a constant that turns into a straight descent in log batch size, by least squares over all seeds"
+    if found is None:
+        said = ["Test accuracy falls nowhere with the batch size, or there are too few to tell."]
+    else:
+        weak = "" if found.p_value < 0.05 else ", so that there may be no fall at all"
+        said = [
+            f"Test accuracy begins to fall at {plain(found.batch_size)} % of the training set, by "
+            f"{plain(-found.slope)} points for each factor of ten (F test against no fall: p = "
+            f"{found.p_value:.2g}{weak}); fitted is {how}."
+        ]
+    words = {"F2": 15_000, "C1": 500}[network]
+    said.append(
+        f"The same fit to the paper's curve of {network} gives {plain(same.batch_size if same else None)} %; the "
+        f"paper's text has about {words} examples, {plain(100 * words / size)} %, as where sharpness has risen."
+    )
+    ranks = f"{min(known):.2f} to {max(known):.2f}" if known else "-"
+    said.append(
+        f"Sharpness rises with the batch size: rank correlation {ranks} over seeds and epsilons: "
+        f"{stats.verdict([rise > 0 for rise in known], 'of them')}."
+    )
+    caption = (
+        "Every batch size trained for the same number of epochs. The axis is a share of the training set, since "
+        "the paper's data sets are larger. Thin lines are seeds, thick ones their mean."
+    )
+    title = "Accuracy and sharpness against batch size (Fig. 4)"
+    return [report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig4")]
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    return f"{row['network']} on {row['dataset']}"
+
+
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value
 
 
 if __name__ == "__main__":
-    cli.main("batch_size", run, CONFIG, __doc__)
+    command.main("batch_size", run, figures, CONFIG, __doc__)

@@ -8,9 +8,11 @@ and the granulated coefficient, which varies one hyperparameter at a time, rank 
 """
 
 import itertools
+import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,23 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
-from gengap import cli, data, hessian, measures, minima, models, objective, records, sharpness, train
+from experiments import command
+from gengap import (
+    ascent,
+    data,
+    hessian,
+    measures,
+    minima,
+    models,
+    objective,
+    plots,
+    records,
+    report,
+    sharpness,
+    train,
+)
+from gengap import statistics as stats
+from gengap.report import number, plain
 
 
 class Config(NamedTuple):
@@ -60,8 +78,8 @@ def run(
     *,
     fresh: bool = False,
     data_dir: str | PathLike | None = None,
-) -> dict[str, Any]:
-    """Train, measure and record; returns the summary, which is also in the run directory `out`."""
+) -> records.Run:
+    """Train, measure and record, a row for each run of the grid."""
     axes = (config.widths, config.batch_sizes, config.learning_rates, config.weight_decays)
     if not all(axes) or config.num_seeds < 1 or config.epochs < 1 or config.examples < 2:
         raise ValueError(
@@ -69,28 +87,27 @@ def run(
         )
     ds = data.load(config.dataset, data_dir)
     if config.train_size is not None:
+        if not 1 <= config.train_size <= len(ds.x_train):
+            raise ValueError(f"train_size is {config.train_size}; it must be from 1 to {len(ds.x_train)}")
         ds = data.head(ds, config.train_size)
     for batch_size in config.batch_sizes:
         train.count(batch_size, len(ds.x_train))
+    grid = list(itertools.product(*axes, range(config.num_seeds)))
     with records.opened("correlation", config._asdict(), out, fresh=fresh) as run:
-        for width, batch_size, rate, decay in itertools.product(*axes):
+        for width, batch_size, rate, decay, seed in grid:
             method = f"width {width}, batch {batch_size}, rate {rate:g}, decay {decay:g}"
-            for seed in range(config.num_seeds):
-                if not run.has("dense", method, seed):
-                    setting = {
-                        "width": width,
-                        "batch size": batch_size,
-                        "learning rate": rate,
-                        "weight decay": decay,
-                    }
-                    run.add(
-                        {"network": "dense", "dataset": ds.name, "method": method, "seed": seed}
-                        | {"setting": setting | {"seed": seed}, **_end_point(config, ds, setting, seed)}
-                    )
-        return run.summary()
+            row = {"network": "dense", "dataset": ds.name, "method": method, "seed": seed}
+            if not run.has(row):
+                setting = {"width": width, "batch size": batch_size, "learning rate": rate, "weight decay": decay}
+                row |= {"setting": setting | {"seed": seed}, "maximiser": ascent.METHOD}
+                run.add(row | _end_point(config, ds, setting, seed, run.store))
+                command.say_what_is_left(run, len(grid))
+        return run
 
 
-def _end_point(config: Config, ds: data.Dataset, setting: dict[str, Any], seed: int) -> dict[str, Any]:
+def _end_point(
+    config: Config, ds: data.Dataset, setting: dict[str, Any], seed: int, store: Path | None
+) -> dict[str, Any]:
     """One run: how it ended, its gap, and every measure."""
     model = models.dense(ds.num_classes, widths=(setting["width"],) * 2)
     key = jax.random.key(0)
@@ -100,10 +117,12 @@ def _end_point(config: Config, ds: data.Dataset, setting: dict[str, Any], seed: 
         key,
         setting["batch size"],
         seed=seed,
-        optimizer=_optimizer(setting["learning rate"], setting["weight decay"]),
+        optimizer=train.adam(setting["learning rate"], weight_decay=setting["weight decay"]),
         epochs=config.epochs,
         patience=None,
         target=config.target,
+        store=store,
+        progress=f"width {setting['width']}, batch {setting['batch size']}, seed {seed}",
     )
     params = found.params
     row: dict[str, Any] = {"epochs": found.epochs, "diverged_at": found.diverged_at}
@@ -114,11 +133,6 @@ def _end_point(config: Config, ds: data.Dataset, setting: dict[str, Any], seed: 
         row |= {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
     start = minima.starting_point(model, ds, key, seed)
     return row | {"measures": _measures(config, ds, model, params, start, jax.random.fold_in(key, seed))}
-
-
-@cache
-def _optimizer(rate: float, decay: float) -> train.Optimizer:
-    return train.named(f"adamw({rate}, weight_decay={decay})", optax.adamw(rate, weight_decay=decay))
 
 
 def _measures(
@@ -158,5 +172,52 @@ def _error(loss_and_accuracy: Callable, params: PyTree) -> Array:
     return 1 - loss_and_accuracy(params)[1]
 
 
+def figures(rows: list[records.Row]) -> list[report.Section]:
+    """Rank correlation of each measure with the generalisation gap."""
+    runs = [row for row in rows if row.get("measures") and row.get("diverged_at") is None]
+    if len(runs) < 3:
+        return []
+    settings = [row["setting"] for row in runs]
+    gaps = [100 * (row["train_accuracy"] - row["test_accuracy"]) for row in runs]
+    taus: dict[str, tuple[stats.Interval, stats.Interval | None]] = {}
+    for name in runs[0]["measures"]:
+        values = [math.nan if (v := number(row["measures"][name])) is None else v for row in runs]
+        try:
+            psi = stats.granulated(values, gaps, settings)[0]
+        except ValueError:
+            psi = None
+        taus[name] = (stats.kendall(values, gaps, settings), psi)
+    order = sorted(taus, key=lambda name: (not math.isnan(taus[name][0].value), taus[name][0].value))
+    rows_of = {"Kendall's tau": 0, "granulated Psi": 1}
+    figure = plots.intervals(
+        order, {label: [taus[name][k] or (math.nan,) * 3 for name in order] for label, k in rows_of.items()}
+    )
+    best = order[-1]
+    sure = [name for name in order if taus[name][0].low > 0]
+    against = [name for name in order if taus[name][0].high < 0]
+    said = [
+        f"{len(runs)} runs; the gap between training and test accuracy runs from {plain(min(gaps))} to "
+        f"{plain(max(gaps))} points.",
+        f"Highest Kendall's tau: {best}, {_interval(taus[best][0])}.",
+        f"The 95 % interval of tau is above 0 for {'; '.join(sure) or 'none'}; below 0 for "
+        f"{'; '.join(against) or 'none'}.",
+    ]
+    for name in order:
+        psi = taus[name][1]
+        said.append(f"{name}: tau {_interval(taus[name][0])}, Psi {_interval(psi) if psi else '-'}.")
+    caption = (
+        "Above 0: the larger the measure, the larger the gap. Bars: 95 % bootstrap intervals over settings, each "
+        "with all its seeds; none below five settings. Psi as in Jiang et al. (2020)."
+    )
+    return [
+        report.Section("Which measure predicts the gap", said, figure=figure, caption=caption, name="correlated")
+    ]
+
+
+def _interval(found: stats.Interval) -> str:
+    ends = f" ({found.low:.2f} to {found.high:.2f})" if math.isfinite(found.low) else ""
+    return "-" if math.isnan(found.value) else f"{found.value:.2f}{ends}"
+
+
 if __name__ == "__main__":
-    cli.main("correlation", run, CONFIG, __doc__)
+    command.main("correlation", run, figures, CONFIG, __doc__)

@@ -1,45 +1,17 @@
-"""F1 on MNIST: the first rows of Tables 2, 3 and 4.
+"""F1 on MNIST: that row of Tables 2, 3 and 4.
 
-    make exp-mnist
-
-The paper leaves open how many matrices A a minimum is measured in; three keep it to minutes on a CPU. The
-spread of the draws stands in every row.
+make exp-mnist
 """
 
-from os import PathLike
-from typing import Any, NamedTuple
+from functools import partial
 
-from gengap import cli, data, models
-from gengap.protocol import Protocol, tables
+from experiments import command, tables
+from experiments.training import Training
 
-
-class Config(NamedTuple):
-    """F1 on MNIST."""
-
-    dataset: str = "mnist"
-    """any TFDS image-classification set"""
-    protocol: Protocol = Protocol(num_draws=3)
-
-
-CONFIG = Config()
-SMOKE = CONFIG._replace(
-    protocol=CONFIG.protocol._replace(
-        num_seeds=1, epochs=2, train_size=3000, dim=5, num_draws=2, max_evaluations=3
-    )
-)
-
-
-def run(
-    config: Config = CONFIG,
-    out: str | PathLike | None = None,
-    *,
-    fresh: bool = False,
-    data_dir: str | PathLike | None = None,
-) -> dict[str, Any]:
-    """Train, measure and record; returns the summary, which is also in the run directory `out`."""
-    ds = data.load(config.dataset, data_dir)
-    return tables("mnist", {"F1": models.f1(ds.num_classes)}, ds, config.protocol, out, fresh=fresh)
-
+CONFIG = tables.CONFIG._replace(training=Training(dataset="mnist"))
+SMOKE = tables.SMOKE._replace(training=tables.SMOKE.training._replace(dataset="mnist"))
+run = partial(tables.run, experiment="mnist")
+figures = tables.figures
 
 if __name__ == "__main__":
-    cli.main("mnist", run, CONFIG, __doc__)
+    command.main("mnist", run, figures, CONFIG, __doc__)

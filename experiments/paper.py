@@ -1,32 +1,44 @@
-"""One report of the tables and every figure of the paper, from the runs that `make paper` makes.
+"""The tables and every figure of the paper for one network and data set, in one report.
 
-    make paper DATASET=digits
-    make paper DATASET=mnist
+    make paper
+    make paper ARGS="--dataset mnist"
 
-Nothing is trained or measured here: read are the summaries of the experiments with this data set, at their
-default settings. `make paper` runs them first, in the order in which they use each other's minima, and comes
-to `make exp-paper` at the end.
+Runs the experiments behind them, in the order in which they use each other's minima, and gathers what they say.
+What has been run before is not run again.
 """
 
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gengap import cli, protocol, records
+from experiments import batch_size, cifar, command, digits, landscape, mnist, tables, trajectory, warm_start
+from experiments.training import Network
+from gengap import records, report
 
 
 class Config(NamedTuple):
-    """The runs to report on."""
+    """What the report is about."""
 
-    network: protocol.Network = "f1"
-    """which of the paper's networks the figures are of"""
     dataset: str = "digits"
-    """the data set"""
+    """"digits", or any TFDS image-classification set"""
+    network: Network = "f1"
+    """of the paper"""
+    num_seeds: int | None = None
+    """starting points in every part; by default those of each experiment"""
+    train_size: int | None = None
+    """use only the first so many training examples"""
+    epochs: int | None = None
+    """the most epochs in every part; by default those of each experiment"""
 
 
 CONFIG = Config()
-SMOKE = CONFIG
-FIGURES = ("landscape", "batch_size", "warm_start", "trajectory")
+TABLES = {"digits": digits, "mnist": mnist, "cifar10": cifar}
+FIGURES: dict[str, Any] = {
+    "landscape": landscape,
+    "batch_size": batch_size,
+    "warm_start": warm_start,
+    "trajectory": trajectory,
+}
 
 
 def run(
@@ -35,32 +47,45 @@ def run(
     *,
     fresh: bool = False,
     data_dir: str | PathLike | None = None,
-) -> dict[str, Any]:
-    """Returns the summaries of all parts as one, which is also written to the directory `out`.
+    settings: str = "CONFIG",
+) -> records.Run:
+    """Run the parts, each in its own directory beside `out`; returns their rows, each with its "part".
 
-    The parts are beside `out`: `<results>/landscape/...` for `<results>/paper/...`.
+    Args:
+      config: the settings.
+      out: the directory of the report; `None` keeps nothing on disk.
+      fresh: move earlier runs of the parts aside and begin anew.
+      data_dir: the TFDS directory.
+      settings: the name of the settings that each part begins with.
     """
-    results = Path("results") if out is None else Path(out).resolve().parent.parent
-    name = records.run_name(config._asdict(), CONFIG._asdict())
-    paths = {"tables": results / protocol.tables_run(config.dataset)}
-    paths |= {figure: results / figure / name for figure in FIGURES}
-    parts = {}
-    for part, path in paths.items():
-        if not (path / "summary.json").exists():
-            raise ValueError(
-                f"{path} has no summary.json yet: `make paper DATASET={config.dataset}` runs all parts"
-            )
-        parts[part] = records.read(path)
-    summary = {
-        "experiment": f"paper, {config.network.upper()} on {config.dataset}",
-        "complete": all(part["complete"] for part in parts.values()),
-        "environment": parts["tables"]["environment"],
-        "parts": parts,
-    }
-    if out is not None:
-        records.write_json(Path(out) / "summary.json", summary)
-    return summary
+    changes = {name: value for name, value in config._asdict().items() if value is not None}
+    rows, added = [], 0
+    for name, part in _parts(config.dataset).items():
+        default = getattr(part, settings)
+        asked = default._replace(training=default.training._replace(**changes))
+        if name in ("tables", "cifar"):
+            asked = asked._replace(networks=())
+        where = records.run_name(command.flat(asked), command.flat(part.CONFIG))
+        path = None if out is None else Path(out).parent.parent / name / where
+        done = part.run(asked, path, fresh=fresh, data_dir=data_dir)
+        rows += [{**row, "part": name} for row in done.rows]
+        added += done.added
+    return records.Run(None if out is None else Path(out), "paper", config._asdict(), rows, [0.0] * (added + 1))
+
+
+def figures(rows: list[records.Row]) -> list[report.Section]:
+    """What each part draws and says."""
+    parts = {row["part"]: [other for other in rows if other["part"] == row["part"]] for row in rows}
+    every = {name: part for dataset in TABLES for name, part in _parts(dataset).items()} | {"tables": tables}
+    sections = [section for name, own in parts.items() for section in every[name].figures(own)]
+    fig2 = any(section.name == "fig2" for section in sections)
+    return [section for section in sections if not (section.name == "accuracy" and fig2)]
+
+
+def _parts(dataset: str) -> dict[str, Any]:
+    of_tables = TABLES.get(dataset, tables)
+    return {of_tables.__name__.rsplit(".", 1)[-1]: of_tables, **FIGURES}
 
 
 if __name__ == "__main__":
-    cli.main("paper", run, CONFIG, __doc__)
+    command.main("paper", run, figures, CONFIG, __doc__)

@@ -1,39 +1,41 @@
 """Large batches begun from where small ones stand after each epoch (Fig. 5): accuracy, sharpness.
 
     make exp-warm_start
-    make exp-warm_start ARGS="--network c1 --dataset cifar10"
+    make exp-warm_start ARGS="--network c1 --dataset cifar10 --epochs 100"
 
 SB is trained for 100 epochs in the paper, and LB for 100 from each of the iterates, with a new optimiser state.
 """
 
+import math
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gengap import cli, minima, protocol, records
+from experiments import command, training
+from experiments.training import Training
+from gengap import ascent, minima, paper, plots, records, report, sharpness
+from gengap import statistics as stats
+from gengap.report import number, sharpness_at
+
+EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
+DOTS: Any = (0, (1, 1))
 
 
 class Config(NamedTuple):
-    """LB begun from iterates of SB."""
+    """LB begun from iterates of SB; both are trained for all their epochs."""
 
-    network: protocol.Network = "f1"
-    """which of the paper's networks"""
-    dataset: str = "digits"
-    """"digits", or any TFDS image-classification set"""
-    num_seeds: int = 2
-    """starting points"""
-    train_size: int | None = None
-    """use only the first so many training examples"""
-    epochs: int | None = None
-    """of each training; by default 100, and 20 on the digits"""
+    training: Training = Training(num_seeds=2, epochs=20)
     starts: int = 8
     """iterates of SB to begin from, evenly spaced on a logarithmic scale; as many as epochs are all of them"""
+    max_evaluations: int = 24
+    """gradients to spend on each maximum"""
 
 
 CONFIG = Config()
-SMOKE = CONFIG._replace(num_seeds=1, train_size=400, epochs=2, starts=2)
+SMOKE = CONFIG._replace(training=Training(num_seeds=1, train_size=400, epochs=2), starts=2, max_evaluations=3)
 
 
 def run(
@@ -42,58 +44,125 @@ def run(
     *,
     fresh: bool = False,
     data_dir: str | PathLike | None = None,
-) -> dict[str, Any]:
-    """Train, measure and record; returns the summary, which is also in the run directory `out`."""
-    epochs = config.epochs or (20 if config.dataset == "digits" else 100)
-    at = protocol.setting(config, data_dir, epochs=epochs)
+) -> records.Run:
+    """Train, measure and record: a row with the history of SB, and one for each LB, by the epoch it began at."""
+    setting, ds = training.begin(config.training, data_dir)
+    setting = setting._replace(patience=0, target=0.0)
+    epochs = setting.epochs
     if not 2 <= config.starts <= epochs:
         raise ValueError(f"starts is {config.starts}; it must be from 2 to {epochs}, the epochs")
     spaced = np.geomspace(1, epochs, config.starts) if config.starts < epochs else np.arange(1, epochs + 1)
     wanted = sorted(set(spaced.round().astype(int).tolist()))
-    key = jax.random.key(at.protocol.seed)
-    asked = at.protocol._asdict() | config._asdict() | {"epochs": epochs}
-
-    how: dict[str, Any] = {
-        "patience": None,
-        "chunk": at.protocol.chunk,
-        "store": protocol.store(out, "warm_start"),
-    }
-    with records.opened("warm_start", asked, out, fresh=fresh) as run:
-        for seed in range(config.num_seeds):
-            if all(run.has(at.name, "LB", seed, epoch) for epoch in wanted) and run.has(at.name, "SB", seed):
-                continue
-            row = {"network": at.name, "dataset": at.ds.name, "seed": seed}
-            words = f"{at.name} seed {seed}"
-            small = minima.find_along(
-                *(at.model, at.ds, key, at.protocol.small_batch, wanted), seed=seed, progress=f"{words} SB", **how
+    model = training.model(setting, ds)
+    loss, evaluate = training.loss(setting, model, ds), training.evaluate(setting, model, ds)
+    key = jax.random.key(setting.seed)
+    small_size, large_size = training.sizes(setting).values()
+    rows = setting.num_seeds * (1 + len(wanted))
+    with records.opened("warm_start", command.flat(config._replace(training=setting)), out, fresh=fresh) as run:
+        if len(run.rows) < rows:
+            command.expect(
+                *(loss, minima.starting_point(model, ds, key)), 2 * rows * config.max_evaluations, rows * epochs
             )
-            if not run.has(at.name, "SB", seed):
-                history = small[-1].history
-                run.add(row | {"method": "SB", "batch_size": small[-1].batch_size, "history": history})
-            for epoch, start in [(one.epochs, one.params) for one in small]:
-                if run.has(at.name, "LB", seed, epoch):
+        for seed in range(setting.num_seeds):
+            row = training.row(setting, ds, "SB", seed)
+            large_row = training.row(setting, ds, "LB", seed)
+            if run.has(row) and all(run.has({**large_row, "epoch": epoch}) for epoch in wanted):
+                continue
+            words = f"{row['network']} seed {seed + 1} of {setting.num_seeds}"
+            how = training.how(setting, ds, small_size, seed, run.store)
+            small = minima.find_along(model, ds, key, small_size, wanted, progress=f"{words}, SB", **how)
+            if not run.has(row):
+                run.add({**row, "batch_size": small[-1].batch_size, "history": small[-1].history})
+            for begun in small:
+                row = {**large_row, "epoch": begun.epochs}
+                if run.has(row):
                     continue
-                large = minima.find(
-                    *(at.model, at.ds, key, at.protocol.large_batch),
-                    seed=seed,
-                    start=start,
+                found = minima.find(
+                    *(model, ds, key, large_size),
+                    start=begun.params,
                     epochs=epochs,
-                    progress=f"{words} LB after {epoch}",
-                    **how,
+                    progress=f"{words}, LB after epoch {begun.epochs} of SB",
+                    **training.how(setting, ds, large_size, seed, run.store),
                 )
-                measured = protocol.measure(at.model, at.ds, large.params, key, at.protocol, subspaces=False)
-                run.add(
-                    row
-                    | {
-                        "method": "LB",
-                        "epoch": epoch,
-                        "batch_size": large.batch_size,
-                        "diverged_at": large.diverged_at,
-                        **measured,
+                row |= {"batch_size": found.batch_size, "diverged_at": found.diverged_at}
+                for split, of in evaluate.items():
+                    row[f"{split}_loss"], row[f"{split}_accuracy"] = of(found.params)
+                if np.isfinite(row["train_loss"]):
+                    most: Any = {"epsilon": [e for e, _ in EPSILONS], "max_evaluations": config.max_evaluations}
+                    row |= {
+                        "epsilons": most["epsilon"],
+                        "full": sharpness.full_space(loss, found.params, key, **most),
                     }
-                )
-        return run.summary()
+                run.add({**row, "maximiser": ascent.METHOD})
+                command.say_what_is_left(run, rows)
+        return run
+
+
+def figures(rows: list[records.Row]) -> list[report.Section]:
+    """Fig. 5: LB begun from the iterates of SB."""
+    starts = [row for row in rows if row["method"] == "LB" and row.get("epoch") and row.get("diverged_at") is None]
+    base = {row["seed"]: row["history"] for row in rows if row["method"] == "SB"}
+    if not starts or not base:
+        return []
+    network, theirs = paper.nearest("fig5_warmstart", starts[0]["network"])
+    every = [sorted((r for r in starts if r["seed"] == s), key=lambda r: r["epoch"]) for s in sorted(base)]
+    every = [one for one in every if one]
+    accuracies = [
+        ([row["epoch"] for row in one], [_times(100, number(row.get("test_accuracy"))) for row in one])
+        for one in every
+    ]
+    small = [
+        (x, [_times(100, base[one[0]["seed"]]["test_accuracy"][epoch - 1]) for epoch in x])
+        for (x, _), one in zip(accuracies, every, strict=True)
+    ]
+    panels = plots.beside_paper(
+        plots.Panel(f"test accuracy, {_where(starts[0])}", "epoch of SB that LB begins from", "accuracy (%)",
+                      [*plots.seeds(small, "SB there", "SB", marker="o"),
+                       *plots.seeds(accuracies, "LB begun there", "LB", marker="s"),
+                       *_dotted(theirs["SB_test"], f"paper, {network}, SB", "paper"),
+                       *_dotted(theirs["LB_piggyback_test"], f"paper, {network}, LB", "paper, other")],
+                      log_x=True), starts[0]["network"], network
+    )  # fmt: skip
+    falls = []
+    for epsilon, name in EPSILONS:
+        values = [([row["epoch"] for row in one], [sharpness_at(row, epsilon) for row in one]) for one in every]
+        lines = [*plots.seeds(values, "LB begun there", "LB", marker="s"),
+                 *_dotted(theirs[f"sharp_{name}"], f"paper, {network}, LB", "paper, other")]  # fmt: skip
+        panels.append(plots.Panel(f"full space, epsilon {name}", "epoch of SB that LB begins from",
+                                    "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
+        falls += [stats.trend(x, y) for x, y in values]
+    known = [fall for fall in falls if math.isfinite(fall)]
+    above = [
+        b >= a
+        for (_, ours), (_, there) in zip(accuracies, small, strict=True)
+        for b, a in zip(ours, there, strict=True)
+        if a is not None and b is not None
+    ]
+    ranks = f"{min(known):.2f} to {max(known):.2f}" if known else "-"
+    said = [
+        f"LB begun from an iterate of SB tests at least as well as that iterate in {sum(above)} of {len(above)} "
+        f"starts; in the paper's curve of {network} in "
+        f"{sum(b >= a for a, b in zip(theirs['SB_test'].y, theirs['LB_piggyback_test'].y, strict=True))} of "
+        f"{len(theirs['SB_test'].y)}.",
+        f"The later LB begins, the flatter it ends: rank correlation of sharpness with the epoch {ranks} over "
+        f"seeds and epsilons: {stats.verdict([fall < 0 for fall in known], 'of them')}.",
+    ]
+    caption = "Above the epoch of SB from whose parameters LB began, with a new optimiser state."
+    title = "Large batches begun from small-batch iterates (Fig. 5)"
+    return [report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig5")]
+
+
+def _dotted(curve: paper.Curve, label: str, colour: str) -> list[plots.Line]:
+    return [plots.Line(curve.x, curve.y, label, colour, DOTS, 1.1)]
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    return f"{row['network']} on {row['dataset']}"
+
+
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value
 
 
 if __name__ == "__main__":
-    cli.main("warm_start", run, CONFIG, __doc__)
+    command.main("warm_start", run, figures, CONFIG, __doc__)

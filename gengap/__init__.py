@@ -18,7 +18,6 @@ __version__ = "0.1.0"
 __all__ = [
     "ascent",
     "data",
-    "findings",
     "flat",
     "hessian",
     "landscape",
@@ -27,7 +26,7 @@ __all__ = [
     "models",
     "objective",
     "paper",
-    "protocol",
+    "plots",
     "records",
     "report",
     "sharpness",
@@ -39,10 +38,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in __all__:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    # Tab completion offers what the module defines, and not what it imports.
+    own = [n for n, v in vars(module).items() if getattr(v, "__module__", module.__name__) == module.__name__]
+    public = [n for n in own if not n.startswith("_") and not isinstance(getattr(module, n), ModuleType)]
+    module.__dir__ = lambda: sorted(public)  # type: ignore[method-assign]
+    return module
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return __all__

@@ -6,7 +6,7 @@ reads, and the precision of matrix products is set.
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,20 +25,22 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[Any, ...]
 
-    def unravel(self, flat: Float[Array, " n"], dtype: Any = None) -> Any:
-        """The pytree of a flat vector, each leaf in its own type, or all in `dtype`."""
-        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1].tolist()
-        parts = zip(jnp.split(flat, ends), self.shapes, self.dtypes, strict=True)
-        return jax.tree.unflatten(self.tree, [p.reshape(s).astype(dtype or own) for p, s, own in parts])
+    def unravel(self, flat: Any, dtype: Any = None) -> Any:
+        """The pytree of flat vectors [..., n], each leaf in its own type, or all in `dtype`."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1].tolist()
+        parts = flat.__array_namespace__().split(flat, ends, axis=-1)
+        leaves = [
+            part.reshape(*flat.shape[:-1], *shape).astype(dtype or own)
+            for part, shape, own in zip(parts, self.shapes, self.dtypes, strict=True)
+        ]
+        return jax.tree.unflatten(self.tree, leaves)
 
 
 class Flat(NamedTuple):
-    """A function of a pytree and a point, both flat.
+    """A function of a pytree and a point, both flat: `fn(x)` is `fn(params)`, and `layout.unravel(x)` is params.
 
-    Attributes:
-      fn: `x [n] -> fn(params)`; a pytree of what the given function holds, so that other data compile nothing.
-      x: the point, float32 (float64 where a leaf is).
-      layout: `layout.unravel(x)` is the point as a pytree.
+    `fn` is a pytree of what the given function holds, so that other data compile nothing; x is float32 (float64
+    where a leaf is).
     """
 
     fn: Partial
@@ -58,22 +60,13 @@ class _AtFlat:
             return out
         single = jax.tree_util.all_leaves([out]) and jnp.shape(out) == ()
         if not single or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
-            raise ValueError(
-                f"loss returned {jax.eval_shape(lambda: out)}; it must return a floating-point scalar"
-            )
+            found = jax.eval_shape(lambda: out)
+            raise ValueError(f"loss returned {found}; it must return a floating-point scalar")
         return jnp.asarray(out, x.dtype)
 
 
 def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True) -> Flat:
-    """`fn` and `params` on a flat vector.
-
-    Args:
-      fn: a function of the parameters; a loss where `scalar`, of which anything but a number is refused.
-      params: a pytree of floating-point arrays; `None` leaves pass.
-      scalar: whether `fn` is a loss.
-
-    Raises:
-      ValueError: there is no leaf, or one that is not floating point.
+    """`fn` and `params`, as of `layout_of`, on a flat vector; where `scalar`, `fn` has to return a number.
 
     >>> f, x, layout = of(lambda p: p["a"] @ p["b"], {"a": jnp.ones(2), "b": jnp.array([1.0, 3.0])})
     >>> x.tolist(), float(f(x)), layout.unravel(2 * x)["b"].tolist()
@@ -85,23 +78,34 @@ def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True) -> F
 
 
 def layout_of(params: PyTree) -> Layout:
-    """The layout of a pytree of floating-point arrays.
+    """The layout of a pytree of floating-point arrays; `None` leaves pass.
 
     Raises:
       ValueError: there is no leaf, or one that is not floating point.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves, tree = jax.tree.flatten_with_path(params)
     if not leaves:
         raise ValueError("params has no leaves; it must be a pytree of floating-point arrays")
-    for path, leaf in leaves:
-        dtype = getattr(leaf, "dtype", None) or np.result_type(leaf)
+    types = [getattr(leaf, "dtype", None) or np.result_type(leaf) for _, leaf in leaves]
+    for (path, _), dtype in zip(leaves, types, strict=True):
         if not jnp.issubdtype(dtype, jnp.floating):
             name = jax.tree_util.keystr(path) or "itself"
             raise ValueError(f"params{name} is of type {dtype}; every leaf must be floating point")
-    types = tuple(
-        jax.dtypes.canonicalize_dtype(getattr(leaf, "dtype", jnp.result_type(leaf))) for _, leaf in leaves
-    )
-    return Layout(tree, tuple(np.shape(leaf) for _, leaf in leaves), types)
+    shapes = tuple(np.shape(leaf) for _, leaf in leaves)
+    return Layout(tree, shapes, tuple(map(jax.dtypes.canonicalize_dtype, types)))
+
+
+def check_alike(*points: PyTree) -> None:
+    """Refuse points of different structures or shapes, and those that `layout_of` refuses."""
+    first, *others = map(layout_of, points)
+    for other in others:
+        if other.tree != first.tree:
+            raise ValueError(f"the points are pytrees of different structures, {first.tree} and {other.tree}")
+        for (path, _), a, b in zip(jax.tree.leaves_with_path(points[0]), first.shapes, other.shapes, strict=True):
+            if a != b:
+                raise ValueError(
+                    f"params{jax.tree_util.keystr(path)} has the shapes {a} and {b}; they must be one"
+                )
 
 
 def as_pytree(fn: Callable) -> Partial:
@@ -118,6 +122,18 @@ def precision() -> Any:
 def is_traced(*trees: PyTree) -> bool:
     """Whether a value is unknown, since a JAX transformation is looking at it."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def stacked(arrays: Sequence[Any]) -> Any:
+    """Arrays as one, on the host where they are known: nothing to compile, however many."""
+    return jnp.stack(arrays) if is_traced(*arrays) else np.stack(jax.device_get(arrays))
+
+
+def keys(key: Any, num_samples: Any, least: int = 2) -> list[Array]:
+    """A key for each sample, of which there are to be `least` or more."""
+    check_key(key)
+    check_counts({"num_samples": num_samples}, least)
+    return [jax.random.fold_in(key, i) for i in range(num_samples)]
 
 
 def check_key(key: Any) -> None:
@@ -138,6 +154,15 @@ def check_positive(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
             raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
+
+
+@jax.jit
+def unit(v: Float[Array, " n"]) -> tuple[Array, Array]:
+    """The length of a vector and its direction, also where squares would be 0; that of 0 is 0."""
+    top = jnp.max(jnp.abs(v))
+    v = v / jnp.where(top == 0, 1, top)
+    length = jnp.linalg.norm(v)
+    return top * length, v / jnp.where(length == 0, 1, length)
 
 
 @jax.jit(static_argnums=1)

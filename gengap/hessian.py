@@ -105,11 +105,10 @@ def eigenpairs(
 ) -> Eigenpairs:
     r"""The k outermost eigenvalues of the Hessian and their vectors, by Lanczos iterations from random starts.
 
-    They end when k residuals are within the tolerance and no eigenvalue further out is left. The Krylov space of a
-    start holds each eigenvalue once, however often it occurs. So another start follows, orthogonal to all vectors
-    before, until an eigenvalue beyond the k-th would have shown with a probability of 0.999 (for k = 1 one start
-    does). Where a space is exhausted another start follows too, so that in the end they span R^n and every pair is
-    exact. The basis is orthogonalised in full; it takes the memory of one params for each product.
+    The Krylov space of a start holds each eigenvalue once, however often it occurs. So when k residuals are within
+    the tolerance, another start follows, orthogonal to all vectors before, until an eigenvalue beyond the k-th
+    would have shown with a probability of 0.999 (for k = 1 one start does). In the end they may span R^n, and
+    every pair is exact. The basis takes the memory of one params for each product.
 
     Args:
       loss: `params -> scalar`.
@@ -142,19 +141,18 @@ def eigenpairs(
     flat.check_positive({"tolerance": tolerance})
     if k > (most := min(len(x), max_products)):
         raise ValueError(f"k is {k}; it must be at most {most}, the parameters or max_products")
-    if which not in ("largest", "smallest", "both"):
+    ends = {"largest": (k, 0), "smallest": (0, k), "both": (k - k // 2, k // 2)}
+    if which not in ends:
         raise ValueError(f"which is {which!r}; it must be 'largest', 'smallest' or 'both'")
-    high = {"largest": k, "smallest": 0, "both": k - k // 2}[which]
     basis, goes_on = lanczos.Lanczos(f, x, key), True
     while goes_on and len(basis.T) < max_products:
         basis.step()
-        goes_on = basis.goes_on(high, k - high, tolerance)
+        goes_on = basis.goes_on(*ends[which], tolerance)
     values, S, _ = basis.ritz()
     weights = np.zeros((len(basis.V), k), x.dtype)
-    weights[: len(basis.T)] = S[:, lanczos.outermost(values, high, k - high)] if basis.finite else np.nan
-    vectors = _combined(basis.V, weights)
-    rows = [_row(vectors, i) for i in range(k)]
-    found, residuals = np.array([_quotient(v, *lanczos.times(f, x, v)) for v in rows], x.dtype).T
+    weights[: len(basis.T)] = S[:, lanczos.outermost(values, *ends[which])]
+    vectors = np.asarray(_combined(basis.V, weights))
+    found, residuals = np.array([_quotient(v, *lanczos.times(f, x, v)) for v in vectors], x.dtype).T
     close = residuals <= tolerance * np.abs(values).max()
     products = len(basis.T) + k
     if not np.isfinite(residuals).all():
@@ -162,12 +160,11 @@ def eigenpairs(
     elif goes_on or not close.all():
         more = ", and an eigenvalue further out may be left" if goes_on else ""
         warn(f"after {products} products {np.sum(~close)} of {k} residuals are above the tolerance{more}")
-    ends = np.cumsum([np.prod(shape, dtype=int) for shape in layout.shapes])[:-1]
-    parts = zip(np.split(np.asarray(vectors), ends, axis=1), layout.shapes, strict=True)
-    tree = jax.tree.unflatten(layout.tree, [jnp.array(part.reshape(k, *shape)) for part, shape in parts])
+    tree = layout.unravel(vectors, x.dtype)
     if only is not None:
-        fixed = jax.tree.map(lambda leaf: jnp.array(np.zeros((k, *np.shape(leaf)), x.dtype)), params)
+        fixed = jax.tree.map(lambda leaf: np.zeros((k, *np.shape(leaf)), x.dtype), params)
         tree = jax.tree.map_with_path(lambda path, leaf: tree.get(_name(path), leaf), fixed)
+    tree = jax.tree.map(jnp.array, tree)
     return Eigenpairs(jnp.array(found), tree, jnp.array(residuals), jnp.array(close & (not goes_on)), products)
 
 
@@ -183,11 +180,10 @@ def trace(loss: Loss, params: PyTree, key: Key[Array, ""], *, num_samples: int =
     >>> float(trace(lambda x: 2 * x @ x, jnp.zeros(3), jax.random.key(0), num_samples=2).value)
     12.0
     """
+    keys = flat.keys(key, num_samples)
     f, x, _ = flat.of(loss, params)
-    flat.check_key(key)
-    flat.check_counts({"num_samples": num_samples}, 2)
-    signs = (jax.random.rademacher(jax.random.fold_in(key, i), x.shape, x.dtype) for i in range(num_samples))
-    return estimate(stacked([_quadratic_form(v, *lanczos.times(f, x, v)) for v in signs]), 2 * num_samples)
+    signs = (jax.random.rademacher(key, x.shape, x.dtype) for key in keys)
+    return estimate([quadratic_form(f, x, v) for v in signs], 2 * num_samples)
 
 
 def density(
@@ -221,15 +217,14 @@ def density(
     Reference: Ghorbani, Krishnan and Xiao, "An Investigation into Neural Net Optimization via Hessian Eigenvalue
     Density", 2019.
     """
-    f, x, _ = flat.of(loss, params)
-    flat.check_key(key)
-    flat.check_counts({"num_samples": num_samples, "points": points}, 2)
+    keys = flat.keys(key, num_samples)
+    flat.check_counts({"points": points}, 2)
     flat.check_counts({"num_products": num_products})
     if width is not None:
         flat.check_positive({"width": width})
+    f, x, _ = flat.of(loss, params)
     found, products = [], 0
-    for i in range(num_samples):
-        basis = lanczos.Lanczos(f, x, jax.random.fold_in(key, i))
+    for basis in (lanczos.Lanczos(f, x, key) for key in keys):
         while basis.v is not None and len(basis.T) < num_products:
             basis.step()
         found.append(basis.ritz())
@@ -246,18 +241,19 @@ def density(
     return Density(jnp.array(at, x.dtype), jnp.array(mean, x.dtype), jnp.array(sem, x.dtype), 2 * products)
 
 
-def estimate(values: Any, gradients: int) -> Estimate:
-    """The mean of an array; a RuntimeWarning if it is not finite."""
+def quadratic_form(f: Callable, x: Array, v: Array) -> Array:
+    """v^T H v."""
+    return _quotient(v, *lanczos.times(f, x, v))[0]
+
+
+def estimate(samples: Sequence[Array], gradients: int) -> Estimate:
+    """Their mean; a RuntimeWarning if it is not finite."""
+    values = flat.stacked(samples)
     xp = values.__array_namespace__()
     with np.errstate(invalid="ignore"):
         scale = xp.max(xp.abs(values))
         sem = scale * xp.std(values / xp.where(scale == 0, 1, scale), ddof=1) / len(values) ** 0.5
     return Estimate(said(jnp.asarray(xp.mean(values)), 5), jnp.asarray(sem), gradients)
-
-
-def stacked(numbers: Sequence[Array]) -> Any:
-    """Numbers as an array, on the host where they are known: nothing to compile, however many."""
-    return jnp.stack(numbers) if flat.is_traced(numbers) else np.stack(jax.device_get(numbers))
 
 
 def said(value: Float[Array, ""], level: int = 4) -> Float[Array, ""]:
@@ -285,16 +281,6 @@ def _quotient(v: Array, scale: Array, w: Array) -> Float[Array, "2"]:
     """The Rayleigh quotient of a v of length 1 from H v, and its residual."""
     value = jnp.vdot(v, w, precision="highest")
     return scale * jnp.stack([value, jnp.linalg.norm(w - value * v)])
-
-
-@jax.jit
-def _quadratic_form(v: Array, scale: Array, w: Array) -> Array:
-    return scale * jnp.vdot(v, w, precision="highest")
-
-
-@jax.jit
-def _row(V: Array, i: Array) -> Array:
-    return V[i]
 
 
 @jax.jit

@@ -30,14 +30,9 @@ class Lanczos:
         if flat.is_traced(f, x, key):
             raise ValueError("Lanczos iterations look at numbers to end; call them outside jit, vmap and grad")
         self.f, self.x, self.key, self.V = f, x, key, jnp.zeros((16, len(x)), x.dtype)
-        self.T, self.left = np.zeros((0, 0)), np.zeros(0)
-        self.first, self.v = 0, None
+        self.T, self.left, self.v = np.zeros((0, 0)), np.zeros(0), None
         self.tails: dict[int, Array] = {}
         self.begin()
-
-    @property
-    def finite(self) -> bool:
-        return bool(np.isfinite(self.T).all())
 
     def begin(self, tail: int | None = None) -> None:
         """A random start beside the vectors, or one where another had left off."""
@@ -66,8 +61,8 @@ class Lanczos:
             self.v = None
 
     def ritz(self, first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Eigenvalues and vectors of H between the vectors, and bounds of their residuals."""
-        if not self.finite:
+        """Eigenvalues and vectors of H between the vectors, and bounds of their residuals; or one NaN for each."""
+        if not np.isfinite(self.T).all():
             return np.full(1, np.nan), np.full((1, 1), np.nan), np.full(1, np.nan)
         values, S = np.linalg.eigh(self.T[first:, first:], UPLO="U")
         return values, S, self.left[first:] @ np.abs(S)
@@ -90,26 +85,23 @@ class Lanczos:
 
     def goes_on(self, high: int, low: int, tolerance: float) -> bool:
         """Whether there is more to do for so many pairs at either end; begins another start where it is due."""
-        if not self.finite or len(self.T) == len(self.x):
-            return False
         if self.v is not None and len(self.T) % (1 + len(self.T) // 50):
             return True  # an eigendecomposition for every product would cost more than many a product
         values, S, residuals = self.ritz()
-        slack = tolerance * np.abs(values).max()
-        wanted = outermost(values, high, low)
-        begin = self.v is None
-        if residuals[wanted].max() > slack:
-            worst = int(np.argmax(self.left * np.abs(S[:, wanted[np.argmax(residuals[wanted])]])))
-            if worst in self.tails:
-                self.begin(worst)
-                return True
-        elif len(wanted) == high + low:
-            ends = [(1, values[wanted[high - 1]])] * (high > 0) + [(-1, values[wanted[-1]])] * (low > 0)
-            chances = [self.chance(sign, bound, slack) for sign, bound in ends]
-            if max(chances) <= _CHANCE:
-                return False
-            begin = begin or math.inf in chances
-        if begin:
+        if len(self.T) == len(self.x) or np.isnan(values[0]):
+            return False
+        slack, wanted, chance = tolerance * np.abs(values).max(), outermost(values, high, low), 1.0
+        worst = wanted[np.argmax(residuals[wanted])]
+        tail = int(np.argmax(self.left * np.abs(S[:, worst])))
+        if residuals[worst] > slack and tail in self.tails:
+            self.begin(tail)
+            return True
+        if residuals[worst] <= slack and len(wanted) == high + low:
+            last = [(sign, values[of[-1]]) for sign, of in ((1, wanted[:high]), (-1, wanted[high:])) if of]
+            chance = max(self.chance(sign, bound, slack) for sign, bound in last)
+        if chance <= _CHANCE:
+            return False
+        if self.v is None or chance == math.inf:
             self.begin()
         return True
 

@@ -2,7 +2,8 @@
 
 A path is a function `alpha -> params`, a plane `(s, t) -> params`. Both are pytrees of the points that they go
 through, so that another pair of minima compiles nothing. A point is computed in float32 (float64 where the
-parameters are), and has the types of the first point that it is made of. All functions here can be traced.
+parameters are), and has the types of the first point that it is made of. All functions here can be traced, and
+refuse points of different shapes and leaves that are not floating point.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +21,11 @@ from jaxtyping import Array, Float, Key, PyTree
 from gengap import flat
 
 _ADAM = optax.adam(1e-3)
+_LINEAR = Partial(lambda alpha: (1 - alpha, alpha))
+_SINES = Partial(
+    lambda alpha: (jnp.sin((1 - alpha) * jnp.pi / 2), jnp.sin(alpha * jnp.pi / 2))
+)  # exact at both ends
+_BEZIER = Partial(lambda alpha: ((1 - alpha) ** 2, 2 * alpha * (1 - alpha), alpha**2))
 
 Path = Callable[[Any], PyTree]
 Numbers = ArrayLike | Sequence[float]
@@ -28,25 +34,20 @@ Numbers = ArrayLike | Sequence[float]
 def linear(start: PyTree, end: PyTree) -> Path:
     r"""The straight line $\alpha\, x_{end} + (1 - \alpha)\, x_{start}$ of Fig. 3 of Keskar et al. (2016).
 
-    Args:
-      start: the parameters at alpha 0, the small-batch minimum in the paper.
-      end: those at alpha 1, the large-batch minimum.
-
-    Raises:
-      ValueError: a leaf that is not floating point, or points of different shapes.
+    In the paper the small-batch minimum is the start, at alpha 0, and the large-batch minimum the end, at alpha 1.
 
     >>> linear({"w": jnp.array([0.0])}, {"w": jnp.array([4.0])})(0.25)["w"].tolist()
     [1.0]
     """
-    return _path(_linear, start, end)
+    return _path(_LINEAR, start, end)
 
 
 def curvilinear(start: PyTree, end: PyTree) -> Path:
     r"""The curve $\sin(\alpha\pi/2)\, x_{end} + \cos(\alpha\pi/2)\, x_{start}$ of Fig. 7 (appendix D).
 
-    At alpha -1 it is at $-x_{end}$, at alpha 2 at $-x_{start}$. Arguments as of `linear`.
+    At alpha -1 it is at $-x_{end}$, at alpha 2 at $-x_{start}$.
     """
-    return _path(_curvilinear, start, end)
+    return _path(_SINES, start, end)
 
 
 def bezier(start: PyTree, control: PyTree, end: PyTree) -> Path:
@@ -54,44 +55,24 @@ def bezier(start: PyTree, control: PyTree, end: PyTree) -> Path:
 
     Reference: Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs", 2018, eq. 4.
     """
-    return _path(_bezier, start, control, end)
-
-
-def _linear(alpha: Array) -> tuple:
-    return 1 - alpha, alpha
-
-
-def _curvilinear(alpha: Array) -> tuple:
-    quarter = jnp.pi / 2
-    return jnp.sin((1 - alpha) * quarter), jnp.sin(alpha * quarter)  # two sines, so that both ends are exact
-
-
-def _bezier(alpha: Array) -> tuple:
-    return (1 - alpha) ** 2, 2 * alpha * (1 - alpha), alpha**2
+    return _path(_BEZIER, start, control, end)
 
 
 def _path(weights: Callable, *points: PyTree) -> Path:
-    _check(*points)
-    return Partial(_at, Partial(weights), points)
+    flat.check_alike(*points)
+    return Partial(_at, weights, points)
 
 
 @jax.jit
 def _at(weights: Callable, points: tuple, alpha: Array) -> Any:
-    return _combine(weights(alpha), points)
+    return _combined(weights(alpha), points)
 
 
-def _combine(weights: tuple[Any, ...], trees: tuple[PyTree, ...]) -> Any:
-    """A weighted sum of trees, in the types of the first one."""
-
-    def add(*leaves: Any) -> Array:
-        parts = [jnp.asarray(w, a.dtype) * a for w, a in zip(weights, map(_wide, leaves), strict=True)]
-        return sum(parts).astype(jnp.result_type(leaves[0]))  # type: ignore[union-attr]
-
-    return jax.tree.map(add, *trees)
-
-
-def _wide(leaf: Any) -> Array:
-    return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+def _combined(weights: tuple[Any, ...], points: tuple[PyTree, ...], *, wide: bool = False) -> Any:
+    """A weighted sum of points, in the types of the first one, or in that in which it is computed."""
+    flats = [flat.of(len, point) for point in points]
+    total = sum(jnp.asarray(w, one.x.dtype) * one.x for w, one in zip(weights, flats, strict=True))
+    return flats[0].layout.unravel(total, flats[0].x.dtype if wide else None)
 
 
 def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers) -> Any:
@@ -100,20 +81,17 @@ def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers) -> Any:
     Args:
       fn: `params -> array`, or a pytree of them, such as `objective.loss_and_accuracy(...)`.
       path: from `linear`, `curvilinear`, `bezier`, or any `alpha -> params`.
-      alphas: [k], where.
+      alphas: [k], where; at least one.
 
     Returns:
       What `fn` returns, with a leading axis of k.
-
-    Raises:
-      ValueError: alphas is no list of numbers, or empty.
 
     >>> path = linear(jnp.array([0.0]), jnp.array([1.0]))
     >>> along(lambda x: x[0] ** 2, path, [-1.0, 0.0, 2.0]).tolist()
     [1.0, 0.0, 4.0]
     """
     fn, path = flat.as_pytree(fn), flat.as_pytree(path)
-    return _stack([_look(fn, path, (alpha,)) for alpha in _line("alphas", alphas)])
+    return _stacked([_look(fn, path, alpha) for alpha in _line("alphas", alphas)])
 
 
 class Plane(NamedTuple):
@@ -125,7 +103,7 @@ class Plane(NamedTuple):
 
     def __call__(self, s: Any, t: Any) -> Any:
         """The parameters at the coordinates (s, t)."""
-        return _combine((1, s, t), tuple(self))
+        return _combined((1, s, t), tuple(self))
 
 
 def through(a: PyTree, b: PyTree, c: PyTree) -> tuple[Plane, Float[Array, "3 2"]]:
@@ -137,11 +115,11 @@ def through(a: PyTree, b: PyTree, c: PyTree) -> tuple[Plane, Float[Array, "3 2"]
       The plane, its axes float32 (float64 where the parameters are), and the coordinates of a, b and c in it.
 
     Raises:
-      ValueError: the three lie on one line (NaN under `jit`), or as of `linear`.
+      ValueError: the three lie on one line (NaN under `jit`).
 
     Reference: Garipov et al. (2018), appendix A.1.
     """
-    _check(a, b, c)
+    flat.check_alike(a, b, c)
     u, v, corners, sine = _axes(a, b, c)
     if not flat.is_traced(sine) and not sine > 1e-4:
         raise ValueError("a, b and c lie on one line, or two of them are the same point; they must span a plane")
@@ -151,14 +129,15 @@ def through(a: PyTree, b: PyTree, c: PyTree) -> tuple[Plane, Float[Array, "3 2"]
 @jax.jit
 def _axes(a: PyTree, b: PyTree, c: PyTree) -> tuple[PyTree, PyTree, Array, Array]:
     """u, v, the coordinates of the points, and the sine of the angle at a."""
-    u, w = (jax.tree.map(lambda p, q: _wide(p) - _wide(q), other, a) for other in (b, c))
-    length = optax.tree.norm(u)
-    u = optax.tree.scale(1 / length, u)
-    first = optax.tree.vdot(u, w)
-    v = optax.tree.add_scale(w, -first, u)
-    second = optax.tree.norm(v)
+    (_, x, layout), (_, y, _), (_, z, _) = (flat.of(len, point) for point in (a, b, c))
+    length = jnp.linalg.norm(y - x)
+    u = (y - x) / length
+    first = u @ (z - x)
+    v = z - x - first * u
+    second = jnp.linalg.norm(v)
     corners = jnp.array([[0.0, 0.0], [length, 0.0], [first, second]])
-    return u, optax.tree.scale(1 / second, v), corners, second / optax.tree.norm(w)
+    u, v = (layout.unravel(axis, x.dtype) for axis in (u, v / second))
+    return u, v, corners, second / jnp.linalg.norm(z - x)
 
 
 @jax.jit
@@ -171,8 +150,8 @@ def filter_normalised(params: PyTree, key: Key[Array, ""]) -> Any:
 
     Reference: Li et al., "Visualizing the Loss Landscape of Neural Nets", 2018, section 4.
     """
-    flat.layout_of(params)
-    wide = jax.tree.map(_wide, params)
+    _, x, layout = flat.of(len, params)
+    wide = layout.unravel(x, x.dtype)
 
     def scaled(leaf: Array, d: Array) -> Array:
         axes = tuple(range(leaf.ndim - 1))
@@ -192,13 +171,10 @@ def over(fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers) -> A
 
     Returns:
       What `fn` returns with leading axes [rows, columns], as a contour plot wants it.
-
-    Raises:
-      ValueError: as of `linear` and `along`.
     """
-    _check(*plane)
+    flat.check_alike(*plane)
     fn, columns, rows = flat.as_pytree(fn), _line("s", s), _line("t", t)
-    return _stack([_stack([_look(fn, plane, (x, y)) for x in columns]) for y in rows])
+    return _stacked([_stacked([_look(fn, plane, x, y) for x in columns]) for y in rows])
 
 
 def connect(
@@ -212,25 +188,22 @@ def connect(
 ) -> Any:
     r"""The control point of a Bézier curve of low loss: minimise $E_{\alpha \sim U(0, 1)} f(\phi_\theta(\alpha))$.
 
-    Each step looks at one alpha, drawn anew. Whether the barrier on the straight line is real shows in
-    `along(loss, bezier(start, control, end), alphas)`.
+    It begins half-way, and each step looks at one alpha, drawn anew. Whether the barrier on the straight line is
+    real shows in `along(loss, bezier(start, control, end), alphas)`.
 
     Args:
       loss: `(params, key) -> scalar`; the key is for a batch, and a loss of the whole data set ignores it.
       start, end: two minima.
       key: of the alphas and the batches.
-      steps: of the optimiser.
+      steps: of the optimiser, at least 1.
       optimizer: any optax transformation; Adam at 1e-3 unless given.
 
     Returns:
-      The control point, a pytree as `start` but float32 (float64 where it is). It begins half-way.
-
-    Raises:
-      ValueError: steps below 1, or as of `linear`.
+      The control point, a pytree as `start` but float32 (float64 where it is).
 
     Reference: Garipov et al. (2018), eq. 2.
     """
-    _check(start, end)
+    flat.check_alike(start, end)
     flat.check_counts({"steps": steps})
     loss = flat.as_pytree(loss)
     state = _half_way(optimizer, start, end)
@@ -241,7 +214,7 @@ def connect(
 
 @partial(jax.jit, static_argnums=0)
 def _half_way(optimizer: optax.GradientTransformation, a: PyTree, b: PyTree) -> tuple:
-    control = _combine((0.5, 0.5), (jax.tree.map(_wide, a), b))
+    control = _combined((0.5, 0.5), (a, b), wide=True)
     return control, optimizer.init(control)
 
 
@@ -249,11 +222,11 @@ def _half_way(optimizer: optax.GradientTransformation, a: PyTree, b: PyTree) -> 
 def _descend(optimizer: Any, loss: Callable, ends: tuple, state: tuple, key: Array, step: Array) -> tuple:
     control, opt_state = state
     alpha_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
-    weights = _bezier(jax.random.uniform(alpha_key))
+    weights = _BEZIER(jax.random.uniform(alpha_key))
 
     def f(control: PyTree) -> Array:
         with flat.precision():
-            return loss(_combine(weights, (ends[0], control, ends[1])), loss_key)
+            return loss(_combined(weights, (ends[0], control, ends[1])), loss_key)
 
     value, gradient = jax.value_and_grad(f)(control)
     update = optax.with_extra_args_support(optimizer).update
@@ -321,20 +294,17 @@ def neighbourhood(
       epsilon: as of the sharpness.
       num_directions: random directions.
       max_evaluations: gradients spent on the steepest one; each step goes to where the gradient points.
-
-    Raises:
-      ValueError: an argument out of its range, or a leaf that is not floating point.
     """
     flat.check_positive({"epsilon": epsilon})
     flat.check_counts({"num_directions": num_directions, "max_evaluations": max_evaluations})
     f, x, _ = flat.of(loss, params)
-    looks = [_toward(f, x, epsilon, key, i) for i in range(num_directions)]
-    step = _direction(x, key, 0)
+    length, step = _length(x, epsilon), _direction(x, key, 0)
+    looks = [_look(f, Partial(_random_point, x, length, key), i) for i in range(num_directions)]
     for _ in range(max_evaluations):
-        value, step = _climb(f, x, epsilon, step)
+        value, step = _climb(f, x, length, step)
         looks.append(value)
-    values = _stack(looks)
-    return Neighbourhood(_length(x, epsilon), _toward(f, x, 0.0, key, 0), values[:num_directions], values.max())
+    values, base = _stacked(looks), _look(f, Partial(_random_point, x, 0.0, key), 0)
+    return Neighbourhood(length, base, values[:num_directions], values.max())
 
 
 @jax.jit
@@ -344,35 +314,27 @@ def _length(x: Array, epsilon: Array) -> Array:
 
 @jax.jit
 def _direction(x: Array, key: Array, i: Array) -> Array:
-    return _unit(jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype))
+    return flat.unit(jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype))[1]
 
 
-def _unit(v: Array) -> Array:
-    largest = jnp.abs(v).max()
-    v = v / jnp.where(largest > 0, largest, 1)  # squares of small gradients are 0
-    return v / jnp.maximum(jnp.linalg.norm(v), 1)
-
-
-@jax.jit
-def _toward(f: Callable, x: Array, epsilon: Array, key: Array, i: Array) -> Array:
-    return f(x + _length(x, epsilon) * _direction(x, key, i))
+def _random_point(x: Array, length: Array, key: Array, i: Array) -> Array:
+    return x + length * _direction(x, key, i)
 
 
 @partial(jax.jit, donate_argnums=3)
-def _climb(f: Callable, x: Array, epsilon: Array, step: Array) -> tuple[Array, Array]:
-    value, gradient = jax.value_and_grad(f)(x + _length(x, epsilon) * step)
-    return value, _unit(gradient)
+def _climb(f: Callable, x: Array, length: Array, step: Array) -> tuple[Array, Array]:
+    value, gradient = jax.value_and_grad(f)(x + length * step)
+    return value, flat.unit(gradient)[1]
 
 
 @jax.jit
-def _look(fn: Callable, path: Callable, place: tuple[Array, ...]) -> Any:
+def _look(fn: Callable, path: Callable, *place: Array) -> Any:
     with flat.precision():
         return fn(path(*place))
 
 
-def _stack(looks: list[Any]) -> Any:
-    numpy: Any = jnp if flat.is_traced(looks) else np  # on the host nothing is compiled
-    return jax.tree.map(lambda *leaves: jax.device_put(numpy.stack(leaves)), *looks)
+def _stacked(looks: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jax.device_put(flat.stacked(leaves)), *looks)
 
 
 def _line(name: str, values: Any) -> Any:
@@ -380,14 +342,3 @@ def _line(name: str, values: Any) -> Any:
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"{name} has the shape {values.shape}; it must be a list of at least one number")
     return values
-
-
-def _check(first: PyTree, *others: PyTree) -> None:
-    layout = flat.layout_of(first)
-    names = [f"params{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(first)]
-    for found in map(flat.layout_of, others):
-        if found.tree != layout.tree:
-            raise ValueError(f"the points are pytrees of different structures, {layout.tree} and {found.tree}")
-        for name, a, b in zip(names, layout.shapes, found.shapes, strict=True):
-            if a != b:
-                raise ValueError(f"{name} has the shapes {a} and {b}; they must be one")

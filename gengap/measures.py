@@ -1,7 +1,7 @@
 """What sharpness is compared with: other measures of a minimum. Those of the Hessian alone are in `hessian`.
 
-Each takes a loss (or a network) and its parameters, and can be traced. A value that rests on a look that was not
-finite is NaN, with a RuntimeWarning outside `jit`; `pac_bayes_sigma` counts such a look as an error that rose.
+Each takes a loss f (or a network) and params, the point x. It can be traced. A value that rests on a look that was
+not finite is NaN, with a RuntimeWarning outside `jit`; `pac_bayes_sigma` counts such a look as an error that rose.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
 from gengap import ascent, flat, objective
-from gengap.hessian import Estimate, Loss, estimate, part, said, stacked, warn
+from gengap.hessian import Estimate, Loss, estimate, part, quadratic_form, said, warn
 
 
 def worst_case(
@@ -35,8 +35,7 @@ def worst_case(
     counts. With `max_evaluations=2` it is the one step of SAM and ASAM.
 
     Args:
-      loss: `params -> scalar`.
-      params: the point x.
+      loss, params: f and x.
       key: of the direction taken where the gradient is 0.
       rho: the radius.
       adaptive: measure relative to the size of each parameter.
@@ -48,8 +47,7 @@ def worst_case(
     >>> float(worst_case(lambda x: 3 * x[0] + 4 * x[1], jnp.zeros(2), jax.random.key(0), rho=0.1))
     0.5
     """
-    _check_ball(key, rho, eta, max_evaluations)
-    f, x, _ = flat.of(loss, params)
+    f, x = _in_ball(loss, params, key, rho, eta, max_evaluations)
     delta, values = jnp.zeros_like(x), []
     for _ in range(max_evaluations):
         value, slope = _look(f, x, delta)
@@ -76,8 +74,7 @@ def worst_case_linf(
     Reference: Andriushchenko et al., "A Modern Look at the Relationship between Sharpness and Generalization",
     2023, eq. 1 with p = infinity.
     """
-    _check_ball(key, rho, eta, max_evaluations)
-    f, x, _ = flat.of(loss, params)
+    f, x = _in_ball(loss, params, key, rho, eta, max_evaluations)
     look = partial(_look, f, x)
     centre = look(jnp.zeros_like(x))
     radius, starts = _box(x, centre[1], rho, eta, adaptive)
@@ -97,22 +94,18 @@ def average_case(
     r"""$E\, f(x + \delta) - f(x)$ for $\delta \sim N(0, \rho^2 T^2)$, with T = I, or |x| where adaptive.
 
     Args:
-      loss: `params -> scalar`.
-      params: the point x.
+      loss, params, adaptive: as of `worst_case`.
       key: of the perturbations.
       rho: their standard deviation.
-      adaptive: relative to the size of each parameter.
       num_samples: perturbations, at least 2; half a gradient each.
 
     Reference: Andriushchenko et al. (2023), eq. 1.
     """
-    flat.check_key(key)
-    flat.check_counts({"num_samples": num_samples}, 2)
+    keys = flat.keys(key, num_samples)
     flat.check_positive({"rho": rho})
     f, x, _ = flat.of(loss, params)
-    base = _noisy(f, x, key, 0, 0.0, adaptive)
-    values = stacked([base, *(_noisy(f, x, key, i, rho, adaptive) for i in range(num_samples))])
-    return estimate(values[1:] - values[0], -(-num_samples // 2))
+    base = _noisy(f, x, key, 0.0, adaptive)
+    return estimate([_noisy(f, x, key, rho, adaptive) - base for key in keys], -(-num_samples // 2))
 
 
 def pac_bayes_sigma(
@@ -126,31 +119,29 @@ def pac_bayes_sigma(
     steps: int = 15,
     largest: float = 2.0,
 ) -> Float[Array, ""]:
-    r"""The $\sigma$ at which $N(0, \sigma^2)$ on the parameters raises the mean error by `rise`, by bisection.
+    r"""The $\sigma$ at which $N(0, \sigma^2 T^2)$ on the parameters raises the mean error by `rise`, by bisection.
 
-    Flat minima bear a large one; the measure of Jiang et al. is $1/\sigma^2$. Adaptive, the standard deviation of
-    each parameter is $\sigma |x_i|$.
+    T = I, or |x| where adaptive. Flat minima bear a large one; the measure of Jiang et al. is $1/\sigma^2$.
 
     Args:
       error: `params -> share of examples that are wrong`.
-      params: the point x.
+      params, adaptive: as of `worst_case`.
       key: of the perturbations, the same for every sigma.
       rise: of the error.
-      adaptive: relative to the size of each parameter.
       num_samples: perturbations for each sigma.
       steps: of the bisection.
       largest: where it begins; a RuntimeWarning says where the error does not rise enough below it.
 
     Reference: Jiang et al., "Fantastic Generalization Measures and Where to Find Them", 2020, appendix.
     """
-    flat.check_key(key)
-    flat.check_counts({"num_samples": num_samples, "steps": steps})
+    keys = flat.keys(key, num_samples, least=1)
+    flat.check_counts({"steps": steps})
     flat.check_positive({"rise": rise, "largest": largest})
     f, x, _ = flat.of(error, params)
-    base = _noisy(f, x, key, 0, 0.0, adaptive)
+    base = _noisy(f, x, key, 0.0, adaptive)
     low, sigma, high = (jnp.array(np.asarray(a, x.dtype)) for a in (0, largest / 2, largest))
     for _ in range(steps):
-        errors = [_noisy(f, x, key, i, sigma, adaptive) for i in range(num_samples)]
+        errors = [_noisy(f, x, key, sigma, adaptive) for key in keys]
         low, sigma, high = _halved(low, sigma, high, errors, base, rise)
     if not flat.is_traced(high) and float(high) == float(np.asarray(largest, x.dtype)):
         warn(f"the error does not rise by {rise} up to sigma = {largest}; the value is a lower bound")
@@ -166,43 +157,23 @@ def relative_flatness(
     $v^\top H v$ over $v = z \otimes W^\top r$, since $E\, W^\top r r^\top W = W^\top W$.
 
     Args:
-      loss: `params -> scalar`.
-      params: where.
+      loss, params: f and x.
       key: of the signs.
       layer: the path of the kernel [..., d, m], such as ("Dense_5", "kernel").
       num_samples: products with the Hessian, at least 2; two gradients each.
 
     Reference: Petzka et al., "Relative Flatness and Generalization", 2021, definition 3.
     """
-    flat.check_key(key)
-    flat.check_counts({"num_samples": num_samples}, 2)
+    keys = flat.keys(key, num_samples)
     f, w, layout = flat.of(*part(loss, params, lambda name: name == "/".join(layer)))
-    samples = [_curvature(f, w, key, i, layout.shapes[0][-1]) for i in range(num_samples)]
-    return estimate(stacked(samples), 2 * num_samples)
-
-
-def path_norm(apply: Callable, params: PyTree, example: Shaped[Array, "1 ..."]) -> Float[Array, ""]:
-    r"""$\sqrt{\sum_{paths} \prod w^2}$: the root of the summed outputs for an input of ones and squared weights.
-
-    For a rectified network without batch norm; one of batch norm has to be folded into the weights before it.
-
-    Args:
-      apply: `(params, x) -> outputs`.
-      params: where.
-      example: one input, of which only the shape matters.
-
-    Reference: Neyshabur et al., "Path-SGD", 2015.
-    """
-    _, x, layout = flat.of(len, params, scalar=False)
-    return said(_root_of_paths(flat.as_pytree(apply), x, layout, example.shape))
+    signs = (_outer_signs(w, key, layout.shapes[0][-1]) for key in keys)
+    return estimate([quadratic_form(f, w, v) for v in signs], 2 * num_samples)
 
 
 def distance(params: PyTree, start: PyTree) -> Float[Array, ""]:
     """The Euclidean distance from another point, such as where training began."""
-    (_, a, here), (_, b, there) = (flat.of(len, point, scalar=False) for point in (params, start))
-    if (here.tree, here.shapes) != (there.tree, there.shapes):
-        raise ValueError("params and start have different leaves; they must be points of one network")
-    return said(_length(a - b))
+    flat.check_alike(params, start)
+    return said(flat.unit(flat.of(len, params).x - flat.of(len, start).x)[0])
 
 
 def fisher_trace(
@@ -221,27 +192,24 @@ def fisher_trace(
 
     Args:
       apply: `(params, x) -> logits [N, ..., classes]`; each position before the classes is an example.
-      params: where.
+      params: its parameters.
       x: images (uint8, scaled by 1/255) or features.
       key: of the labels.
       num_samples: gradients, at least 2.
       chunk: the most rows of x at once.
     """
-    flat.check_key(key)
-    flat.check_counts({"num_samples": num_samples}, 2)
-    flat.check_counts({"chunk": chunk})
-    if not len(x):
-        raise ValueError("x has no examples")
+    keys = flat.keys(key, num_samples)
+    flat.check_counts({"chunk": chunk, "len(x)": len(x)})
     ends = np.linspace(0, len(x), -(-len(x) // chunk) + 1).astype(int)
     chunks = [Partial(_logits, flat.as_pytree(apply), x[a:b]) for a, b in itertools.pairwise(ends)]
     every = [flat.of(logits, params, scalar=False) for logits in chunks]
     samples = []
-    for i in range(num_samples):
+    for key in keys:
         total, positions = jnp.zeros_like(every[0].x), 0
         for j, (logits, v, _) in enumerate(every):
-            total, positions = _score(total, positions, logits, v, key, i, j)
-        samples.append(_length(total) ** 2 / positions)
-    return estimate(stacked(samples), num_samples)
+            total, positions = _score(total, positions, logits, v, key, j)
+        samples.append(flat.unit(total)[0] ** 2 / positions)
+    return estimate(samples, num_samples)
 
 
 class NoiseScale(NamedTuple):
@@ -271,21 +239,21 @@ def noise_scale(
     Args:
       loss: `(params, x, y) -> mean loss` of a batch.
       params: where.
-      x, y: the data.
-      key: of the batches, drawn with replacement.
+      x, y: the data, from which batches are drawn with replacement.
+      key: of the batches.
       small, large: the two batch sizes.
       num_samples: batches of each size; one gradient each.
 
     Reference: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, appendix A.1.
     """
-    flat.check_key(key)
-    flat.check_counts({"small": small, "large": large, "num_samples": num_samples})
+    keys = flat.keys(key, num_samples, least=1)
+    flat.check_counts({"small": small, "large": large})
     if small >= large:
         raise ValueError(f"small is {small} and large is {large}; small must be below large")
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many")
-    slope = partial(_slope, flat.as_pytree(loss), params, x, y, key)
-    lengths = stacked([slope(i, size) for size in (small, large) for i in range(num_samples)])
+    slope = partial(_slope, flat.as_pytree(loss), params, x, y)
+    lengths = flat.stacked([slope(key, size) for size in (small, large) for key in keys])
     top = lengths.max()  # squares of small numbers would be 0
     s, b = ((lengths / (top + (top == 0))) ** 2).reshape(2, num_samples).mean(1)
     square = (large * b - small * s) / (large - small)
@@ -294,10 +262,13 @@ def noise_scale(
     return NoiseScale(said(value), jnp.asarray(top**2 * trace), jnp.asarray(top**2 * square))
 
 
-def _check_ball(key: Any, rho: float, eta: float, max_evaluations: int) -> None:
+def _in_ball(
+    loss: Loss, params: PyTree, key: Any, rho: float, eta: float, max_evaluations: int
+) -> tuple[Callable, Array]:
     flat.check_key(key)
     flat.check_counts({"max_evaluations": max_evaluations})
     flat.check_positive({"rho": rho} | ({} if eta == 0 else {"eta": eta}))
+    return flat.of(loss, params)[:2]
 
 
 def _sizes(x: Array, eta: Any, adaptive: bool) -> Array:
@@ -314,10 +285,14 @@ def _towards(x: Array, slope: Array, key: Array, rho: Array, eta: Array, adaptiv
     """The delta on the ball that the gradient points to; a random one where it is 0."""
     T = _sizes(x, eta, adaptive)
     way = T * slope
-    top = jnp.max(jnp.abs(way))
-    random = partial(jax.random.normal, key, x.shape, x.dtype)
-    way = jax.lax.cond(top == 0, random, lambda: way / jnp.where(top == 0, 1, top))
-    return rho * T * way / jnp.linalg.norm(way)
+    way = jax.lax.cond(way.any(), lambda: way, partial(jax.random.normal, key, x.shape, x.dtype))
+    return rho * T * flat.unit(way)[1]
+
+
+@partial(jax.jit, static_argnames="adaptive")
+def _box(x: Array, slope: Array, rho: Array, eta: Array, adaptive: bool) -> tuple[Array, Float[Array, "2 n"]]:
+    sign = jnp.sign(slope)
+    return rho * _sizes(x, eta, adaptive), jnp.stack([sign, -sign])
 
 
 @jax.jit
@@ -328,15 +303,8 @@ def _highest(values: list[Array], base: Array, finite: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames="adaptive")
-def _box(x: Array, slope: Array, rho: Array, eta: Array, adaptive: bool) -> tuple[Array, Float[Array, "2 n"]]:
-    sign = jnp.sign(slope)
-    return rho * _sizes(x, eta, adaptive), jnp.stack([sign, -sign])
-
-
-@partial(jax.jit, static_argnames="adaptive")
-def _noisy(f: Callable, x: Array, key: Array, i: Array, rho: Array, adaptive: bool) -> Array:
-    noise = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
-    return f(x + rho * _sizes(x, 0.0, adaptive) * noise)
+def _noisy(f: Callable, x: Array, key: Array, rho: Array, adaptive: bool) -> Array:
+    return f(x + rho * _sizes(x, 0.0, adaptive) * jax.random.normal(key, x.shape, x.dtype))
 
 
 @jax.jit
@@ -350,26 +318,11 @@ def _halved(
     return low, jnp.where(jnp.isfinite(base), (low + high) / 2, jnp.nan), high
 
 
-@partial(jax.jit, static_argnums=4)
-def _curvature(f: Callable, w: Array, key: Array, i: Array, neurons: int) -> Array:
+@partial(jax.jit, static_argnums=2)
+def _outer_signs(w: Array, key: Array, neurons: int) -> Array:
     W = w.reshape(-1, neurons)
-    z, r = jax.random.rademacher(jax.random.fold_in(key, i), (2, len(W)), w.dtype)
-    v = jnp.outer(z, jnp.dot(r, W, precision="highest")).ravel()
-    return v @ jax.jvp(jax.grad(f), (w,), (v,))[1]
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _root_of_paths(apply: Callable, x: Array, layout: flat.Layout, shape: tuple[int, ...]) -> Array:
-    with flat.precision():
-        outputs = apply(layout.unravel(x**2, x.dtype), jnp.ones(shape, x.dtype))
-    return jnp.sqrt(outputs.sum())
-
-
-@jax.jit
-def _length(x: Array) -> Array:
-    """Of a vector, also where squares would be 0."""
-    top = jnp.max(jnp.abs(x))
-    return top * jnp.linalg.norm(x / jnp.where(top == 0, 1, top))
+    z, r = jax.random.rademacher(key, (2, len(W)), w.dtype)
+    return jnp.outer(z, jnp.dot(r, W, precision="highest")).ravel()
 
 
 def _logits(apply: Callable, x: Array, params: PyTree) -> Array:
@@ -378,23 +331,22 @@ def _logits(apply: Callable, x: Array, params: PyTree) -> Array:
 
 @partial(jax.jit, donate_argnums=0)
 def _score(
-    total: Array, positions: Array, logits: Callable, v: Array, key: Array, i: Array, j: Array
+    total: Array, positions: Array, logits: Callable, v: Array, key: Array, j: Array
 ) -> tuple[Array, Array]:
     """Added to a total: the gradient of the log probabilities of labels that the network draws."""
 
     def log_probability(v: Array) -> tuple[Array, int]:
         p = jax.nn.log_softmax(logits(v).astype(v.dtype))
-        draw = jax.random.fold_in(jax.random.fold_in(key, i), j)
-        labels = jax.random.categorical(draw, jax.lax.stop_gradient(p))
+        labels = jax.random.categorical(jax.random.fold_in(key, j), jax.lax.stop_gradient(p))
         return jnp.take_along_axis(p, labels[..., None], -1).sum(), labels.size
 
     slope, size = jax.grad(log_probability, has_aux=True)(v)
     return total + slope, positions + size
 
 
-@partial(jax.jit, static_argnums=6)
-def _slope(loss: Callable, params: PyTree, x: Array, y: Array, key: Array, i: Array, size: int) -> Array:
+@partial(jax.jit, static_argnums=5)
+def _slope(loss: Callable, params: PyTree, x: Array, y: Array, key: Array, size: int) -> Array:
     """The length of the gradient of a batch."""
-    which = jax.random.randint(jax.random.fold_in(key, i), (size,), 0, len(x))
+    which = jax.random.randint(key, (size,), 0, len(x))
     f, v, _ = flat.of(lambda params: loss(params, x[which], y[which]), params)
-    return _length(jax.grad(f)(v))
+    return flat.unit(jax.grad(f)(v))[0]

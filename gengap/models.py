@@ -1,7 +1,6 @@
 """The networks of Keskar et al. (2016), Table 1 and Appendix B, as pure functions.
 
-A `Model` is `init` and `apply` and, where a network has dropout or batch norm, the functions that these
-need. Any other network joins in by giving those two functions; nothing else in `gengap` knows Flax.
+Any other network joins in by giving two functions, `Model(init, apply)`; nothing else in `gengap` knows Flax.
 """
 
 from collections.abc import Callable
@@ -12,9 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree
-
-_FORM = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO -> NHWC
+from jaxtyping import Array, Float, PyTree
 
 
 class Model(NamedTuple):
@@ -40,14 +37,9 @@ class Model(NamedTuple):
 def f1(num_classes: int = 10) -> Model:
     """F1: five batch-normalised layers of 512 ReLUs (App. B.1); 1,462,794 parameters on MNIST.
 
-    >>> import jax, jax.numpy as jnp
-    >>> model = f1()
-    >>> x = jnp.zeros((2, 28, 28, 1))
-    >>> params = model.init(jax.random.key(0), x)
+    >>> params = f1().init(jax.random.key(0), jnp.zeros((2, 28, 28, 1)))
     >>> sum(leaf.size for leaf in jax.tree.leaves(params))
     1462794
-    >>> model.apply(params, x).shape
-    (2, 10)
     """
     return _model(_Dense(num_classes, (512,) * 5), f"f1(num_classes={num_classes})")
 
@@ -65,8 +57,8 @@ def f2(num_classes: int = 1973) -> Model:
 def c1(num_classes: int = 10) -> Model:
     """C1: two 5x5 convolutions and two dense layers (App. B.3); 1,757,834 parameters on CIFAR-10.
 
-    The paper's "[64,5,5,2]-MaxPool(3)" is what the authors' code does: a convolution of stride 1 and a 3x3
-    pool of stride 2, both with "same" padding. Dropout keeps half of each dense layer.
+    The paper's "[64,5,5,2]-MaxPool(3)" is, as in the authors' code, a convolution of stride 1 and a 3x3 pool of
+    stride 2, both with "same" padding. Dropout keeps half of each dense layer.
     """
     return _model(_Shallow(num_classes), f"c1(num_classes={num_classes})")
 
@@ -74,13 +66,9 @@ def c1(num_classes: int = 10) -> Model:
 def c2(num_classes: int = 10, *, conv_dropout: bool = True) -> Model:
     """C2: a VGG of thirteen 3x3 convolutions and one dense layer (App. B.4); 14,991,946 on CIFAR-10.
 
-    Args:
-      num_classes: length of the logits.
-      conv_dropout: dropout of 0.3 and 0.4 between convolutions, which the authors' code has and the
-        paper's text does not mention. The dropout around the dense layer is there in any case.
+    `conv_dropout`, 0.3 and 0.4 between convolutions, is in the authors' code and not in the paper's text.
     """
-    name = f"c2(num_classes={num_classes}, conv_dropout={conv_dropout})"
-    return _model(_Deep(num_classes, conv_dropout), name)
+    return _model(_Deep(num_classes, conv_dropout), f"c2(num_classes={num_classes}, conv_dropout={conv_dropout})")
 
 
 def c3(num_classes: int = 100) -> Model:
@@ -94,49 +82,39 @@ def c4(num_classes: int = 100, *, conv_dropout: bool = True) -> Model:
 
 
 def population_statistics(model: Model, params: PyTree, x: Array, *, chunk: int = 5000) -> PyTree:
-    """The statistics of every batch norm, averaged over chunks of `chunk` examples of `x`.
+    """The statistics of every batch norm, averaged over chunks of `x` (Wu and Johnson 2021, arXiv:2105.07576).
 
-    Use as `lambda params, x: model.apply_frozen(params, statistics, x)` wherever an `apply` is wanted.
-    Images of type uint8 are scaled by 1/255. The last chunk is left out if it is shorter than the rest, unless it
-    is the only one.
+    Use as `lambda params, x: model.apply_frozen(params, statistics, x)` wherever an `apply` is wanted. uint8
+    images are scaled by 1/255. A last chunk that is shorter than the others is left out.
 
     Raises:
       ValueError: `model` has no batch norm, or `chunk` is below 1.
-
-    Reference: the recomputed averages of Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, sec. 3.
     """
     if model.statistics is None:
         raise ValueError("population_statistics: the model has no batch norm (its statistics is None)")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    statistics = jax.jit(model.statistics)
     scale = 255 if x.dtype == jnp.uint8 else 1
     starts = range(0, max(len(x) - chunk, 0) + 1, chunk)
-    statistics = jax.jit(model.statistics)
     parts = [statistics(params, x[i : i + chunk] / scale) for i in starts]
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)
 
 
 @lru_cache(maxsize=64)
 def _model(network: nn.Module, name: str) -> Model:
-    def init(key: Key[Array, ""], x: Array) -> PyTree:
-        return network.init(key, x)["params"]
+    def run(params: PyTree, x: Array, frozen: PyTree = None, **how: Any) -> Any:
+        variables = {"params": params} if frozen is None else {"params": params, "batch_stats": frozen}
+        return network.apply(variables, x, frozen=frozen is not None, mutable=["batch_stats"], **how)
 
-    def apply(params: PyTree, x: Array) -> Float[Array, "b classes"]:
-        return network.apply({"params": params}, x, mutable=["batch_stats"])[0]  # type: ignore[return-value]
-
-    def apply_train(params: PyTree, x: Array, key: Key[Array, ""]) -> Float[Array, "b classes"]:
-        rngs = {"dropout": key}
-        logits, _ = network.apply({"params": params}, x, train=True, rngs=rngs, mutable=["batch_stats"])
-        return logits
-
-    def statistics(params: PyTree, x: Array) -> Any:
-        return network.apply({"params": params}, x, mutable=["batch_stats"])[1]["batch_stats"]
-
-    def apply_frozen(params: PyTree, statistics: PyTree, x: Array) -> Float[Array, "b classes"]:
-        variables = {"params": params, "batch_stats": statistics}
-        return network.apply(variables, x, frozen=True)  # type: ignore[return-value]
-
-    return Model(init, apply, apply_train, statistics, apply_frozen, name)
+    return Model(
+        init=lambda key, x: network.init(key, x)["params"],
+        apply=lambda params, x: run(params, x)[0],
+        apply_train=lambda params, x, key: run(params, x, train=True, rngs={"dropout": key})[0],
+        statistics=lambda params, x: run(params, x)[1]["batch_stats"],
+        apply_frozen=lambda params, statistics, x: run(params, x, frozen=statistics)[0],
+        name=name,
+    )
 
 
 def _norm_relu(x: Array, frozen: bool) -> Array:
@@ -145,63 +123,54 @@ def _norm_relu(x: Array, frozen: bool) -> Array:
     return nn.relu(norm(x))
 
 
-def _linear(features: int) -> nn.Dense:
-    return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform())
-
-
-def _conv(features: int, size: int) -> nn.Conv:
-    init = nn.initializers.glorot_uniform()
-    return nn.Conv(features, (size, size), kernel_init=init, conv_general_dilated=_convolution)
-
-
 def _convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **how: Any) -> Array:
-    """`lax.conv_general_dilated` for `nn.Conv`, with derivatives that XLA:CPU computes fast.
+    """`lax.conv_general_dilated` for `_conv`, with derivatives that XLA:CPU computes fast; elsewhere JAX's own.
 
-    XLA:CPU is fast at convolutions of the form NHWC, HWIO -> NHWC. It brings others to it, but not within a loop.
-    The tangents below are written such that their transposes have that form. It also takes the gradient by the
-    kernel as one inner product over batch and image, which is slow where it is long: so the batch is cut. On one
-    core a gradient of C1 over 500 images takes 1.4 s with it, in a loop or not, and 1.9 s with JAX's own outside
-    of a loop. Of other dimensions or groups, and on other backends, this is JAX's own.
+    The transposes of the tangents below are of the form NHWC, HWIO -> NHWC, at which XLA:CPU is fast; it brings
+    others to it, but not within a loop. By the kernel it takes one inner product over batch and image, slow where
+    it is long: so the batch is cut. A gradient of C1 over 500 images takes one core 1.4 s, in a loop or not, and
+    with JAX's own 1.9 s outside of one.
     """
-    convolve = partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding)
-    dims = lax.conv_dimension_numbers(x.shape, kernel.shape, how.pop("dimension_numbers"))
-    if jax.default_backend() != "cpu" or dims != _FORM or how.get("feature_group_count", 1) != 1:
-        return convolve(x, kernel, dimension_numbers=dims, **how)
-    # Parts of some 16,384 positions are long enough, and 16 are the most, since each is compiled by itself.
+    own = how.pop("dimension_numbers")
+    how |= {"window_strides": window_strides, "padding": padding}
+    convolve: Callable = partial(lax.conv_general_dilated, **how)
+    if jax.default_backend() != "cpu":
+        return convolve(x, kernel, dimension_numbers=own)
+    # Parts of 16,384 positions are long enough; 16 parts are the most, since each is compiled by itself.
     size = max(-(-(2**14) // (x.shape[1] * x.shape[2])), -(-len(x) // 16))
-
-    f = jax.custom_jvp(lambda x, kernel: convolve(x, kernel, dimension_numbers=dims, **how))
+    f = jax.custom_jvp(lambda x, kernel: convolve(x, kernel, dimension_numbers=own))
 
     @f.defjvp
     def f_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
         (x, kernel), (dx, dkernel) = primals, tangents
-        tangent = convolve(dx, kernel.swapaxes(2, 3), dimension_numbers=("NHWC", "HWOI", "NHWC"), **how)
+        by_x = convolve(dx, kernel.swapaxes(2, 3), dimension_numbers=("NHWC", "HWOI", "NHWC"))
         flipped = dkernel.transpose(2, 0, 1, 3)
         parts = [x[i : i + size].transpose(3, 1, 2, 0) for i in range(0, len(x), size)]
-        parts = [convolve(part, flipped, dimension_numbers=("CHWN", "IHWO", "HWNC"), **how) for part in parts]
+        parts = [convolve(part, flipped, dimension_numbers=("CHWN", "IHWO", "HWNC")) for part in parts]
         by_kernel = jnp.concatenate(parts, axis=2).transpose(2, 0, 1, 3)
-        return convolve(x, kernel, dimension_numbers=dims, **how), tangent + by_kernel
+        return convolve(x, kernel, dimension_numbers=own), by_x + by_kernel
 
     return f(x, kernel)
 
 
 def max_pool(x: Float[Array, "b h w c"], *, size: int, stride: int) -> Float[Array, "b h2 w2 c"]:
-    """Max pooling with "same" padding, along one axis and then along the other.
+    """Max pooling with "same" padding; inputs that are equal to the maximum of a window share its gradient.
 
-    On one core a gradient of C1 takes two thirds of the time of one through `nn.max_pool`. Inputs that are equal
-    to the maximum of a window share its gradient.
+    On one core a gradient of C1 takes two thirds of the time of one through `nn.max_pool`.
 
     >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), size=2, stride=2).item()
     3.0
     """
-    for axis in (1, 2):
-        out = -(-x.shape[axis] // stride)
-        extra = max((out - 1) * stride + size - x.shape[axis], 0)
-        padding = [(extra // 2, (extra + 1) // 2) if i == axis else (0, 0) for i in range(4)]
-        x = jnp.pad(x, padding, constant_values=-jnp.inf)
-        last = (out - 1) * stride + 1
+    pads = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+    for axis, pad in zip((1, 2), pads, strict=True):
+        x = jnp.pad(x, [pad if i == axis else (0, 0) for i in range(4)], constant_values=-jnp.inf)
+        last = x.shape[axis] - size + 1
         x = reduce(jnp.maximum, [lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(size)])
     return x
+
+
+_linear = partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
+_conv = partial(nn.Conv, kernel_init=nn.initializers.glorot_uniform(), conv_general_dilated=_convolution)
 
 
 class _Dense(nn.Module):
@@ -222,11 +191,10 @@ class _Shallow(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False, frozen: bool = False) -> Array:
         for _ in range(2):
-            x = max_pool(_norm_relu(_conv(64, 5)(x), frozen), size=3, stride=2)
+            x = max_pool(_norm_relu(_conv(64, (5, 5))(x), frozen), size=3, stride=2)
         x = x.reshape(len(x), -1)
         for width in (384, 192):
-            x = _norm_relu(_linear(width)(x), frozen)
-            x = nn.Dropout(0.5, deterministic=not train)(x)
+            x = nn.Dropout(0.5, deterministic=not train)(_norm_relu(_linear(width)(x), frozen))
         return _linear(self.num_classes)(x)
 
 
@@ -238,11 +206,10 @@ class _Deep(nn.Module):
     def __call__(self, x: Array, train: bool = False, frozen: bool = False) -> Array:
         for features, depth, rate in ((64, 2, 0.3), (128, 2, 0.4), (256, 3, 0.4), (512, 3, 0.4), (512, 3, 0.4)):
             for i in range(depth):
-                x = _norm_relu(_conv(features, 3)(x), frozen)
+                x = _norm_relu(_conv(features, (3, 3))(x), frozen)
                 if self.conv_dropout and i < depth - 1:
                     x = nn.Dropout(rate, deterministic=not train)(x)
             x = max_pool(x, size=2, stride=2)
         x = nn.Dropout(0.5, deterministic=not train)(x.reshape(len(x), -1))
-        x = _norm_relu(_linear(512)(x), frozen)
-        x = nn.Dropout(0.5, deterministic=not train)(x)
+        x = nn.Dropout(0.5, deterministic=not train)(_norm_relu(_linear(512)(x), frozen))
         return _linear(self.num_classes)(x)

@@ -1,375 +1,352 @@
-"""The summary of a run -> plain-text tables, figures, and one self-contained HTML page.
+"""Rows -> tables -> Markdown -> the terminal, `report.md`, and one self-contained HTML page.
 
-    page = report.write(summary, "results/mnist/1")
-
-Everything here is a function of the summary alone, so the same summary gives the same bytes. What the page
-needs is inside it: it loads nothing from the network.
+The page needs no network: what it shows is inside it.
 """
 
 import base64
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gengap import figures as drawing
-from gengap import landscape_sections as around
-from gengap import measures_sections as trust
-from gengap import paper
-from gengap import training_sections as training
-from gengap.findings import Section
-from gengap.summaries import Group, Summary, diverged, groups, measures, number, percent
-from gengap.tables import DASH, Table, blanked, headline, lost, plain, spread, tables, unfinished, wrapped
-from gengap.tables import text as tables_text
+import markdown_it
+import pandas as pd
+from matplotlib.figure import Figure
 
-__all__ = ["figures", "html", "sections", "tables", "text", "write"]
+from gengap import paper, plots, records
+from gengap.records import Row, Run
+from gengap.statistics import compare
 
-_ROW = ("network", "dataset", "method", "seed", "batch_size", "epochs", "steps", "diverged_at",
-        "train_loss", "train_accuracy", "test_loss", "test_accuracy", "distance")  # fmt: skip
-
-_CAPTIONS = {
-    "accuracy": (
-        "Accuracy after each epoch, as the paper's Fig. 2: training solid, test dashed. Thin lines are "
-        "seeds; the thick line is their mean over the epochs that all of them have. Thin lines that end in a "
-        "cross diverged and are in no mean. Dots, where the paper has a curve: its Fig. 2, digitised."
-    ),
-    "sharpness": (
-        "Sharpness (Metric 2.1) of every seed on a logarithmic axis, SB beside LB; a thin line joins the two "
-        "minima of a seed. In random subspaces a point is the mean over the draws of its seed. Beside them "
-        "the paper's mean and standard deviation. Zeros and values that are not finite stand at the bottom "
-        "edge."
-    ),
-}
-
-_SECTIONS: dict[str, tuple[Callable[[Sequence[Any]], Section | None], ...]] = {
-    "trajectory": (training.accuracy, training.along_training, training.equal_loss, training.speedup),
-    "landscape": (around.straight, around.curved, around.connection, around.planes, around.neighbourhood),
-    "batch_size": (training.batch_size,),
-    "warm_start": (training.warm_start,),
-    "reparametrise": (trust.reparametrised, trust.audited),
-    "correlation": (trust.correlated,),
-}
-_ORDER = (
-    "sharpness",
-    "accuracy",
-    "fig2",
-    "fig3",
-    "fig4",
-    "fig5",
-    "fig6",
-    "equal_loss",
-    "neighbourhood",
-    "speedup",
-    "fig7",
-    "connection",
-    "planes",
-    "reparametrised",
-    "audited",
-    "correlated",
-)
-
+DASH = "-"
+_NAMES = {"mnist": "MNIST", "timit": "TIMIT", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _CSS = """
 body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1a1a1a; background: #fff;
        font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
-h1, p, li, td, figcaption { overflow-wrap: break-word; }
-.lead { font-size: 1.1rem; } .warn { border-left: 4px solid #e08300; padding-left: .7rem; }
-.box { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .15rem .7rem; text-align: right; white-space: nowrap; vertical-align: top; }
-th { border-bottom: 1px solid #555; } th.w, td.w { text-align: left; }
-tr.top td { border-top: 1px solid #ccc; } th.long, td.long { text-align: left; }
-td.long { white-space: normal; min-width: 12rem; }
-.notes { font-size: .9rem; padding-left: 1.2rem; color: #333; }
-figure { margin: 1rem 0 2rem; } figure img { width: 100%; min-width: 34rem; max-width: 56rem; }
-figcaption { font-size: .9rem; color: #333; }
-@media (max-width: 40rem) { body { margin: 1rem auto; } h1 { font-size: 1.3rem; }
-  table { font-size: .8rem; } th, td { padding: .15rem .3rem; } }
-@media print { body { margin: 0; max-width: none; font-size: 10pt; } figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; } .box { overflow: visible; } .wide table { font-size: 5pt; }
-  .wide th, .wide td { padding: 0 .15rem; white-space: normal; } }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
+table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .85rem;
+        font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem .6rem; white-space: nowrap; text-align: left; } th { border-bottom: 1px solid #555; }
+img { width: 100%; max-width: 56rem; } pre { overflow-x: auto; font-size: .8rem; }
+li, p { overflow-wrap: break-word; }
+@media print { body { margin: 0; max-width: none; font-size: 10pt; } img, tr { break-inside: avoid; } }
 """
 
 
-def sections(summary: Summary) -> list[Section]:
-    """The figures of a run with what there is to say of each, in the paper's order.
+class Section(NamedTuple):
+    """A part of a report.
 
-    Args:
-        summary: the summary of a run; or one with "parts", the summaries of several, by name.
-
-    Returns:
-        For the runs behind the tables `"accuracy"`, per epoch as in the paper's Fig. 2, and `"sharpness"`, every
-        seed beside the paper's mean; for the others the figures of the paper that they are behind. Each only if
-        the run has something to draw in it.
+    Attributes:
+      title: of the section.
+      findings: sentences, computed from the numbers.
+      table: cells that are ready to be shown.
+      figure: what is drawn.
+      caption: what the figure shows.
+      name: of the figure's file.
     """
-    if (parts := summary.get("parts")) is not None:
-        found = [section for part in parts.values() for section in sections(part)]
-        names = {section.name for section in found}
-        kept = [section for section in found if not (section.name == "accuracy" and "fig2" in names)]
-        return sorted(kept, key=lambda section: _ORDER.index(section.name))
-    rows = summary.get("rows") or []
-    if (makers := _SECTIONS.get(str(summary.get("experiment")))) is not None:
-        return [made for make in makers if (made := make(rows)) is not None]
-    return [
-        Section(name, "", figure, f"{_CAPTIONS[name]} {_seen(summary, name)}", [])
-        for name, figure in _tables_figures(summary).items()
-    ]
+
+    title: str
+    findings: Sequence[str] = ()
+    table: pd.DataFrame | None = None
+    figure: Figure | None = None
+    caption: str = ""
+    name: str = ""
 
 
-def figures(summary: Summary) -> dict[str, drawing.Figure]:
-    """The figures of `sections` by name, SB and LB in the same two colours."""
-    return {section.name: section.figure for section in sections(summary)}
-
-
-def text(summary: Summary) -> str:
-    """What a run found as plain text: the tables as "paper | here", and what the figures say."""
-    tabled = _tabled(summary)
-    blocks = [tables_text(tabled)] if tabled is not None else []
-    for section in sections(summary):
-        if section.findings:
-            found = [line for item in section.findings for line in wrapped(item, "  ")]
-            blocks.append("\n".join([section.title, *found]) + "\n")
-    return "\n".join(blocks)
-
-
-def _tabled(summary: Summary) -> Summary | None:
-    """The run whose rows belong into Tables 2 to 4."""
-    every = [summary] if summary.get("parts") is None else list(summary["parts"].values())
-    return next((one for one in every if str(one.get("experiment")) not in _SECTIONS), None)
-
-
-def _tables_figures(summary: Summary) -> dict[str, drawing.Figure]:
-    every = groups(summary)
-    drawn = {}
-    if panels := [panel for group in every if (panel := _curves(group)).kept or panel.diverged]:
-        drawn["accuracy"] = drawing.accuracy(panels)
-    points = {}
-    for measure in measures(summary):
-        points[measure.where, f"epsilon {measure.epsilon:g}"] = [
-            drawing.Points(
-                _label(group, bool(measure.table)),
-                {
-                    method: {
-                        seed: None if diverged(row) else measure.value(row)
-                        for seed, row in seeds.items()
-                        if diverged(row) or measure.find(row)
-                    }
-                    for method, seeds in group.methods.items()
-                },
-                {
-                    method: found
-                    for method in group.methods
-                    if (found := group.paper(measure.table, method, measure.epsilon))
-                },
+def terminal(sections: Sequence[Section], width: int = 100) -> str:
+    """The sections as text for a terminal: what was found, and the tables."""
+    blocks = []
+    for section in sections:
+        if section.findings or section.table is not None:
+            blocks.append("\n".join(textwrap.wrap(section.title, width)))
+        if section.table is not None:
+            blocks[-1] += "\n" + section.table.to_string(index=False, line_width=width)
+        for sentence in section.findings:
+            lines = textwrap.wrap(
+                sentence, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
             )
-            for group in every
-        ]
-    if points:
-        drawn["sharpness"] = drawing.sharpness(points)
-    return drawn
+            blocks[-1] += "\n" + "\n".join(lines)
+    return "\n\n".join(blocks) + "\n"
 
 
-def html(summary: Summary) -> str:
-    """One page with everything a run found, the paper's numbers beside its own; it needs no network.
-
-    If the summary has `"choices"`, a list of `{"choice", "note", "SB": {epsilon: values}, "LB": ...}`, they
-    become a table, with the paragraphs of `"choices_note"` below it.
-
-    Args:
-        summary: the summary of a run.
-
-    Returns:
-        The page, figures inside. Text that comes from the records is escaped.
-    """
-    return _page(summary, [(section, drawing.image(section.figure, "svg")) for section in sections(summary)])
-
-
-def write(summary: Summary, directory: str | os.PathLike[str]) -> Path:
-    """Write `report.html`, and each figure as SVG and as PNG in `figures/`.
-
-    Each file is written under a temporary name and renamed, so a reader never sees half of one.
-
-    Args:
-        summary: the summary of a run.
-        directory: where to; made if it is not there.
-
-    Returns:
-        The path of the page.
-    """
-    out = Path(directory)
-    vector = []
-    for section in sections(summary):
-        vector.append((section, drawing.image(section.figure, "svg")))
-        _put(out / "figures" / f"{section.name}.svg", vector[-1][1])
-        _put(out / "figures" / f"{section.name}.png", drawing.image(section.figure, "png"))
-    return _put(out / "report.html", _page(summary, vector).encode())
+def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
+    """The sections as Markdown; figures are links into `figures/`."""
+    lines = [f"# {title}", ""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        lines += [line for sentence in section.findings for line in (f"- {_literal(sentence)}",)] + [""]
+        if section.table is not None:
+            cells = section.table.map(_literal).rename(columns=_literal)
+            lines += [cells.to_markdown(index=False, disable_numparse=True), ""]
+        if section.figure is not None:
+            lines += [f"![{section.title}](figures/{section.name}.svg)", "", _literal(section.caption), ""]
+    lines += ["## What was asked", "", "```json", json.dumps(run.config, indent=1), "```", ""]
+    if run.rows:
+        lines += ["## Where the rows come from", "", origins(run.rows).to_markdown(index=False), ""]
+    return "\n".join(lines)
 
 
-def _put(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    return temporary.replace(path)
+def html(text: str, directory: str | os.PathLike) -> str:
+    """One page of Markdown; the figures that it links to below `directory` are put inside."""
+    body = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
 
+    def inside(found: re.Match) -> str:
+        content = base64.b64encode((Path(directory) / found[1]).read_bytes()).decode()
+        return f'src="data:image/svg+xml;base64,{content}"'
 
-def _curves(group: Group) -> drawing.Curves:
-    kept: dict[tuple[str, str], list[Sequence[float | None]]] = {}
-    away: dict[tuple[str, str], list[Sequence[float | None]]] = {}
-    for method, seeds in group.methods.items():
-        for row in seeds.values():
-            history = row.get("history") or {}
-            for split in ("train", "test"):
-                if shares := [number(share) for share in history.get(f"{split}_accuracy") or []]:
-                    side = away if diverged(row) else kept
-                    percents = [None if share is None else 100 * share for share in shares]
-                    side.setdefault((method, split), []).append(percents)
-    theirs = {} if group.elsewhere else paper.figure("fig2_curves").get(group.network, {})
-    digitised = {
-        (method, split): (curve.x, curve.y)
-        for name, curve in theirs.items()
-        for method, split in [name.split("_")]
-        if method in group.methods
-    }
-    return drawing.Curves(str(group), kept, away, digitised)
-
-
-def _label(group: Group, compared: bool) -> str:
-    lines = [group.network, group.dataset]
-    return "\n".join([*lines, f"paper: {group.elsewhere}"] if compared and group.elsewhere else lines)
-
-
-def _page(summary: Summary, images: Sequence[tuple[Section, bytes]]) -> str:
-    name = str(summary.get("experiment") or "run")
-    title = f"{name}: small batch (SB) against large batch (LB)"
-    tabled = _tabled(summary)
-    parts = summary.get("parts") or {"": summary}
-    made = tables(tabled) if tabled is not None else []
-    body = [f"<h1>{escape(title)}</h1>"]
-    body += [f'<p class="warn">{escape(line)}</p>' for part in parts.values() for line in unfinished(part)]
-    body += [f'<p class="lead">{escape(headline(tabled))}</p>'] if tabled is not None else []
-    body += [_table(table) for table in made if not table.title.startswith("Distance")]
-    body += ["<h2>Figures</h2>"] if images and not images[0][0].title else []
-    body += [_figure(*image) for image in images]
-    body += [_table(table) for table in made if table.title.startswith("Distance")]
-    body += _choices(tabled) if tabled is not None else []
-    for name, part in parts.items():
-        body.append(_pairs(f"The choices under which it was measured{name and f': {name}'}", part.get("config")))
-    body += [_pairs("Versions and machine", summary.get("environment"))]
-    body += ["<h2>Runs that diverged</h2>", _items(lost(tabled)), _rows(tabled)] if tabled is not None else []
+    body = re.sub(r'src="(figures/[^"]+\.svg)"', inside, body)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
+        f"<title>{escape(text.splitlines()[0].lstrip('# '))}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f"{body}</body>\n</html>\n"
     )
 
 
-def _table(table: Table, long: Iterable[str] = (), wide: bool = False) -> str:
-    words = [' class="w"' if i < table.labels else "" for i in range(len(table.columns))]
-    words = [' class="long"' if c in set(long) else w for c, w in zip(table.columns, words, strict=True)]
-    head = "".join(f"<th{w}>{escape(cell)}</th>" for cell, w in zip(table.columns, words, strict=True))
-    lines = []
-    for row in blanked(table):
-        cells = "".join(f"<td{w}>{escape(cell)}</td>" for cell, w in zip(row, words, strict=True))
-        top = ' class="top"' if row[0] else ""
-        lines.append(f"<tr{top}>{cells}</tr>")
-    first, _, rest = table.title.partition("; ")
-    return (
-        f"<h2>{escape(first)}</h2>\n"
-        + (f"<p>{escape(rest[0].upper() + rest[1:])}.</p>\n" if rest else "")
-        + f'<div class="box{" wide" if wide else ""}"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
-        + "\n".join(lines)
-        + f"\n</tbody></table></div>\n{_items(table.notes)}"
-    )
+def write(title: str, sections: Sequence[Section], run: Run, directory: str | os.PathLike) -> Path:
+    """Write `report.md`, `report.html` and `figures/*.svg`; returns the path of the page."""
+    out = Path(directory)
+    for section in sections:
+        if section.figure is not None:
+            _put(out / "figures" / f"{section.name}.svg", plots.image(section.figure, "svg"))
+    text = markdown(title, sections, run)
+    _put(out / "report.md", text.encode())
+    return _put(out / "report.html", html(text, out).encode())
 
 
-def _items(notes: Sequence[str]) -> str:
-    items = "\n".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'<ul class="notes">\n{items}\n</ul>' if notes else ""
+def origins(rows: Sequence[Row]) -> pd.DataFrame:
+    """Which rows came from which commit, device and versions, and what they took."""
+    found = pd.DataFrame([row["origin"] for row in rows])
+    keys = [name for name in found.columns if name not in ("date", "seconds")]
+    grouped = found.groupby(keys, dropna=False, sort=False)
+    return grouped.agg(rows=("date", "size"), last=("date", "max"), seconds=("seconds", "sum")).reset_index()
 
 
-def _figure(section: Section, content: bytes) -> str:
-    # an <img>, not inline <svg>: the ids inside two inline images would clash
-    data = base64.b64encode(content).decode()
-    return (
-        (f"<h2>{escape(section.title)}</h2>\n" if section.title else "")
-        + f'<figure><div class="box"><img alt="{escape(section.name)} of SB and LB" '
-        f'src="data:image/svg+xml;base64,{data}"></div>\n'
-        f"<figcaption>{escape(section.caption)}</figcaption></figure>\n{_items(section.findings)}"
-    )
-
-
-def _seen(summary: Summary, name: str) -> str:
-    every = groups(summary)
-    if name == "accuracy":
-        ends = [
-            f"{group}: test accuracy at the end "
-            + ", ".join(
-                f"{spread(list(group.values(method, percent('test_accuracy')).values()))} % ({method})"
-                for method in group.methods
-            )
-            for group in every
-        ]
-        return f"{'; '.join(ends)}."
-    counts = []
-    for measure in measures(summary):
-        pairs = [gap for group in every for gap in group.differences(measure.value)]
-        counts.append(f"{sum(gap < 0 for gap in pairs)} of {len(pairs)} pairs ({measure})")
-    return f"LB lies above SB in {', '.join(counts)}; the sign tests are below Tables 3 and 4."
-
-
-def _pairs(title: str, values: Any) -> str:
-    if not values:
-        return ""
-    rows: list[tuple[str, ...]] = [
-        (str(key), item if isinstance(item, str) else json.dumps(item)) for key, item in values.items()
-    ]
-    return _table(Table(title, ("name", "value"), rows, [], 1), long=["value"])
-
-
-def _choices(summary: Summary) -> list[str]:
-    rows = []
-    for item in summary.get("choices") or []:
-        sides = [item.get(method) or {} for method in ("SB", "LB")]
-        for epsilon in dict.fromkeys([*sides[0], *sides[1]]):
-            cells = []
-            for side in sides:
-                values = side.get(epsilon) or []
-                finite = [value for value in map(number, values) if value is not None]
-                missing = f" of {len(values)}" if len(finite) < len(values) else ""
-                cells += [spread(finite), f"{len(finite)}{missing}"]
-            rows.append((str(item.get("choice", "")), str(item.get("note", "")), str(epsilon), *cells))
+def paper_tables(rows: Sequence[Row]) -> list[Section]:
+    """The headline and Tables 2, 3 and 4, "paper" beside "here", from rows of `experiments/tables.py`."""
+    lost = [row for row in rows if row.get("diverged_at") is not None]
+    rows = [row for row in rows if row.get("diverged_at") is None]
+    sections = [Section("What came out", [headline(rows), *map(_diverged, lost)])]
     if not rows:
-        return []
-    notes = summary.get("choices_note") or []
-    columns = ("choice", "note", "epsilon", "SB", "n", "LB", "n")
-    title = "Choice against value; sharpness in units of 1/100, mean ± sample std over n draws"
-    paragraphs = [notes] if isinstance(notes, str) else notes
-    return [
-        _table(Table(title, columns, rows, [], 3), long=["note"]),
-        *(f"<p>{escape(str(paragraph))}</p>" for paragraph in paragraphs),
-    ]
+        return sections
+    found = sharpness(rows)
+    sections.append(_accuracy(rows))
+    for space, name in (
+        ("full", "Table 3. Sharpness in the full space"),
+        ("random", "Table 4. In random subspaces"),
+    ):
+        if (found["space"] == space).any():
+            sections.append(_sharpness(name, found[found["space"] == space]))
+    return [*sections, _distance(rows)]
 
 
-def _rows(summary: Summary) -> str:
-    found = measures(summary)
-    rows = []
-    for row in summary.get("rows") or []:
-        cells = [_cell(row.get(key)) for key in _ROW]
-        for measure in found:
-            record = measure.find(row)
-            error = f" ± {plain(number(record.get('sem')))}" if record.get("space") == "random" else ""
-            cells.append(plain(measure.value(row)) + error if record else DASH)
-        rows.append(tuple(cells))
-    heads = tuple(key.replace("_", " ") for key in _ROW) + tuple(str(measure) for measure in found)
-    title = "Every run; accuracies are shares, ± in subspaces is the standard error over the draws"
-    return _table(Table(title, heads, rows, [], 1), wide=True) if rows else ""
+def sharpness(rows: Sequence[Row]) -> pd.DataFrame:
+    """One line for each value of the metric: network, dataset, method, seed, space, epsilon, value, loss at x.
+
+    In random subspaces the value is the mean over the draws. One that is not finite is NaN.
+    """
+    names = ["network", "dataset", "method", "seed", "space", "epsilon", "value", "loss"]
+    lines = []
+    for row in rows:
+        for space in ("full", "random"):
+            for i, epsilon in enumerate(row["epsilons"] if row.get(space) else []):
+                values, losses = (
+                    [v] if space == "full" else v for v in (row[space][n][i] for n in ("value", "base_loss"))
+                )
+                value = math.nan if None in values else statistics.fmean(values)
+                place = [row[name] for name in names[:4]]
+                lines.append([*place, space, epsilon, value, losses[0]])
+    return pd.DataFrame(lines, columns=names)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
+def sharpness_at(row: Row, epsilon: float) -> float | None:
+    """The full-space sharpness of a row; `None` where it is not positive, for a logarithmic axis."""
+    if not row.get("full"):
+        return None
+    value = number(row["full"]["value"][row["epsilons"].index(epsilon)])
+    return value if value is not None and value > 0 else None
+
+
+def number(value: Any) -> float | None:
+    """A finite number as a float; `None` for null, text, NaN and infinities."""
+    plain_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if plain_number and math.isfinite(value) else None
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """How sharpness and accuracy of LB compare with those of SB, a sentence for each network."""
+    if not rows:
+        return "No rows yet."
+    found, said = sharpness(rows), []
+    largest = found[(found["space"] == "full") & (found["epsilon"] == found["epsilon"].max())]
+    for (network, dataset), group in pd.DataFrame(rows).groupby(["network", "dataset"], sort=False):
+        values = largest[(largest["network"] == network) & (largest["dataset"] == dataset)]
+        small, large = (by_seed(values, method, "value") for method in ("SB", "LB"))
+        parts = []
+        if small and large and statistics.fmean(small.values()) > 0:
+            ratio = statistics.fmean(large.values()) / statistics.fmean(small.values())
+            at = [statistics.fmean(by_seed(values, method, "loss").values()) for method in ("SB", "LB")]
+            parts.append(
+                f"LB minima are {plain(ratio)} times as sharp as SB minima (full space, epsilon "
+                f"{values['epsilon'].iloc[0]:g}; measured at a training loss of {plain(at[0])} for SB and "
+                f"{plain(at[1])} for LB), {compare(large, small, 'LB sharper than SB')}"
+            )
+        small, large = (by_seed(group, method, "test_accuracy") for method in ("SB", "LB"))
+        if shared := [100 * (small[seed] - large[seed]) for seed in small if seed in large]:
+            gap = statistics.fmean(shared)
+            parts.append(
+                f"the test accuracy of LB is {plain(abs(gap))} points {'lower' if gap >= 0 else 'higher'}, "
+                f"{compare(small, large, 'SB higher than LB')}"
+            )
+        said.append(f"{network} on {dataset}: {'; '.join(parts) or 'nothing to compare yet'}.")
+    return " ".join(said)
+
+
+def by_seed(frame: pd.DataFrame, method: str, column: str) -> dict[int, float]:
+    """The finite values of a column by seed."""
+    own = frame[frame["method"] == method].dropna(subset=[column])
+    return dict(zip(own["seed"].tolist(), own[column].tolist(), strict=True))
+
+
+def sharpness_figure(rows: Sequence[Row]) -> Section:
+    """Sharpness of every minimum, a panel for each space and epsilon, beside the paper's."""
+    found = sharpness(rows)
+    groups = list(found.groupby(["space", "epsilon"], sort=False))
+    figure, axes = plots.axes(max(1, len(groups)))
+    for ax, ((space, epsilon), group) in zip(axes, groups, strict=False):
+        table = paper.TABLE_3 if space == "full" else paper.TABLE_4
+        values, known = {}, {}
+        for (network, dataset), own in group.groupby(["network", "dataset"], sort=False):
+            label = f"{network}\n{dataset}"
+            values[label] = {
+                m: dict(zip(o["seed"], o["value"], strict=True)) for m, o in own.groupby("method", sort=False)
+            }
+            columns = table.get(network, {})
+            known[label] = {method: columns[method][epsilon] for method in columns if epsilon in columns[method]}
+        plots.sharpness(values, paper=known, ax=ax)
+        ax.set_title(f"{'full space' if space == 'full' else 'random subspaces'}, epsilon {epsilon:g}")
+    words = (
+        "Metric 2.1 of every minimum on a logarithmic axis; a line joins the two of a seed. In random subspaces a "
+        "point is the mean over the draws. Beside them the paper's mean and standard deviation."
+    )
+    return Section("Sharpness of every minimum", figure=figure, caption=words, name="sharpness")
+
+
+def accuracy_figure(rows: Sequence[Row]) -> Section:
+    """Accuracy per epoch of every network, the paper's curve beside it where there is one (Fig. 2)."""
+    groups = list(pd.DataFrame(rows).groupby(["network", "dataset"], sort=False))
+    figure, axes = plots.axes(len(groups))
+    for ax, ((network, dataset), group) in zip(axes, groups, strict=True):
+        histories = {str(method): own["history"].tolist() for method, own in group.groupby("method", sort=False)}
+        digitised = paper.figure("fig2_curves").get(network, {}) if paper.DATASET.get(network) == dataset else {}
+        curves = {tuple(name.split("_")): (curve.x, curve.y) for name, curve in digitised.items()}
+        plots.accuracy(histories, paper=curves, ax=ax)
+        ax.set_title(f"{network} on {dataset}")
+    words = "Training solid, test dashed; thin lines are seeds, thick ones their mean; dotted: the paper's Fig. 2."
+    return Section("Accuracy per epoch (Fig. 2)", figure=figure, caption=words, name="accuracy")
+
+
+def theirs(table: Mapping[str, Any], network: str, method: str, key: Any) -> str:
+    """The paper's mean and standard deviation."""
+    found = table.get(network, {}).get(method, {}).get(key)
+    return DASH if found is None else f"{found[0]:.2f} ± {found[1]:.2f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation, to two digits of a small mean."""
+    if not len(values):
         return DASH
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    mean = statistics.fmean(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    if 1e-6 < abs(mean) < 0.1:
+        digits = 1 - math.floor(math.log10(abs(mean)))
+        return f"{mean:.{digits}f} ± {DASH if deviation is None else f'{deviation:.{digits}f}'}"
+    if abs(mean) >= 100 and deviation is not None:
+        return f"{mean:.0f} ± {deviation:.0f}"
+    return f"{plain(mean)} ± {plain(deviation)}"
+
+
+def plain(value: float | None) -> str:
+    """A number for a table cell: two decimals, or two digits where those would be lost."""
+    if value is None or math.isnan(value):
+        return DASH
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 0.005:
+        return f"{value:.2g}"
+    return f"{value:.0f}" if size >= 100 else f"{value:.2f}"
+
+
+def _accuracy(rows: Sequence[Row]) -> Section:
+    lines, said = [], []
+    for (network, dataset), group in pd.DataFrame(rows).groupby(["network", "dataset"], sort=False):
+        for split in ("train", "test"):
+            line = {"network": f"{network} on {dataset}", "accuracy, %": split}
+            values = {m: [100 * v for v in by_seed(group, m, f"{split}_accuracy").values()] for m in ("SB", "LB")}
+            for method, own in values.items():
+                line[f"{method}, paper"] = theirs(paper.TABLE_2, network, method, split)
+                line[f"{method}, here"] = spread(own)
+            line["n"] = str(max(map(len, values.values())))
+            lines.append(line)
+        small, large = (by_seed(group, method, "test_accuracy") for method in ("SB", "LB"))
+        said.append(f"{network} on {dataset}: {compare(small, large, 'SB tests better than LB')}.")
+        if paper.DATASET.get(network, dataset) != dataset.split(":")[0]:
+            said.append(f"The paper has {network} on {_NAMES[paper.DATASET[network]]}.")
+    return Section("Table 2. Accuracy; mean ± standard deviation over n seeds", said, pd.DataFrame(lines))
+
+
+def _sharpness(title: str, found: pd.DataFrame) -> Section:
+    lines, said = [], []
+    for (network, dataset, epsilon), group in found.groupby(["network", "dataset", "epsilon"], sort=False):
+        table = paper.TABLE_3 if group["space"].iloc[0] == "full" else paper.TABLE_4
+        line, means = {"network": f"{network} on {dataset}", "epsilon": f"{epsilon:g}"}, {}
+        values = {method: by_seed(group, method, "value") for method in ("SB", "LB")}
+        for method, own in values.items():
+            line[f"{method}, paper"] = theirs(table, network, method, epsilon)
+            line[f"{method}, here"] = spread(list(own.values()))
+            means[method] = statistics.fmean(own.values()) if own else math.nan
+        line["LB / SB"] = plain(means["LB"] / means["SB"] if means["SB"] else math.nan)
+        for method in values:
+            losses = by_seed(group, method, "loss").values()
+            line[f"f, {method}"] = plain(statistics.fmean(losses)) if losses else DASH
+        line["n"] = str(max(map(len, values.values())))
+        lines.append(line)
+        where = f"{network} on {dataset}, epsilon {epsilon:g}"
+        said.append(f"{where}: {compare(values['LB'], values['SB'], 'LB sharper than SB')}.")
+        if lost := group["value"].isna().sum():
+            said.append(f"{where}: {lost} of {len(group)} values are not finite, and in no mean.")
+    return Section(f"{title}; mean ± standard deviation over n seeds", said, pd.DataFrame(lines))
+
+
+def _distance(rows: Sequence[Row]) -> Section:
+    lines = []
+    for (network, dataset), group in pd.DataFrame(rows).groupby(["network", "dataset"], sort=False):
+        small, large = (by_seed(group, method, "distance") for method in ("SB", "LB"))
+        ratios = [small[seed] / large[seed] for seed in small if large.get(seed)]
+        cells = [spread(list(small.values())), spread(list(large.values())), spread(ratios), str(len(ratios))]
+        names = ("SB", "LB", "SB / LB", "n")
+        lines.append({"network": f"{network} on {dataset}", **dict(zip(names, cells, strict=True))})
+    low, high = paper.DISTANCE_RATIO
+    said = [f"The paper gives SB / LB in words only, for no network in particular: {low:g} to {high:g}."]
+    return Section("Distance of the minimum from the starting point, Euclidean", said, pd.DataFrame(lines))
+
+
+def _diverged(row: Row) -> str:
+    return (
+        f"Diverged, in no mean: {row['network']} on {row['dataset']}, {row['method']}, seed {row['seed']}, "
+        f"at step {row['diverged_at']}."
+    )
+
+
+def _literal(text: Any) -> str:
+    """Text in which Markdown sees no markup."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", str(text))
+
+
+def _put(path: Path, content: bytes) -> Path:
+    records.atomically(path, lambda file: file.write(content))
+    return path

@@ -3,8 +3,7 @@ r"""Sharpness, Metric 2.1 of Keskar et al. (2016): how far the loss rises within
 $$\phi_{x,f}(\epsilon, A) = \frac{(\max_{y \in C_\epsilon} f(x + A y)) - f(x)}{1 + f(x)} \times 100, \qquad
 C_\epsilon = \{ z \in R^p : |z_i| \le \epsilon (|(A^+ x)_i| + 1) \}$$ (eqs. 3 and 4).
 
-The functions take the loss as a function of the parameters alone, and know neither networks nor data. Every value
-is a lower bound of the maximum in the definition.
+The loss is a function of the parameters alone. Every value is a lower bound of the maximum in the definition.
 """
 
 import math
@@ -17,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-import tqdm
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from gengap import ascent, flat, subspace
+from gengap import progress as shown
 from gengap.subspace import Subspace
 
 _OUTSIDE = (2.0, 1.4)  # multiples of the box at whose corners the full space is looked at first
@@ -29,7 +28,7 @@ _CLIMB = 6  # looks for a direction
 
 
 class Sharpness(NamedTuple):
-    """The metric with what it was computed from: scalars, or an axis of the epsilons.
+    """The metric with what it was computed from; several epsilons are the first axis.
 
     Attributes:
       value: phi, in the paper's units (x 100).
@@ -37,6 +36,7 @@ class Sharpness(NamedTuple):
       max_loss: f(x + A y*), in nats.
       evaluations: gradients spent on the maximum, the one at x left out.
       finite: whether the loss and its gradient were finite wherever they were looked at.
+      shared_evaluations: gradients spent once for all draws of an epsilon; 0 in the full space.
     """
 
     value: Float[Array, "..."]
@@ -44,22 +44,15 @@ class Sharpness(NamedTuple):
     max_loss: Float[Array, "..."]
     evaluations: Int[Array, "..."]
     finite: Bool[Array, "..."]
+    shared_evaluations: Int[Array, "..."]
 
 
-class SubspaceSharpness(NamedTuple):
-    """The metric in several random subspaces: the last axis counts the draws, one before it the epsilons.
+class SubspaceSharpness(Sharpness):
+    """The metric in several random subspaces; the last axis counts the draws.
 
-    Attributes:
-      value, base_loss, max_loss, evaluations, finite: as of `Sharpness`.
-      shared_evaluations: gradients spent once for all draws of an epsilon, on their directions.
+    The draws share the directions that their ascents begin in. Where these miss a basin, all draws do, and neither
+    the standard error nor the interval shows it.
     """
-
-    value: Float[Array, "... draws"]
-    base_loss: Float[Array, "... draws"]
-    max_loss: Float[Array, "... draws"]
-    evaluations: Int[Array, "... draws"]
-    finite: Bool[Array, "... draws"]
-    shared_evaluations: Int[Array, "... draws"]
 
     @property
     def mean(self) -> Float[Array, "..."]:
@@ -68,21 +61,17 @@ class SubspaceSharpness(NamedTuple):
 
     @property
     def sem(self) -> Float[Array, "..."]:
-        """Standard error of the mean over the draws; NaN for a single draw.
-
-        The draws share the directions that their ascents begin in. Where these miss a basin, all draws do, and no
-        standard error shows it.
-        """
+        """Standard error of the mean over the draws; NaN for a single draw."""
         draws = self.value.shape[-1]
         return self.value.std(-1, ddof=1) / np.sqrt(draws) if draws > 1 else jnp.full_like(self.mean, jnp.nan)
 
     def interval(self, level: float = 0.95) -> Float[np.ndarray, "... 2"]:
-        """Bootstrap interval of the mean over the draws (BCa); NaN below five. What `sem` says holds here too."""
+        """Bootstrap interval of the mean over the draws (BCa); NaN below five."""
         values = np.asarray(self.value, np.float64)
         if values.shape[-1] < 5:
             return np.full((*values.shape[:-1], 2), np.nan)
         if np.all(values == values[..., :1]):
-            return np.stack([values[..., 0]] * 2, -1)
+            return values[..., :2]
         rng = np.random.default_rng(0)
         found = scipy.stats.bootstrap((values,), np.mean, axis=-1, confidence_level=level, rng=rng)
         return np.stack([found.confidence_interval.low, found.confidence_interval.high], -1)
@@ -102,38 +91,28 @@ def full_space(
     2 and 1.4 times the size, and at the corner opposite to the gradient at x. See `ascent.maximise`.
 
     Args:
-      loss: `params -> scalar`, in nats.
-      params: x, floating-point leaves.
+      loss, params, epsilon: as of `random_subspaces`.
       key: of the coordinates that change sides when an ascent begins again.
-      epsilon: one size of the box, or several; the result then has an axis of them.
       max_evaluations: gradients for each epsilon; below 6 a single ascent begins where the gradient at x points.
 
     Returns:
-      Scalars, or one of each per epsilon.
-
-    Raises:
-      ValueError: an argument is out of its range, or f(x) is not finite or not above -1.
+      Scalars, or `[epsilons]`.
 
     >>> s = full_space(lambda x: x @ x, jnp.array([0.0, 1.0]), jax.random.key(0), epsilon=0.5)
     >>> float(s.max_loss)  # (0.5, 2.0) or (-0.5, 2.0): 0.25 + 4
     4.25
     """
-    _check(key, epsilon, {"max_evaluations": max_evaluations})
-    f, x, _ = flat.of(loss, params)
-    centre = _at_minimum(f, x)
+    f, x, base, slope, epsilons = _begin(loss, params, key, epsilon, {"max_evaluations": max_evaluations})
+    look, tops = partial(_look, f, x, None), []
     outside = _OUTSIDE if max_evaluations >= 6 else ()
-    tops = []
-    for e in _each(epsilon):
-        r = _radius(x, None, e)
-        far = centre[1]
+    for e in epsilons:
+        r, far = box(x, None, e), slope
         for multiple in outside:
-            far = _look_outside(f, x, multiple, r, far)
-        starts = _two_corners(far, centre[1])[: 1 + bool(outside)]
+            far = _useful(*look(multiple * r * jnp.sign(far)), far)
+        starts = jnp.sign(jnp.stack([far, -slope] if outside else [slope]))
         looks = max_evaluations - len(outside)
-        tops.append([ascent.maximise(partial(_look, f, x, None), r, centre, starts, key, max_looks=looks)])
-    found = Sharpness(**_metric(centre[0], tops, np.shape(epsilon), len(outside)))
-    _warn(found)
-    return found
+        tops.append(ascent.maximise(look, r, (base, slope), starts, key, max_looks=looks))
+    return _checked(Sharpness(*_metric(base, [tops], np.shape(epsilon), max_evaluations, 0)))
 
 
 def random_subspaces(
@@ -153,9 +132,9 @@ def random_subspaces(
     """Metric 2.1 in random subspaces (Table 4): draws of A, each from a key of its own.
 
     The paper leaves the distribution of A open; here its entries are random signs. All epsilons look into the same
-    subspaces. The ascents of every draw begin at the corners that a few directions point to, which were found in
-    the full space once for a minimum (see `directions`). A draw depends on its key and on them alone, so that more
-    draws leave the first ones as they are.
+    subspaces. The ascents of every draw begin at the corners that a few directions point to, which are found in
+    the full space once for a minimum. A draw depends on its key and on them alone: more draws leave the first ones
+    as they are.
 
     Args:
       loss: `params -> scalar`, in nats.
@@ -183,30 +162,29 @@ def random_subspaces(
     ((3,), (), 24, 36)
     """
     counts = {"dim": dim, "num_draws": num_draws, "max_evaluations": max_evaluations}
-    _check(key, epsilon, counts | {"draws_at_once": draws_at_once})
-    flat.check_counts({"num_directions": num_directions}, 0)
-    f, x, _ = flat.of(loss, params)
+    counts |= {"draws_at_once": draws_at_once}
+    f, x, base, slope, epsilons = _begin(loss, params, key, epsilon, counts, num_directions)
     if dim > len(x):
         raise ValueError(f"dim is {dim}; it must be from 1 to {len(x)}, the number of parameters")
-    base, slope = _at_minimum(f, x)
     count = min(num_directions, len(x))
-    entry = 1.0 if entries is subspace.signs else _root_mean_square(key, len(x), dim, entries)
-    ways = [_directions(f, x, slope, key, e * entry, dim, count) for e in _each(epsilon)]
-    tops: list[list[ascent.Maximum]] = [[] for _ in ways]
-    keys = draw_keys(key, num_draws)
-    with tqdm.tqdm(total=num_draws, desc=progress, unit="draw", disable=progress is None) as bar:
+    ways = [_directions(f, x, slope, key, e * _size(key, len(x), dim, entries), dim, count) for e in epsilons]
+    keys, tops = draw_keys(key, num_draws), []
+    with shown.line(progress, num_draws, "draw") as line:
         for i in range(0, num_draws, draws_at_once):
             group = keys[i] if draws_at_once == 1 else keys[i : i + draws_at_once]
-            A, unit, in_A = _draw((len(x), dim, entries), group, x, slope)
-            look = partial(_look, f, x, A)
-            for e, way, top in zip(_each(epsilon), ways, tops, strict=True):
-                starts = _corners(A, way, e * unit)
-                top.append(ascent.maximise(look, e * unit, (base, in_A), starts, group, max_looks=max_evaluations))
-            bar.update(min(draws_at_once, num_draws - i))
+            A, unit, in_A, corners = _draw((len(x), dim, entries), group, x, slope, ways)
+            look, centre = partial(_look, f, x, A), (base, in_A)
+            tops.append(
+                [
+                    ascent.maximise(look, e * unit, centre, starts, group, max_looks=max_evaluations)
+                    for e, starts in zip(epsilons, corners, strict=True)
+                ]
+            )
+            if progress is not None:
+                jax.block_until_ready(tops[-1])
+                line.update(min(draws_at_once, num_draws - i))
     shape = (*np.shape(epsilon), num_draws)
-    found = SubspaceSharpness(**_metric(base, tops, shape), shared_evaluations=jnp.full(shape, _CLIMB * count))
-    _warn(found)
-    return found
+    return _checked(SubspaceSharpness(*_metric(base, tops, shape, max_evaluations, _CLIMB * count)))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -221,9 +199,11 @@ def restrict(loss: Callable, params: PyTree, A: Subspace | None) -> Partial:
     return Partial(_at, f, x, A)
 
 
-def box(params: PyTree, A: Subspace | None, epsilon: float) -> Float[Array, " p"]:
+@jax.jit
+def box(params: PyTree, A: Subspace | None, epsilon: Any) -> Float[Array, " p"]:
     """The half-widths of the box, epsilon (|A^+ x| + 1) (eq. 3); A = I where `A` is `None`."""
-    return _radius(flat.of(len, params, scalar=False).x, A, epsilon)
+    x = flat.of(len, params, scalar=False).x
+    return epsilon * (jnp.abs(x if A is None else subspace.pseudo_inverse_times(A, x)) + 1)
 
 
 def _at(f: Callable, x: Array, A: Subspace | None, y: Array) -> Array:
@@ -241,36 +221,25 @@ def _look(f: Callable, x: Array, A: Subspace | None, y: Array) -> tuple[Array, A
     return one(A, y) if y.ndim == 1 else jax.vmap(one)(A, y)
 
 
-def _at_minimum(f: Callable, x: Array) -> tuple[Array, Array]:
-    base, slope = _look(f, x, None, jnp.zeros_like(x))
-    if not flat.is_traced(base):
-        if not np.isfinite(base):
-            raise ValueError(f"loss(params) is {float(base)}; it must be finite")
-        if base <= -1:
-            raise ValueError(f"loss(params) is {float(base)}; the metric divides by 1 + f, so it must be above -1")
-        if base < 0:
-            warnings.warn(
-                f"loss(params) is {float(base):.3g}, below 0: the metric divides by 1 + f",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-    return base, slope
-
-
 @jax.jit
-def _radius(x: Array, A: Subspace | None, epsilon: Any) -> Array:
-    return epsilon * (jnp.abs(x if A is None else subspace.pseudo_inverse_times(A, x)) + 1)
+def _useful(value: Array, slope: Array, otherwise: Array) -> Array:
+    """A gradient, unless it is not finite or 0."""
+    useful = jnp.isfinite(value) & jnp.isfinite(slope).all() & (slope != 0).any()
+    return jnp.where(useful, slope, otherwise)
 
 
-@jax.jit
-def _look_outside(f: Callable, x: Array, multiple: Any, r: Array, slope: Array) -> Array:
-    """The gradient at the corner of a larger box that a gradient points to; that one where it tells nothing."""
-    return _useful_gradient(f, x + multiple * r * jnp.sign(slope), slope)
+@partial(jax.jit, static_argnums=0)
+def _draw(
+    how: tuple[int, int, subspace.Entries], keys: Array, x: Array, slope: Array, ways: list[Array]
+) -> tuple[Subspace, Array, Array, list[Array]]:
+    """A, its box for epsilon 1, the gradient at x in it, and the corners that `ways` point to; or several."""
 
+    def one(key: Array) -> tuple[Subspace, Array, Array, list[Array]]:
+        A = subspace.draw(key, *how[:2], entries=how[2])
+        into = partial(subspace.transpose_times, A)
+        return A, box(x, A, 1.0), into(slope), [jnp.sign(jax.vmap(into)(way)) for way in ways]
 
-@jax.jit
-def _two_corners(far: Array, slope: Array) -> Float[Array, "2 n"]:
-    return jnp.stack([jnp.sign(far), -jnp.sign(slope)])
+    return jax.vmap(one)(keys) if keys.ndim else one(keys)
 
 
 def _directions(
@@ -286,26 +255,17 @@ def _directions(
     """
     if not count:
         return slope[None]
-    ways = _normal(key, count, x)
     near, far = dim * math.sqrt(2 / math.pi), math.sqrt(dim * len(x))
-    for i in range(count):
+    found = jnp.zeros((count, len(x)), x.dtype)
+    for i, way in enumerate(jax.random.normal(jax.random.fold_in(key, 2**32 - 1), found.shape, x.dtype)):
+        way = _orthogonal(found, way)
         for length in (far, *[near] * (_CLIMB - 1)):
-            ways = _climb(f, x, ways, i, entry * length)
-    return ways
-
-
-@partial(jax.jit, static_argnums=1)
-def _normal(key: Array, count: int, x: Array) -> Array:
-    return jax.random.normal(jax.random.fold_in(key, 2**32 - 1), (count, len(x)), x.dtype)
+            way = _orthogonal(found, _useful(*_look(f, x, None, entry * length * way), way))
+        found = found.at[i].set(way)
+    return found
 
 
 @jax.jit
-def _climb(f: Callable, x: Array, ways: Array, i: Any, length: Any) -> Array:
-    before = jnp.where(jnp.arange(len(ways))[:, None] < i, ways, 0)
-    way = _orthogonal(before, ways[i])
-    return ways.at[i].set(_orthogonal(before, _useful_gradient(f, x + length * way, way)))
-
-
 def _orthogonal(found: Array, way: Array) -> Array:
     """The part of a direction that is orthogonal to those found, of length 1."""
     way = way / jnp.maximum(jnp.max(jnp.abs(way)), jnp.finfo(way.dtype).tiny)
@@ -313,87 +273,67 @@ def _orthogonal(found: Array, way: Array) -> Array:
     return way / jnp.maximum(jnp.linalg.norm(way), jnp.finfo(way.dtype).tiny)
 
 
-def _useful_gradient(f: Callable, x: Array, otherwise: Array) -> Array:
-    """The gradient at x, unless it is not finite or 0."""
-    value, slope = jax.value_and_grad(f)(x)
-    useful = jnp.isfinite(value) & jnp.isfinite(slope).all() & (slope != 0).any()
-    return jnp.where(useful, slope, otherwise)
-
-
-def _root_mean_square(key: Array, n: int, dim: int, entries: subspace.Entries) -> Array:
-    """Of the entries of A, from a sample of at most some 65,536."""
+def _size(key: Array, n: int, dim: int, entries: subspace.Entries) -> Any:
+    """The root mean square of the entries of A, from a sample of at most some 65,536."""
+    if entries is subspace.signs:
+        return 1.0
     return jnp.sqrt(jnp.mean(entries(key, (dim, min(n, -(-65536 // dim)))) ** 2))
 
 
-@partial(jax.jit, static_argnums=0)
-def _draw(how: tuple, keys: Array, x: Array, slope: Array) -> tuple[Subspace, Array, Array]:
-    """A, its box for epsilon 1 and the gradient at x in it, for a key or several."""
-    n, dim, entries = how
-
-    def one(key: Array) -> tuple[Subspace, Array, Array]:
-        A = subspace.draw(key, n, dim, entries=entries)
-        return A, _radius(x, A, 1.0), subspace.transpose_times(A, slope)
-
-    return jax.vmap(one)(keys) if keys.ndim else one(keys)
-
-
-@jax.jit
-def _corners(A: Subspace, ways: Float[Array, "starts n"], radius: Array) -> Float[Array, "starts *draws p"]:
-    """The corners that directions point to in a subspace, or in several."""
-    into = jax.vmap(subspace.transpose_times, (None, 0))
-    return jnp.sign(into(A, ways) if radius.ndim == 1 else jax.vmap(into, (0, None), out_axes=1)(A, ways))
-
-
-def _each(epsilon: Any) -> list[Any]:
-    return list(jnp.atleast_1d(epsilon)) if flat.is_traced(epsilon) else np.atleast_1d(epsilon).tolist()
+def _begin(
+    loss: Callable, params: PyTree, key: Any, epsilon: Any, counts: dict[str, int], num_directions: int = 0
+) -> tuple[Callable, Array, Array, Array, list[Any]]:
+    """Check the arguments; f, x, f(x), the gradient there and the epsilons."""
+    flat.check_key(key)
+    flat.check_counts(counts)
+    flat.check_counts({"num_directions": num_directions}, 0)
+    if flat.is_traced(epsilon):
+        epsilons = list(jnp.atleast_1d(epsilon))
+    else:
+        epsilons = np.atleast_1d(epsilon).tolist() or [epsilon]
+        for e in epsilons:
+            flat.check_positive({"epsilon": e})
+    f, x, _ = flat.of(loss, params)
+    base, slope = _look(f, x, None, jnp.zeros_like(x))
+    if not flat.is_traced(base):
+        if not -1 < base < math.inf:
+            raise ValueError(
+                f"loss(params) is {base}; it must be finite and, as the metric divides by 1 + f, above -1"
+            )
+        if base < 0:
+            _tell(f"loss(params) is {base:.3g}, below 0: the metric divides by 1 + f")
+    return f, x, base, slope, epsilons
 
 
 @partial(jax.jit, static_argnums=2)
-def _metric(base: Array, tops: list[list[ascent.Maximum]], shape: tuple[int, ...], outside: Any = 0) -> Any:
-    """The fields of `Sharpness`."""
+def _metric(
+    base: Array, tops: list[list[ascent.Maximum]], shape: tuple[int, ...], spent: Any, shared: Any
+) -> tuple:
+    """The fields of `Sharpness`, from the maxima of each group of draws for each epsilon."""
 
-    def joined(of: Callable) -> Array:
-        return jnp.concatenate([jnp.atleast_1d(of(top)) for row in tops for top in row]).reshape(shape)
+    def joined(name: str) -> Array:
+        groups = [jnp.stack([jnp.atleast_1d(getattr(top, name)) for top in group]) for group in tops]
+        return jnp.concatenate(groups, axis=1).reshape(shape)
 
-    top = joined(lambda top: top.value)
-    return {
-        "value": 100 * (top - base) / (1 + base),
-        "base_loss": jnp.full(shape, base),
-        "max_loss": top,
-        "evaluations": joined(lambda top: top.evaluations) + outside,
-        "finite": joined(lambda top: top.finite),
-    }
+    top = joined("value")
+    base, spent, shared = (jnp.full(shape, number) for number in (base, spent, shared))
+    return 100 * (top - base) / (1 + base), base, top, spent, joined("finite"), shared
 
 
-def _warn(found: Sharpness | SubspaceSharpness) -> None:
+def _checked(found: Any) -> Any:
     """Tell what the numbers cannot."""
     if flat.is_traced(found.value):
-        return
-    values, base = np.asarray(found.value), float(np.ravel(found.base_loss)[0])
-    if np.isnan(values).any():
-        raise ValueError(
-            "the columns of A are linearly dependent to working precision; A^+ x needs independent ones"
-        )
-    if lost := int(np.sum(~np.asarray(found.finite))):
-        warnings.warn(
-            f"the loss was not finite somewhere in the box: {lost} of {values.size} values are lower bounds only",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        return found
+    values, finite, base = np.asarray(found.value), np.asarray(found.finite), np.ravel(found.base_loss)[0]
+    if not finite.all():
+        lost = f"{np.sum(~finite)} of {finite.size} values are lower bounds only"
+        _tell(f"the loss was not finite somewhere in the box: {lost}")
     unit = 100 * 8 * jnp.finfo(values.dtype).eps * max(abs(base), 1) / (1 + base)
-    if low := int(np.sum((values < unit) & np.asarray(found.finite))):
-        warnings.warn(
-            f"{low} of {values.size} values of the sharpness are below {unit:.1g}, "
-            f"which {values.dtype} does not resolve at a loss of {base:.3g}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    if low := np.sum((values < unit) & finite):
+        lost = f"{low} of {values.size} values of the sharpness are below {unit:.1g}"
+        _tell(f"{lost}, which {values.dtype} does not resolve at a loss of {base:.3g}")
+    return found
 
 
-def _check(key: Any, epsilon: Any, counts: dict[str, int]) -> None:
-    flat.check_key(key)
-    flat.check_counts(counts)
-    if not flat.is_traced(epsilon) and not (
-        np.size(epsilon) and np.ndim(epsilon) < 2 and np.all((np.asarray(epsilon) > 0) & np.isfinite(epsilon))
-    ):
-        raise ValueError(f"epsilon is {epsilon}; it must be above 0 and finite")
+def _tell(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)

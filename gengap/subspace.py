@@ -25,7 +25,8 @@ def signs(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "p n"]:
     >>> sorted(set(signs(jax.random.key(0), (3, 40)).ravel().tolist()))
     [-1.0, 1.0]
     """
-    return _unpack(_words(key, shape))[:, : shape[1]]
+    tiles = _tiles_of_signs(key, *shape)
+    return _unpack(tiles.swapaxes(0, 1).reshape(shape[0], -1))[:, : shape[1]]
 
 
 @partial(jax.tree_util.register_dataclass)
@@ -57,10 +58,11 @@ def draw(key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs) -> 
     >>> times(A, jnp.ones(5)).shape, transpose_times(A, jnp.ones(7)).shape
     ((7,), (5,))
     """
-    rows = _words(key, (dim, n)) if entries is signs else entries(key, (dim, n))
+    if entries is signs:
+        return Subspace(_tiles_of_signs(key, dim, n), n, dim)
     count = -(-n // _ROWS)
-    width = -(-rows.shape[1] // count)
-    rows = jnp.pad(rows, ((0, 0), (0, count * width - rows.shape[1])))
+    rows, width = entries(key, (dim, n)), -(-n // count)
+    rows = jnp.pad(rows, ((0, 0), (0, count * width - n)))
     return Subspace(rows.reshape(dim, count, width).swapaxes(0, 1), n, dim)
 
 
@@ -76,56 +78,51 @@ def times(A: Subspace, y: Float[Array, " p"]) -> Float[Array, " n"]:
 
 def transpose_times(A: Subspace, g: Float[Array, " n"]) -> Float[Array, " p"]:
     """A^T g."""
-    return _fold(A, g, lambda y, tile, part: y + _dot(tile, part), jnp.zeros(A.dim, g.dtype))
+    return _sum(A, g, _dot, jnp.zeros(A.dim, g.dtype))
 
 
 def pseudo_inverse_times(A: Subspace, x: Float[Array, " n"]) -> Float[Array, " p"]:
-    """A^+ x, from the eigenvectors of A^T A and two steps of refinement.
+    """A^+ x, from the eigenvectors of A^T A and two steps of refinement: the corrected seminormal equations.
 
-    The columns are scaled to length 1 first. A^T A is accumulated in the same pass over A as A^T x, and each
-    refinement takes another: the corrected seminormal equations. Where columns are linearly dependent to working
-    precision it is the solution of least squares that is shortest in the scaled coordinates.
+    The columns are scaled to length 1 first. Where they are linearly dependent to working precision, it is the
+    solution of least squares that is shortest in the scaled coordinates.
 
     Reference: Björck, "Numerical Methods for Least Squares Problems", 1996, sec. 6.6.5.
     """
-    zeros = jnp.zeros(A.dim, x.dtype)
-
-    def products(sums: tuple[Array, Array], tile: Array, part: Array) -> tuple[Array, Array]:
-        return sums[0] + _dot(tile, tile.T), sums[1] + _dot(tile, part)
-
-    gram, right = _fold(A, x, products, (jnp.zeros((A.dim, A.dim), x.dtype), zeros))
+    gram = _sum(A, x, lambda tile, part: _dot(tile, tile.T), jnp.zeros((A.dim, A.dim), x.dtype))
     lengths = jnp.sqrt(jnp.diag(gram))
     lengths = jnp.where(lengths > 0, lengths, 1)
     values, V = jnp.linalg.eigh(gram / lengths[None] / lengths[:, None])
     # A direction with less than this is lost in the rounding of the products.
     kept = values > 8 * A.dim * jnp.finfo(gram.dtype).eps
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
-
-    def solve(right: Array) -> Array:
-        return _dot(V, inverse * _dot(V.T, right / lengths)) / lengths
-
-    z = solve(right)
-    for _ in range(2):
-        z = z + solve(_fold(A, x, lambda r, tile, part: r + _dot(tile, part - _dot(z, tile)), zeros))  # noqa: B023
+    z = jnp.zeros(A.dim, x.dtype)
+    for _ in range(3):
+        rest = transpose_times(A, x - times(A, z)) / lengths
+        z = z + _dot(V, inverse * _dot(V.T, rest)) / lengths
     return z
 
 
-def _fold(A: Subspace, x: Array, step: Callable, sums: Any) -> Any:
-    """`step(sums, tile [p, rows], the tile's part of x)` over the tiles of A, rows of padding set to 0."""
+def _sum(A: Subspace, x: Array, term: Callable, start: Array) -> Array:
+    """The sum of `term(tile [p, rows], the tile's part of x)` over the tiles, rows of padding set to 0."""
     rows = A.tiles.shape[2] * (32 if A.tiles.dtype == jnp.uint32 else 1)
-    parts = jnp.pad(x, (0, len(A.tiles) * rows - A.n)).reshape(-1, rows)
-    first = rows * jnp.arange(len(A.tiles))
 
-    def fold(sums: Any, one: tuple[Array, Array, Array]) -> tuple[Any, None]:
-        tile, part, start = one
-        inside = start + jnp.arange(rows) < A.n
-        return step(sums, jnp.where(inside[None], _floats(tile, x.dtype), 0), part), None
+    def cut(x: Array) -> Array:
+        return jnp.pad(x, (0, len(A.tiles) * rows - A.n)).reshape(-1, rows)
 
-    return jax.lax.scan(fold, sums, (A.tiles, parts, first))[0]
+    def add(total: Array, one: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        tile, part, inside = one
+        return total + term(_floats(tile, x.dtype) * inside[None], part), None
+
+    return jax.lax.scan(add, start, (A.tiles, cut(x), cut(jnp.ones_like(x))))[0]
 
 
-def _words(key: Array, shape: tuple[int, int]) -> UInt32[Array, "p words"]:
-    return jax.random.bits(key, (shape[0], -(-shape[1] // 32)), jnp.uint32)
+def _tiles_of_signs(key: Array, dim: int, n: int) -> UInt32[Array, "tiles p words"]:
+    """32 signs to a word, drawn tile by tile: the bits of the whole would take as much memory again."""
+    count = -(-n // _ROWS)
+    words = -(-n // (32 * count))
+    draw = partial(jax.random.bits, shape=(dim, words), dtype=jnp.uint32)
+    return jax.lax.map(draw, jax.random.split(key, count))
 
 
 def _unpack(words: UInt32[Array, "p words"], dtype: Any = float) -> Float[Array, "p rows"]:

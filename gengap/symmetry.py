@@ -2,11 +2,12 @@
 
 Dinh, Pascanu, Bengio and Bengio, "Sharp Minima Can Generalize For Deep Nets", 2017, arXiv:1703.04933: where
 $\\phi(\\alpha z) = \\alpha \\phi(z)$ for $\\alpha > 0$, a layer's units can be scaled up and the weights that read
-them scaled down. Which leaves those are is said by a list of `Layer`; `chain` makes it for the networks of
-`models`. Max pooling commutes with all of it. `sharpened`, `collapsible`, `disjoint` and `audit` decide by values
-and cannot be traced; the other maps can.
+them scaled down. Max pooling commutes with that. Parameters are nested dictionaries of floating-point arrays; a
+list of `Layer`, which `chain` makes for the networks of `models`, says which of them are what. `sharpened`,
+`collapsible` and `audit` decide by values and cannot be traced; the other maps can.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from gengap import flat
@@ -37,9 +37,14 @@ class Layer(NamedTuple):
     norm: tuple[Where, Where] | None = None
 
     @property
+    def linear(self) -> tuple[Where, ...]:
+        """The weights and, if there is one, the bias."""
+        return (self.kernel, self.bias) if self.bias else (self.kernel,)
+
+    @property
     def out(self) -> tuple[Where, ...]:
         """What multiplies this layer's units: those of the batch norm, else the weights and their biases."""
-        return self.norm or tuple(filter(None, (self.kernel, self.bias)))
+        return self.norm or self.linear
 
 
 def chain(params: Mapping[str, Any]) -> list[Layer]:
@@ -54,14 +59,9 @@ def chain(params: Mapping[str, Any]) -> list[Layer]:
     names = [f"{kind}_{i}" for kind in ("Conv", "Dense") for i in range(counted[kind])]
     if sum(counted.values()) != len(params) or len(names) < 2 or counted["BatchNorm"] >= len(names):
         raise ValueError(f"params has {', '.join(params)}; it must be a sequence of Conv, Dense and BatchNorm")
-    return [
-        Layer(
-            (name, "kernel"),
-            (name, "bias") if "bias" in params[name] else None,
-            ((f"BatchNorm_{i}", "scale"), (f"BatchNorm_{i}", "bias")) if i < counted["BatchNorm"] else None,
-        )
-        for i, name in enumerate(names)
-    ]
+    layers = [Layer((name, "kernel"), (name, "bias") if "bias" in params[name] else None) for name in names]
+    norms = [((f"BatchNorm_{i}", "scale"), (f"BatchNorm_{i}", "bias")) for i in range(counted["BatchNorm"])]
+    return [layer._replace(norm=norm) for layer, norm in itertools.zip_longest(layers, norms)]
 
 
 def rescale(params: PyTree, layers: Sequence[Layer], activations: Sequence[float | Float[Array, "_"]]) -> Any:
@@ -69,86 +69,68 @@ def rescale(params: PyTree, layers: Sequence[Layer], activations: Sequence[float
 
     What makes the units of layer k is multiplied by $a_k$, and what reads them divided by it. Without batch norm
     that is $\theta_k \mapsto \frac{a_k}{a_{k-1}} \theta_k$, $b_k \mapsto a_k b_k$; with it $(\gamma, \beta)_k
-    \mapsto a_k (\gamma, \beta)_k$ and $\theta_{k+1} \mapsto a_k^{-1} \theta_{k+1}$. A vector in place of a number
-    has a factor for each unit.
+    \mapsto a_k (\gamma, \beta)_k$ and $\theta_{k+1} \mapsto a_k^{-1} \theta_{k+1}$.
 
     Args:
-      params: nested dictionaries of arrays.
-      layers: from `chain`.
-      activations: one for each layer but the last.
+      params, layers: the network.
+      activations: for each layer but the last a number, or a vector with a factor for each unit.
 
     Raises:
-      ValueError: another count, a factor that is not above 0, or a leaf that is not floating point.
+      ValueError: another count, or a factor that is not above 0.
 
     Reference: Dinh et al. (2017), Definition 5 and appendix B; with vectors Neyshabur et al. (2015).
     """
-    flat.layout_of(params)
-    if len(activations) != len(layers) - 1:
-        raise ValueError(f"there are {len(activations)} factors; there must be {len(layers) - 1}")
+    _check_count(params, activations, len(layers) - 1)
     for layer, after, factor in zip(layers, layers[1:], activations, strict=False):
         a = jnp.asarray(factor, float)
         units = _get(params, layer.kernel).shape[-1]
         if a.shape not in ((), (units,)) or not (flat.is_traced(a) or ((a > 0) & jnp.isfinite(a)).all()):
             raise ValueError(f"a factor is {factor}; it must be above 0, and one number or {units} of them")
-        for where in layer.out:
-            params = _times(params, where, a, -1)
-        params = _times(params, after.kernel, 1 / a, -2)
+        a = a.reshape(1, -1, 1)
+        params = _moved(params, layer.out, after, partial(jnp.multiply, a), partial(jnp.multiply, 1 / a))
     return params
 
 
 def alpha_scale(params: PyTree, layers: Sequence[Layer], alphas: Sequence[float]) -> Any:
     r"""$T_\alpha: \theta_k \mapsto \alpha_k \theta_k$ with $\prod_k \alpha_k = 1$ (Definition 5), for K layers.
 
-    Biases are multiplied by $\prod_{l \le k} \alpha_l$ (appendix B). With batch norm a layer's factor goes to the
-    scale and bias of the norm behind it, see `rescale`.
+    Biases are multiplied by $\prod_{l \le k} \alpha_l$ (appendix B), and with batch norm what `rescale` says. With
+    $\alpha_k = 1 / \beta$ for all layers but the last (Theorem 5) at least $r - \min_k n_k$ of the Hessian's r
+    eigenvalues that are not 0 pass any bound as $\beta$ grows.
 
     Raises:
       ValueError: another count, a product that is not 1, or a factor that is not above 0.
     """
     if len(alphas) != len(layers) or not math.isclose(math.prod(alphas), 1, rel_tol=1e-6):
         raise ValueError(f"alphas is {tuple(alphas)}; there must be {len(layers)}, and their product must be 1")
-    return rescale(params, layers, [math.prod(alphas[: k + 1]) for k in range(len(layers) - 1)])
+    return rescale(params, layers, list(itertools.accumulate(alphas[:-1], lambda a, b: a * b)))
 
 
 def scale_before_norm(params: PyTree, layers: Sequence[Layer], factors: Sequence[float]) -> Any:
-    r"""The same function with the weights before each batch norm multiplied: $w \mapsto c\, w$, $b \mapsto c\, b$.
+    r"""The same function with what is before each batch norm multiplied: $w \mapsto c\, w$, $b \mapsto c\, b$.
 
     Exact but for the epsilon that a batch norm adds to the variance: gradients go with $1/c$, curvature with
-    $1/c^2$ (Dinh et al. 2017, section 5.1, for weight normalisation).
-
-    Args:
-      params, layers: as of `rescale`.
-      factors: c, one for each layer with a batch norm.
+    $1/c^2$ (section 5.1, for weight normalisation). `factors` has a c for each layer with a batch norm.
     """
-    flat.layout_of(params)
     normed = [layer for layer in layers if layer.norm is not None]
-    if len(factors) != len(normed) or not all(factor > 0 for factor in factors):
-        raise ValueError(f"factors is {tuple(factors)}; there must be {len(normed)}, each above 0")
+    _check_count(params, factors, len(normed))
     for layer, c in zip(normed, factors, strict=True):
-        for where in filter(None, (layer.kernel, layer.bias)):
-            params = _times(params, where, jnp.asarray(c), -1)
+        if not c > 0:
+            raise ValueError(f"a factor is {c}; it must be above 0")
+        for where in layer.linear:
+            params = _with(params, where, _get(params, where) * c)
     return params
 
 
 def permute(params: PyTree, layers: Sequence[Layer], orders: Sequence[Int[Array, "_"]]) -> Any:
-    """The same function with the units of each hidden layer in another order.
-
-    Args:
-      params, layers: as of `rescale`.
-      orders: a permutation for each layer but the last.
-    """
-    flat.layout_of(params)
-    if len(orders) != len(layers) - 1:
-        raise ValueError(f"there are {len(orders)} orders; there must be {len(layers) - 1}")
+    """The same function with the units of each hidden layer in another order, a permutation of their indices."""
+    _check_count(params, orders, len(layers) - 1)
     for layer, after, order in zip(layers, layers[1:], orders, strict=False):
         units = _get(params, layer.kernel).shape[-1]
         if not flat.is_traced(order) and sorted(order.tolist()) != list(range(units)):
             raise ValueError(f"an order is {order.tolist()}; it must hold each of {units} units once")
-        for where in filter(None, (layer.kernel, layer.bias, *(layer.norm or ()))):
-            params = _with(params, where, _get(params, where)[..., order])
-        leaf = _get(params, after.kernel)
-        blocks = leaf.reshape(*leaf.shape[:-2], -1, units, leaf.shape[-1])
-        params = _with(params, after.kernel, blocks[..., order, :].reshape(leaf.shape))
+        in_order = partial(jnp.take, indices=order, axis=1)
+        params = _moved(params, (*layer.linear, *(layer.norm or ())), after, in_order, in_order)
     return params
 
 
@@ -166,24 +148,24 @@ class Radial(NamedTuple):
 
     def to_eta(self, theta: PyTree) -> Any:
         """The new parameters of a point."""
-        flat.layout_of(theta)
-        d = jax.tree.map(lambda t, c: _get(t) - _get(c), theta, self.center)
-        return optax.tree.scale((optax.tree.norm(d, squared=True) + self.offset) ** self.power, d)
+        _, x, layout = flat.of(len, theta)
+        d = x - flat.of(len, self.center).x
+        return layout.unravel(((d**2).sum() + self.offset) ** self.power * d, d.dtype)
 
     def to_theta(self, eta: PyTree) -> Any:
         r"""The inverse, by Newton's method for $\log\|\theta - \hat\theta\|$ in 50 steps of at most 2."""
-        norm = optax.tree.norm(eta)
-        target = jnp.log(jnp.where(norm > 0, norm, 1))
+        (_, x, _), (_, center, layout) = flat.of(len, eta), flat.of(len, self.center)
+        norm = jnp.linalg.norm(x)
+        some = jnp.where(norm > 0, norm, 1)
 
         def step(_: Any, log_r: Array) -> Array:
             square = jnp.exp(2 * log_r)
             slope = 1 + 2 * self.power * square / (square + self.offset)
-            error = log_r + self.power * jnp.log(square + self.offset) - target
+            error = log_r + self.power * jnp.log(square + self.offset) - jnp.log(some)
             return log_r - jnp.clip(error / slope, -2.0, 2.0)
 
-        log_r = jax.lax.fori_loop(0, 50, step, target)
-        ratio = jnp.where(norm > 0, jnp.exp(log_r) / jnp.where(norm > 0, norm, 1), 1.0)
-        return jax.tree.map(lambda e, c: _with(c, (), _get(c) + ratio * e), eta, self.center)
+        r = jnp.exp(jax.lax.fori_loop(0, 50, step, jnp.log(some)))
+        return layout.unravel(center + jnp.where(norm > 0, r / some, 1.0) * x)
 
 
 def sharpened(
@@ -197,7 +179,7 @@ def sharpened(
 
     Args:
       loss: `params -> scalar`.
-      params, layers: as of `rescale`.
+      params, layers: the network.
       bound: M.
       layer: which of the hidden layers to scale down.
 
@@ -207,8 +189,7 @@ def sharpened(
     Raises:
       ValueError: the Hessian has no positive diagonal entry there, or an argument is out of its range.
     """
-    if not 0 < bound < math.inf:
-        raise ValueError(f"bound is {bound}; it must be above 0")
+    flat.check_positive({"bound": bound})
     loss, where = flat.as_pytree(loss), layers[layer].out[0]
     size = _get(params, where).size
     sign = np.where(np.random.default_rng(0).random(size) < 0.5, -1.0, 1.0)
@@ -228,36 +209,14 @@ def _curvature(loss: Callable, params: PyTree, where: Where, v: Array) -> Array:
     return jax.jvp(jax.grad(f), (x,), (v.astype(x.dtype),))[1]
 
 
-def many_sharp(params: PyTree, layers: Sequence[Layer], beta: float) -> Any:
-    r"""Theorem 5: the map $\alpha_k = \beta^{-1}$ for k < K, $\alpha_K = \beta^{K-1}$.
-
-    It multiplies the Hessian's blocks of all layers but the last by $\beta^2$ or more, so that with a rank of r
-    at least $r - \min_k n_k$ eigenvalues pass any bound as $\beta$ grows.
-    """
-    K = len(layers)
-    return alpha_scale(params, layers, [1 / beta] * (K - 1) + [beta ** (K - 1)])
-
-
 def collapsible(params: PyTree, layers: Sequence[Layer], epsilon: float, *, layer: int = 0) -> Any:
     r"""Section 4.3: parameters of the same function whose box of half-width epsilon holds a constant function.
 
     What makes the units of one layer is scaled down until all of it is within epsilon of 0. Where it is 0 the
     layer is silent, so that the full-space sharpness is at least that of a constant function's loss.
     """
-    largest = _largest(params, layers[layer])
+    largest = max(float(jnp.abs(_get(params, where)).max()) for where in layers[layer].out)
     return _scale_down(params, layers, layer, epsilon / max(largest, epsilon))
-
-
-def disjoint(params: PyTree, layers: Sequence[Layer], radius: float) -> float:
-    r"""Theorem 2: a factor whose powers map boxes of this radius to disjoint ones, in the first layer.
-
-    $\alpha = 2 \frac{\|\theta_1\|_\infty + r}{\|\theta_1\|_\infty - r}$: the images for j = 0, 1, 2, ... are
-    infinitely many regions of the same volume and the same loss.
-    """
-    largest = _largest(params, layers[0])
-    if not 0 < radius < largest:
-        raise ValueError(f"radius is {radius}; it must be above 0 and below {largest}, the largest parameter")
-    return 2 * (largest + radius) / (largest - radius)
 
 
 class Finding(NamedTuple):
@@ -302,8 +261,7 @@ def audit(
       repeats: keys, at least 2.
       tolerance: relative; what arithmetic may change.
     """
-    if repeats < 2:
-        raise ValueError(f"repeats is {repeats}; it must be at least 2")
+    flat.check_counts({"repeats": repeats}, 2)
     keys = jax.random.split(key, repeats)
     images = {name: move(params) for name, move in symmetries.items()}
 
@@ -315,25 +273,31 @@ def audit(
     for name, measure in measures.items():
         before = taken(measure, params)
         for symmetry, image in images.items():
-            found.append(_compare(name, symmetry, before, taken(measure, image), tolerance))
+            after = taken(measure, image)
+            a, b = float(before[:, 0].mean()), float(after[:, 0].mean())
+            factor = b / a if a else math.nan
+            found.append(Finding(name, symmetry, a, b, factor, _verdict(before, after, tolerance)))
     return found
 
 
-def _compare(name: str, symmetry: str, before: np.ndarray, after: np.ndarray, tolerance: float) -> Finding:
+def _verdict(before: np.ndarray, after: np.ndarray, tolerance: float) -> str:
     a, b = before[:, 0], after[:, 0]
-    mean_a, mean_b = float(a.mean()), float(b.mean())
-    finding = Finding(name, symmetry, mean_a, mean_b, mean_b / mean_a if mean_a else math.nan, "not resolved")
-    if not math.isfinite(mean_a) or not math.isfinite(mean_b):
-        return finding
+    if not np.isfinite([a, b]).all():
+        return "not resolved"
     positive = bool((a > 0).all() and (b > 0).all())
-    changes, scale = (np.log(b / a), 1.0) if positive else (b - a, max(abs(mean_a), abs(mean_b)))
+    changes, scale = (np.log(b / a), 1.0) if positive else (b - a, max(abs(a.mean()), abs(b.mean())))
     relative = [sem and (sem / abs(value) if value else math.inf) for value, sem in (*before, *after)]
     error = math.hypot(changes.std(ddof=1) / math.sqrt(len(a)), scale * math.hypot(*relative) / len(a))
-    change = abs(float(changes.mean()))
-    if change > tolerance * scale and change > 3 * error:
-        return finding._replace(verdict="changed")
-    resolved = change <= tolerance * scale or 3 * error <= scale / 3
-    return finding._replace(verdict="unchanged" if resolved else "not resolved")
+    change = abs(changes.mean())
+    if change > max(tolerance * scale, 3 * error):
+        return "changed"
+    return "unchanged" if change <= tolerance * scale or 3 * error <= scale / 3 else "not resolved"
+
+
+def _check_count(params: PyTree, given: Sequence[Any], count: int) -> None:
+    flat.layout_of(params)
+    if len(given) != count:
+        raise ValueError(f"{len(given)} are given; there must be {count}, one for each layer that is changed")
 
 
 def _scale_down(params: PyTree, layers: Sequence[Layer], layer: int, factor: float) -> Any:
@@ -342,20 +306,17 @@ def _scale_down(params: PyTree, layers: Sequence[Layer], layer: int, factor: flo
     return rescale(params, layers, [factor if k == layer else 1.0 for k in range(len(layers) - 1)])
 
 
-def _largest(params: PyTree, layer: Layer) -> float:
-    return max(float(jnp.abs(_get(params, where)).max()) for where in layer.out)
+def _moved(params: PyTree, made: Sequence[Where], after: Layer, make: Callable, read: Callable) -> Any:
+    """`make` of what makes a layer's units and `read` of what reads them, as arrays [before, units, behind]."""
+    units = _get(params, made[0]).shape[-1]
+    for where in made:
+        leaf = _get(params, where)
+        params = _with(params, where, make(leaf.reshape(-1, units, 1)).reshape(leaf.shape))
+    leaf = _get(params, after.kernel)  # channels are the fastest part of an axis that was flattened
+    return _with(params, after.kernel, read(leaf.reshape(-1, units, leaf.shape[-1])).reshape(leaf.shape))
 
 
-def _times(params: PyTree, where: Where, a: Array, axis: int) -> Any:
-    """A leaf's units along an axis times a; channels are the fastest part of an axis that was flattened."""
-    leaf = _get(params, where)
-    if a.ndim:
-        shape = [leaf.shape[k] if k == axis else 1 for k in range(-leaf.ndim, 0)]
-        a = jnp.tile(a, leaf.shape[axis] // len(a)).reshape(shape)
-    return _with(params, where, leaf * a)
-
-
-def _get(params: Any, where: Where = ()) -> Array:
+def _get(params: Any, where: Where) -> Array:
     """A leaf, in float32 at least."""
     for name in where:
         params = params[name]

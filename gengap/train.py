@@ -10,7 +10,8 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped
-from tqdm import tqdm
+
+from gengap import progress as shown
 
 History = dict[str, np.ndarray]
 """Per epoch: "train_loss" and "train_accuracy" as means over the epoch's own batches (as Keras reports
@@ -35,22 +36,28 @@ def named(name: str, transformation: Any) -> Optimizer:
 
 
 @lru_cache(maxsize=64)
-def adam(learning_rate: float = 1e-3) -> Optimizer:
-    """Adam; with 0.9, 0.999 and 1e-8."""
-    return named(f"adam({learning_rate})", optax.adam(learning_rate))
+def adam(learning_rate: float = 1e-3, *, weight_decay: float = 0.0) -> Optimizer:
+    """Adam with 0.9, 0.999 and 1e-8; with a weight decay AdamW."""
+    own = optax.adamw(learning_rate, weight_decay=weight_decay) if weight_decay else optax.adam(learning_rate)
+    return named(f"adam({_settings(learning_rate, weight_decay)})", own)
 
 
 @lru_cache(maxsize=64)
-def sgd(learning_rate: float, momentum: float = 0.9) -> Optimizer:
-    """Stochastic gradient descent with heavy-ball momentum."""
-    name = f"sgd({learning_rate}, momentum={momentum})"
-    return named(name, optax.sgd(learning_rate, momentum=momentum or None))
+def sgd(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
+    """Stochastic gradient descent with heavy-ball momentum; weight decay is added to the gradient."""
+    own = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum or None))
+    return named(f"sgd({_settings(learning_rate, weight_decay)}, momentum={momentum})", own)
 
 
 @lru_cache(maxsize=64)
-def adagrad(learning_rate: float) -> Optimizer:
-    """Adagrad."""
-    return named(f"adagrad({learning_rate})", optax.adagrad(learning_rate))
+def adagrad(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
+    """Adagrad; weight decay is added to the gradient."""
+    own = optax.chain(optax.add_decayed_weights(weight_decay), optax.adagrad(learning_rate))
+    return named(f"adagrad({_settings(learning_rate, weight_decay)})", own)
+
+
+def _settings(learning_rate: float, weight_decay: float) -> str:
+    return f"{learning_rate}" + (f", weight_decay={weight_decay}" if weight_decay else "")
 
 
 ADAM = adam()
@@ -199,7 +206,7 @@ def fit_side_by_side(
         reached = target is not None and len(losses) > 0 and losses[-1] < target
         return not (epoch >= epochs or diverged_at >= 0 or plateau or reached)
 
-    with tqdm(total=epochs, initial=min(done)[0], desc=progress, disable=not progress, leave=False) as bar:
+    with shown.line(progress, epochs, "epoch", min(done)[0]) as line:
         while active := [i for i in range(len(now)) if goes_on(i)]:
             several = len(active) > 1
             state = _stack([now[i] for i in active]) if several else now[active[0]]
@@ -215,8 +222,8 @@ def fit_side_by_side(
                 told[i] = {name: np.append(told[i].get(name, ()), value) for name, value in values.items()}
                 if on_epoch is not None:
                     on_epoch(i, now[i], told[i])
-            bar.set_postfix({name: f"{np.mean(values):.4g}" for name, values in found[0].items()}, refresh=False)
-            bar.update()
+            names = sorted(found[0], key=lambda name: (not name.endswith("loss"), not name.startswith("train")))
+            line.update(1, {name: float(np.mean(found[0][name])) for name in names})
     return list(zip(now, told, strict=True))
 
 

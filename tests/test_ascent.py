@@ -194,10 +194,10 @@ def test_ascents_side_by_side_are_those_one_by_one():
     rows = [_look(bumpy(shift=s), jnp.zeros(P)) for s in shifts]
     centre = tuple(jnp.stack(parts) for parts in zip(*rows, strict=True))
     look = jax.jit(lambda y: jax.vmap(lambda s, y: _look(_at(s), y))(shifts, y))
-    starts = jnp.sign(centre[1])[None]
+    starts = jnp.sign(centre[1])[:, None]
     together = ascent.maximise(look, jnp.stack([RADIUS] * 3), centre, starts, keys, max_looks=12)
     for i, shift in enumerate(shifts):
-        alone = run(bumpy(shift=shift), key=keys[i], max_looks=12, starts=starts[:, i])
+        alone = run(bumpy(shift=shift), key=keys[i], max_looks=12, starts=starts[i])
         assert float(together.value[i]) == pytest.approx(float(alone.value), rel=1e-5)
 
 

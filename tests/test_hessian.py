@@ -54,7 +54,7 @@ def network():
     for _ in range(200):
         params = step(params)
     flat, tree = ravel_pytree(params)
-    dense = jax.hessian(lambda v: loss(tree(v)))(flat)
+    dense = jax.jit(jax.hessian(lambda v: loss(tree(v))))(flat)
     return loss, params, np.asarray(dense, np.float64)
 
 

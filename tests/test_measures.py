@@ -180,17 +180,10 @@ def test_the_noise_scale_has_its_two_parts() -> None:
     np.testing.assert_allclose(found.trace, variance, rtol=0.06)
 
 
-def test_the_path_norm_of_two_layers() -> None:
-    A, B = jnp.array([[1.0, -2.0], [0.5, 3.0]]), jnp.array([[2.0], [-1.0]])
-    found = measures.path_norm(lambda p, x: jnp.maximum(x @ p[0], 0) @ p[1], (A, B), jnp.zeros((1, 2)))
-    paths = [(A[i, j] * B[j, 0]) ** 2 for i in range(2) for j in range(2)]
-    np.testing.assert_allclose(found, math.sqrt(sum(map(float, paths))), rtol=1e-6)
-
-
 def test_the_distance_is_euclidean() -> None:
     one, other = {"a": jnp.array([3.0]), "b": jnp.zeros(2)}, {"a": jnp.zeros(1), "b": jnp.array([0, 4.0])}
     assert measures.distance(one, other) == 5
-    with pytest.raises(ValueError, match="different leaves"):
+    with pytest.raises(ValueError, match="different structures"):
         measures.distance(one, {"a": jnp.zeros(3)})
 
 
@@ -332,7 +325,7 @@ def test_bad_arguments_are_named() -> None:
     for chunk in (0, -1):
         with pytest.raises(ValueError, match="chunk is"):
             measures.fisher_trace(logits, params, x, KEY, chunk=chunk)
-    with pytest.raises(ValueError, match="x has no examples"):
+    with pytest.raises(ValueError, match=r"len\(x\) is 0"):
         measures.fisher_trace(logits, params, x[:0], KEY)
     with pytest.raises(ValueError, match="small is 8 and large is 8"):
         measures.noise_scale(lambda p, x, y: p.sum(), X, X[None], jnp.zeros(1, int), KEY, small=8, large=8)

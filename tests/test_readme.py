@@ -1,17 +1,18 @@
-"""Every command of the README: that make knows it and its flags are right; where there are data, that it runs."""
+"""Every command of the README: make knows it, and it runs at toy size on a fresh copy and leaves git clean."""
 
 import importlib
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from gengap import cli
+from experiments import command
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
@@ -20,66 +21,97 @@ COMMANDS = sorted(
         for found in re.finditer(r"(?<=`)make [^`]+(?=`)|^    make .*$", (ROOT / "README.md").read_text(), re.M)
     }
 )
+RUNS = [one for one in COMMANDS if re.search(r"\b(exp-|paper)", one) and "VENV" not in one and "ACCEL" not in one]
 
 
-def arguments(command: str) -> tuple[list[str], list[str]]:
+def words(line: str) -> tuple[list[str], list[str]]:
     """The words of a make command, and the flags in its ARGS."""
-    words = shlex.split(command)[1:]
-    return words, [flag for word in words if word.startswith("ARGS=") for flag in shlex.split(word[5:])]
+    found = shlex.split(line)[1:]
+    return found, [flag for word in found if word.startswith("ARGS=") for flag in shlex.split(word[5:])]
+
+
+def experiment(line: str) -> str:
+    target = next(word for word in words(line)[0] if word.startswith("exp-") or word == "paper")
+    return target.removeprefix("exp-")
 
 
 def test_the_readme_has_commands() -> None:
-    assert {"make exp-digits", "make test", "make exp-mnist", "make exp-cifar"} <= set(COMMANDS)
+    assert {"make exp-digits", "make test", "make exp-mnist", "make exp-cifar", "make paper"} <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_make_knows_the_command(command: str) -> None:
-    words, _ = arguments(command)
-    done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("line", COMMANDS)
+def test_make_knows_the_command(line: str) -> None:
+    done = subprocess.run(["make", "--dry-run", *words(line)[0]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "exp-" in command and "ARGS" in command])
-def test_the_flags_are_known(command: str) -> None:
-    words, flags = arguments(command)
-    name = next(word.removeprefix("exp-") for word in words if word.startswith("exp-"))
-    experiment = importlib.import_module(f"experiments.{name}")
-    if "--help" not in flags:
-        cli.parse(experiment.CONFIG, experiment.__doc__, flags)
+@pytest.mark.parametrize("line", RUNS)
+def test_the_flags_are_known(line: str) -> None:
+    module = importlib.import_module(f"experiments.{experiment(line)}")
+    command.parse(module.CONFIG, module.__doc__, words(line)[1])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "experiments").glob("*.py")])
+def test_an_experiment_says_how_it_is_run(name: str) -> None:
+    module = importlib.import_module(f"experiments.{name}")
+    if hasattr(module, "CONFIG"):
+        assert re.search(rf"make exp-{name}|make {name}|-m experiments\.{name}", module.__doc__)
 
 
 def results(name: str, flags: str, out: Path) -> list[dict]:
     """The rows that an experiment leaves, run as make runs it."""
-    command = [sys.executable, "-m", f"experiments.{name}", *shlex.split(flags), "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = [sys.executable, "-m", f"experiments.{name}", *shlex.split(flags), "--out", str(out)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (out / "report.html").exists()
-    assert "Table 4" in done.stdout
-    return json.loads((out / "summary.json").read_text())["rows"]
+    assert (out / "report.html").exists() and "Table 4" in done.stdout
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.data
 def test_exp_digits_finds_large_batch_minima_sharper_in_every_seed(tmp_path: Path) -> None:
     rows = results("digits", "", tmp_path / "run")
-    assert len(rows) == 10
-    assert all(row["train_accuracy"] == 1 for row in rows)
-    value = {
-        (row["method"], row["seed"], entry["space"], entry["epsilon"]): entry[
-            "value" if entry["space"] == "full" else "mean"
-        ]
-        for row in rows
-        for entry in row["sharpness"]
-    }
-    assert len(value) == 40
-    small = {key[1:]: v for key, v in value.items() if key[0] == "SB"}
-    assert all(value["LB", *key] > v for key, v in small.items())
+    assert len(rows) == 10 and all(row["train_accuracy"] == 1 for row in rows)
+    for space in ("full", "random"):
+        value = {
+            (row["method"], row["seed"], i): row[space]["value"][i]
+            if space == "full"
+            else row[space]["value"][i][0]
+            for row in rows
+            for i in range(2)
+        }
+        assert all(value["LB", seed, i] > value["SB", seed, i] for seed in range(5) for i in range(2))
 
 
 @pytest.mark.data
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs CIFAR-10 in TFDS_DATA_DIR")
 def test_exp_cifar_at_reduced_size(tmp_path: Path) -> None:
-    command = next(command for command in COMMANDS if "--network c1" in command)
-    _, flags = arguments(command)
-    rows = results("cifar", shlex.join(flags), tmp_path / "run")
+    line = next(line for line in COMMANDS if "--networks c1" in line)
+    small = "--train-size 200 --epochs 1 --max-evaluations 3 --num-directions 1"
+    rows = results("cifar", shlex.join([*words(line)[1], *small.split()]), tmp_path / "run")
     assert [row["method"] for row in rows] == ["SB", "LB"]
-    assert all(len(row["sharpness"]) == 2 for row in rows)
+    assert all(len(row["full"]["value"]) == 1 for row in rows)
+
+
+@pytest.mark.data
+@pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs MNIST and CIFAR-10 in TFDS_DATA_DIR")
+def test_every_command_runs_on_a_fresh_copy_and_leaves_it_clean(tmp_path: Path) -> None:
+    """As a new user runs them, but with few examples and no long training."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "gengap")], check=True)
+    toy = {
+        "cifar": "--train-size 150 --epochs 1 --num-seeds 1 --num-draws 1 --max-evaluations 2 --num-directions 1",
+        "correlation": "--train-size 200 --epochs 1 --num-seeds 1 --examples 50 --widths 4 8 --batch-sizes 50 100",
+        "choices": "--train-size 400 --epochs 1 --examples 100 --num-draws 1 --max-evaluations 2 --stages 1",
+        "paper": "--train-size 400 --epochs 2 --num-seeds 1",
+    }
+    for line in RUNS:
+        name = experiment(line)
+        if "cifar100" in line:
+            continue  # not among the data of this test
+        flags = toy.get(name, "--train-size 400 --epochs 2 --num-seeds 1")
+        run = [sys.executable, "-m", f"experiments.{name}", *words(line)[1], *shlex.split(flags)]
+        done = subprocess.run(run, cwd=tmp_path / "gengap", capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}: {done.stderr[-2000:]}"
+        assert "The report is in results/" in done.stdout and "Nothing was computed" not in done.stdout
+    status = ["git", "-C", str(tmp_path / "gengap"), "status", "--porcelain"]
+    assert subprocess.run(status, capture_output=True, text=True).stdout == ""
+    shutil.rmtree(tmp_path / "gengap")

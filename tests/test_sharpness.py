@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -229,7 +230,8 @@ def unflat(x):
     return {"a": jnp.asarray(x[:4], jnp.float32).reshape(2, 2), "b": jnp.asarray(x[4:], jnp.float32)}
 
 
-def test_progress_changes_nothing(drawn, capsys):
+def test_progress_changes_nothing(drawn, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     how = {"dim": 3, "num_draws": 5, "epsilon": (0.1, 0.01), "max_evaluations": 12}
     near(sharpness.random_subspaces(waves, X, KEY, progress="waves", **how), drawn)
     assert "waves" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gengap import statistics
+from gengap import paper, statistics
 
 GRID = [
     {"batch": float(b), "rate": r, "seed": float(s)}
@@ -196,3 +196,60 @@ def test_the_first_crossing_counts() -> None:
 )
 def test_a_level_that_is_not_crossed_has_no_value(losses, values) -> None:
     assert math.isnan(statistics.at_loss(losses, values, 0.1))
+
+
+def test_compare_pairs_by_seed_and_leaves_ties_out() -> None:
+    high, low = {0: 2.0, 1: 2.0, 2: 1.0, 7: 9.0}, {2: 3.0, 1: 2.0, 0: 1.0, 8: 0.0}
+    expected = "a over b in 1 of 2 seeds, 1 tied and left out (sign test, p = 0.75 one-sided)"
+    assert statistics.compare(high, low, "a over b") == expected
+
+
+SIZES = [16, 32, 64, 128, 256, 512, 1024]
+
+
+@pytest.mark.parametrize("at", [64, 100, 300])
+def test_a_threshold_is_found_through_noise(at) -> None:
+    rng = np.random.default_rng(0)
+    sizes = SIZES * 5
+    accuracies = [90 - 3 * max(0, math.log10(size / at)) + rng.normal(0, 0.05) for size in sizes]
+    found = statistics.threshold(sizes, accuracies)
+    assert found is not None
+    assert abs(math.log10(found.batch_size / at)) < 0.1
+    assert found.plateau == pytest.approx(90, abs=0.05) and found.slope == pytest.approx(-3, abs=0.3)
+    assert found.p_value < 1e-6
+
+
+def test_no_threshold_where_accuracy_rises() -> None:
+    assert statistics.threshold(SIZES, [90 + size / 100 for size in SIZES]) is None
+
+
+def test_noise_alone_has_no_small_p_value_more_often_than_it_says() -> None:
+    rng = np.random.default_rng(0)
+    repeats = [statistics.threshold(SIZES * 3, rng.normal(0, 1, 21).tolist()) for _ in range(200)]
+    small = sum(found is not None and found.p_value < 0.01 for found in repeats)
+    assert small <= 10  # the threshold is fitted too, so that the test is a little liberal
+
+
+def test_too_few_batch_sizes_have_no_threshold() -> None:
+    assert statistics.threshold(SIZES[:4] * 3, [90.0, 90, 80, 70] * 3) is None
+
+
+def test_the_thresholds_of_the_papers_curves_are_of_the_order_of_its_words() -> None:
+    """About 500 for C1 and 15,000 for F2, where the sharpness has risen; accuracy begins to fall earlier."""
+    for network, words in (("C1", 500), ("F2", 15_000)):
+        curve = paper.figure("fig4_batchsize")[network]["test_acc"]
+        found = statistics.threshold(curve.x, curve.y)
+        assert found is not None and words / 3 < found.batch_size < 2 * words
+
+
+def test_bad_batch_sizes_are_named() -> None:
+    with pytest.raises(ValueError, match="2 batch sizes and 1 accuracies"):
+        statistics.threshold([1, 2], [1.0])
+    with pytest.raises(ValueError, match="must be above 0"):
+        statistics.threshold([0, 2], [1.0, 2.0])
+
+
+def test_a_verdict_counts() -> None:
+    assert statistics.verdict([True, False, True]) == "agrees with the paper in 2 of 3 seeds"
+    assert statistics.verdict([True, False], "starts") == "agrees with the paper in 1 of 2 starts"
+    assert statistics.verdict([]) == "nothing to compare"

@@ -1,7 +1,6 @@
 """Maps of parameters: the function stays, the theorems do what they promise, the audit says what changed."""
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -69,13 +68,14 @@ NETWORKS = {
 def random_network(name: str, dtype=jnp.float32):
     """Model, parameters with every leaf at random, inputs."""
     model, shape = NETWORKS[name]
-    x = jax.random.normal(jax.random.key(0), (12, *shape), dtype)
-    params = model.init(jax.random.key(1), x)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noise = [0.1 * jax.random.normal(k, leaf.shape, dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    moved = [leaf.astype(dtype) + z for leaf, z in zip(leaves, noise, strict=True)]
-    return model, jax.tree.unflatten(tree, moved), x
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(12, *shape)), dtype)
+
+    def draw(path, leaf):
+        z = rng.normal(size=leaf.shape) / math.sqrt(math.prod(leaf.shape[:-1]))
+        return jnp.asarray(z if leaf.ndim > 1 else 0.1 * z + (path[-1].key == "scale"), dtype)
+
+    return model, jax.tree.map_with_path(draw, jax.eval_shape(model.init, KEY, x)), x
 
 
 def units(params, layers):
@@ -97,7 +97,6 @@ def moves(params):
             "alpha": symmetry.alpha_scale(params, layers, [*alphas, 1 / math.prod(alphas)]),
             "neurons": symmetry.rescale(params, layers, vectors),
             "permutation": symmetry.permute(params, layers, orders),
-            "many sharp": symmetry.many_sharp(params, layers, 1.5),
         }
 
     return images(params, vectors, orders) | {"collapsible": symmetry.collapsible(params, layers, 0.05)}
@@ -148,7 +147,8 @@ def test_weights_before_a_batch_norm_have_no_scale(name) -> None:
     layers = symmetry.chain(params)
     count = sum(layer.norm is not None for layer in layers)
     image = symmetry.scale_before_norm(params, layers, [3.0] * count)
-    before, after = model.apply(params, x), model.apply(image, x)
+    apply = jax.jit(model.apply)
+    before, after = apply(params, x), apply(image, x)
     assert jnp.abs(after - before).max() / jnp.abs(before).max() < 1e-3
     assert jnp.allclose(image[layers[0].kernel[0]]["kernel"], 3 * params[layers[0].kernel[0]]["kernel"])
 
@@ -161,13 +161,17 @@ def problem():
     return loss, params, symmetry.chain(params)
 
 
+@jax.jit
+def dense_hessian(loss, params):
+    flat, tree = ravel_pytree(params)
+    return jax.hessian(lambda v: loss(tree(v)))(flat)
+
+
 def test_the_hessian_goes_as_theorem_3_says() -> None:
     """H(T theta) = D H D with D = diag(1 / a_1, a_1) over the blocks of the two layers scaled."""
     loss, params, layers = problem()
     image = symmetry.rescale(params, layers, [3.0, 1.0])
-    H, moved = (
-        jax.hessian(lambda v, p=p: loss(ravel_pytree(p)[1](v)))(ravel_pytree(p)[0]) for p in (params, image)
-    )
+    H, moved = dense_hessian(loss, params), dense_hessian(loss, image)
     size = {layer.kernel[0]: params[layer.kernel[0]]["kernel"].size for layer in layers}
     D = jnp.concatenate(
         [jnp.full(size["Dense_0"], 1 / 3), jnp.full(size["Dense_1"], 3.0), jnp.ones(size["Dense_2"])]
@@ -179,10 +183,10 @@ def test_the_hessian_goes_as_theorem_3_says() -> None:
 def test_theorem_4_passes_any_bound(bound) -> None:
     loss, params, layers = problem()
     image, entry = symmetry.sharpened(loss, params, layers, bound)
-    H = jax.hessian(lambda v: loss(ravel_pytree(image)[1](v)))(ravel_pytree(image)[0])
-    assert jnp.linalg.norm(H, 2) >= 0.99 * entry
+    H = np.asarray(dense_hessian(loss, image))
+    assert np.linalg.norm(H, 2) >= 0.99 * entry
     assert entry >= bound
-    assert float(jnp.abs(jnp.diag(H)).max()) >= 0.99 * entry
+    assert np.abs(np.diag(H)).max() >= 0.99 * entry
     np.testing.assert_allclose(loss(image), loss(params), rtol=1e-5)
     with compiled() as again:
         symmetry.sharpened(loss, image, layers, 2 * bound)
@@ -192,14 +196,11 @@ def test_theorem_4_passes_any_bound(bound) -> None:
 def test_theorem_5_makes_many_eigenvalues_large() -> None:
     loss, params, layers = problem()
 
-    def eigenvalues(p):
-        return jnp.linalg.eigvalsh(jax.hessian(lambda v: loss(ravel_pytree(p)[1](v)))(ravel_pytree(p)[0]))
-
-    before = eigenvalues(params)
-    rank = int((jnp.abs(before) > 1e-5 * jnp.abs(before).max()).sum())
+    image = symmetry.alpha_scale(params, layers, [1e-3, 1e-3, 1e6])
+    before, after = (np.linalg.eigvalsh(dense_hessian(loss, p)) for p in (params, image))
+    rank = (np.abs(before) > 1e-5 * np.abs(before).max()).sum()
     last = params[layers[-1].kernel[0]]["kernel"].size
-    after = eigenvalues(symmetry.many_sharp(params, layers, 1000.0))
-    assert int((jnp.abs(after) > 10 * before.max()).sum()) >= rank - last
+    assert (np.abs(after) > 10 * before.max()).sum() >= rank - last
 
 
 @pytest.mark.parametrize("name", ["bias-free", "F1"])
@@ -215,16 +216,6 @@ def test_the_box_of_a_collapsible_network_holds_a_constant_function(name) -> Non
         silent = {**silent, where[0]: {**silent[where[0]], where[1]: jnp.zeros_like(leaf)}}
     logits = model.apply(silent, x)
     np.testing.assert_allclose(logits, jnp.broadcast_to(logits[:1], logits.shape), atol=1e-6)
-
-
-def test_the_images_of_theorem_2_have_disjoint_boxes() -> None:
-    _, params, layers = problem()
-    radius = 0.01
-    alpha = symmetry.disjoint(params, layers, radius)
-    sizes = [float(jnp.abs(params["Dense_0"]["kernel"]).max()) * alpha**j for j in range(5)]
-    assert all(b - a > 2 * radius for a, b in itertools.pairwise(sizes))
-    with pytest.raises(ValueError, match="radius is 100"):
-        symmetry.disjoint(params, layers, 100.0)
 
 
 @pytest.mark.parametrize(("power", "offset"), [(0.5, 1.0), (-0.4, 0.1), (2.0, 0.01), (1.0, 0.0)])
@@ -245,7 +236,7 @@ def test_the_radial_change_makes_a_minimum_as_flat_as_one_likes() -> None:
     def loss(theta):
         return 0.5 * (theta - center) @ A @ (theta - center)
 
-    H = jax.jacfwd(jax.grad(lambda eta: loss(change.to_theta(eta))))(jnp.array([1e-4, 1e-4]))
+    H = jax.jit(jax.jacfwd(jax.grad(lambda eta: loss(change.to_theta(eta)))))(jnp.array([1e-4, 1e-4]))
     np.testing.assert_allclose(H, A / 100, rtol=1e-3)
 
 
@@ -272,7 +263,7 @@ def test_bad_arguments_are_named() -> None:
         with pytest.raises(ValueError, match=f"layer is {layer}"):
             symmetry.collapsible(params, layers, 0.1, layer=layer)
     with pytest.raises(ValueError, match="bound is 0"):
-        symmetry.sharpened(lambda p: 0.0, params, layers, 0)
+        symmetry.sharpened(lambda p: 0.0, params, layers, 0.0)
     with pytest.raises(ValueError, match=r"no positive diagonal entry in Dense_0/kernel"):
         symmetry.sharpened(lambda p: -(p["Dense_0"]["kernel"] ** 2).sum(), params, layers, 1.0)
 
@@ -283,7 +274,7 @@ def test_leaves_that_are_not_floating_point_are_named() -> None:
     bad = params | {"Dense_2": params["Dense_2"] | {"bias": jnp.zeros(3, int)}}
     for use in (
         lambda: symmetry.rescale(bad, layers, [1.0, 2.0]),
-        lambda: symmetry.many_sharp(bad, layers, 2.0),
+        lambda: symmetry.alpha_scale(bad, layers, [1.0, 2.0, 0.5]),
         lambda: symmetry.scale_before_norm(bad, layers, []),
         lambda: symmetry.permute(bad, layers, [jnp.arange(7), jnp.arange(6)]),
         lambda: symmetry.Radial(params, 1.0, 1.0).to_eta(bad),

@@ -336,7 +336,7 @@ def test_one_gradient_step_of_polyak_has_its_closed_form():
 
 def test_named_optimisers_say_their_settings():
     assert train.adam(0.5) is train.adam(0.5) and train.ADAM.name == "adam(0.001)"
-    assert train.sgd(0.1).name == "sgd(0.1, momentum=0.9)" and train.sgd(0.1, 0.5) != train.sgd(0.1)
+    assert train.sgd(0.1).name == "sgd(0.1, momentum=0.9)" and train.sgd(0.1, momentum=0.5) != train.sgd(0.1)
     assert train.adagrad(0.123456789).name == "adagrad(0.123456789)"
 
 

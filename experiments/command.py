@@ -1,0 +1,193 @@
+"""The command line of an experiment: flags from its settings, one sentence for whatever is wrong."""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import dropwhile, takewhile
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+import jax
+import tyro
+
+from gengap import records, report
+
+
+class Options(NamedTuple):
+    """Where a run goes and where its data come from."""
+
+    out: Path | None = None
+    """run directory; by default results/<experiment>/<what differs from the default settings>"""
+    fresh: bool = False
+    """move an earlier run in that directory aside and begin anew"""
+    data_dir: Path | None = None
+    """TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets"""
+
+
+def main(
+    experiment: str, run: Callable, figures: Callable, config: Any, doc: str, args: Sequence[str] | None = None
+) -> None:
+    """Run an experiment from the command line: its tables to standard output, its report to its directory.
+
+    A wrong flag, a value out of its range and missing data end with one sentence on standard error and exit
+    code 2; Ctrl-C with one sentence and exit code 130.
+
+    Args:
+      experiment: its name.
+      run: `(config, out, *, fresh, data_dir) -> Run`.
+      figures: `rows -> sections` of the report.
+      config: the default settings, a NamedTuple of settings and NamedTuples of settings.
+      doc: what `--help` says first.
+      args: flags; by default those of the process.
+    """
+    cache_compilations()
+
+    def work() -> None:
+        settings, options = parse(config, doc, args)
+        out = options.out or Path("results") / experiment / records.run_name(flat(settings), flat(config))
+        done = run(settings, out, fresh=options.fresh, data_dir=options.data_dir)
+        page = out / "report.html"
+        if done.added or not page.exists():
+            sections = figures(done.rows)
+            page = report.write(experiment, sections, done, out)
+            _say(report.terminal(sections, shutil.get_terminal_size((100, 0)).columns))
+        else:
+            _say(report.terminal(figures(done.rows)[:1], shutil.get_terminal_size((100, 0)).columns))
+            last = max(row["origin"]["date"] for row in done.rows)
+            _say(f"\nNothing was computed: all {len(done.rows)} rows are there, the last from {last}.\n")
+        _say(f"\nThe report is in {page}\n")
+
+    # In a thread of its own, since Ctrl-C waits for a compiled computation to end, which can take minutes.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(work).result()
+        except (ValueError, OSError) as error:
+            if _is_a_bug(error):
+                raise
+            sys.stderr.write(f"{_as_flags(' '.join(str(error).split()), flat(config))}\n")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.stderr.write("\nStopped; the same command goes on from here.\n")
+            sys.stderr.flush()
+            os._exit(130)  # every file is complete at any moment
+
+
+def _say(text: str) -> None:
+    """Print, in ASCII where the terminal has only that."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        for sign, plain in {"±": "+-", "×": "x", "·": ".", "é": "e"}.items():
+            text = text.replace(sign, plain)
+        text = text.encode("ascii", "replace").decode()
+    sys.stdout.write(text)
+
+
+def cache_compilations() -> None:
+    """Have JAX keep what it compiles in the user's cache directory, unless it has been told where to."""
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gengap" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def parse(config: Any, doc: str, args: Sequence[str] | None = None) -> tuple[Any, Options]:
+    """Flags over the defaults `config`; what is wrong with them is a ValueError of one sentence."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            flags: Any = NamedTuple("Flags", [("experiment", type(config)), ("run", Options)])  # type: ignore[misc]
+            found: Any = tyro.cli(
+                flags,
+                default=flags(config, Options()),  # type: ignore[call-arg]
+                args=args,
+                description=doc,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+            return found
+    except SystemExit as end:
+        if not end.code:
+            raise
+    lines = [line.strip(" │╭╮╰╯─|") for line in said.getvalue().splitlines()]
+    lines = ["" if set(line) <= {"-"} else line for line in lines]
+    body = list(dropwhile(lambda line: not line, lines[1:]))  # below the title of tyro's box
+    sentence = " ".join(takewhile(bool, body))
+    known = [_flag(name) for name in (*flat(config), *Options._fields)]
+    near = [
+        n
+        for word in re.findall(r"--[\w-]+", sentence)
+        for n in difflib.get_close_matches(word, known, 1)
+        if word not in known
+    ]
+    raise ValueError(f"{sentence} ({f'did you mean {near[0]}? ' if near else ''}--help lists the flags)")
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The settings of a config with those of the NamedTuples in it, as one dictionary."""
+    settings: dict[str, Any] = {}
+    for name, value in config._asdict().items():
+        settings |= flat(value) if hasattr(value, "_asdict") else {name: value}
+    return settings
+
+
+def expect(loss: Callable, params: Any, gradients: float, epochs: float) -> None:
+    """Say how long a run will take at most, where that is more than some minutes, from one timed gradient.
+
+    Args:
+      loss: of the whole training set.
+      params: a point.
+      gradients: of it that the run will take.
+      epochs: of training that it will take; an epoch costs some 1.5 gradients.
+    """
+    gradient = jax.jit(jax.grad(loss))
+    jax.block_until_ready(gradient(params))
+    begin = monotonic()
+    jax.block_until_ready(gradient(params))
+    minutes = (monotonic() - begin) * (gradients + 1.5 * epochs) / 60
+    if minutes < 5:
+        return
+    sys.stderr.write(
+        f"This takes up to {f'{minutes:.0f} minutes' if minutes < 120 else f'{minutes / 60:.0f} hours'} here"
+    )
+    small = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it smaller"
+    sys.stderr.write(f"{small if minutes > 60 else ''}. Stopped, it goes on where it was.\n")
+
+
+def say_what_is_left(run: records.Run, rows: int) -> None:
+    """Say how many of its rows a run has, and how long the others will take where that is more than a minute."""
+    if run.added and (left := rows - len(run.rows)) > 0:
+        minutes = left * (run.begun[-1] - run.begun[0]) / run.added / 60
+        if minutes > 1:
+            sys.stderr.write(f"{len(run.rows)} of {rows} rows are done; about {minutes:.0f} min are left.\n")
+
+
+def _as_flags(message: str, settings: dict[str, Any]) -> str:
+    """A message about arguments as one about the flags that were typed."""
+    for name in sorted(settings, key=len, reverse=True):
+        message = re.sub(rf"(?<![\w-]){name}(?= (is|has|in|must)\b|:)", _flag(name), message)
+        message = message.replace(f" {name} ", f" {_flag(name)} ") if "_" in name else message
+    return message
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _is_a_bug(error: BaseException) -> bool:
+    """Whether an error comes from outside this project's own checks, so that its traceback is wanted."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return (
+        trace is not None
+        and "site-packages" in trace.tb_frame.f_code.co_filename
+        and isinstance(error, ValueError)
+    )

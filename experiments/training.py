@@ -1,0 +1,178 @@
+"""How experiments train their minima: the settings, which become flags, and what they mean.
+
+Experiments that are given the same settings find each other's minima.
+"""
+
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from gengap import data, minima, models, objective, train
+from gengap.data import Dataset
+from gengap.models import Model
+
+Network = Literal["f1", "f2", "c1", "c2", "c3", "c4"]
+
+
+class Training(NamedTuple):
+    """What the paper did, as far as it says; the rest as its authors' code did."""
+
+    dataset: str = "digits"
+    """"digits", or any TFDS image-classification set"""
+    network: Network = "f1"
+    """of the paper"""
+    train_size: int | None = None
+    """use only the first so many training examples"""
+    num_seeds: int = 5
+    """starting points; SB and LB share them"""
+    seed: int = 0
+    """of the random key that everything is drawn from"""
+    small_batch: float | None = None
+    """examples, or a fraction of the training set; by default 256, or a 45th of that set where it is less"""
+    large_batch: float = 0.1
+    """examples, or a fraction of the training set"""
+    optimizer: Literal["adam", "sgd", "adagrad"] = "adam"
+    """adam has 0.9, 0.999 and 1e-8; sgd has a momentum of 0.9; none has a schedule"""
+    learning_rate: float | None = None
+    """by default 1e-3 for adam, 0.1 for sgd, 0.01 for adagrad"""
+    weight_decay: float = 0.0
+    """decoupled from the gradient for adam, as in AdamW; added to it for the others"""
+    scaling: Literal["none", "sqrt", "linear"] = "none"
+    """how the learning rate grows with the batch, from that of SB"""
+    epochs: int = 100
+    """the most epochs"""
+    patience: int | None = None
+    """stop when so many epochs have not improved the training loss; 0: never; by default 10, on the digits 0"""
+    tolerance: float = 1e-3
+    """the least improvement of the training loss that counts, in nats"""
+    target: float | None = None
+    """stop after an epoch with a training loss below this, in nats; by default 0, on the digits 0.003"""
+    chunk: int = 5000
+    """examples at once in full-data losses; batch norm takes its statistics over them"""
+    clip: float | None = None
+    """clip probabilities to [clip, 1 - clip], as Keras does with 1e-7"""
+
+
+RATES = {"adam": 1e-3, "sgd": 0.1, "adagrad": 0.01}
+
+
+def begin(
+    training: Training, data_dir: str | PathLike | None = None, *, pair: bool = True
+) -> tuple[Training, Dataset]:
+    """The settings with every default filled in, and the data.
+
+    Args:
+      training: the settings.
+      data_dir: the TFDS directory, see `data.load`.
+      pair: whether SB and LB are trained, so that the one batch must be below the other.
+
+    Raises:
+      ValueError: a setting out of its range, or data that are not there.
+    """
+    for name in ("num_seeds", "epochs", "chunk", "train_size"):
+        if (value := getattr(training, name)) is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for name in ("tolerance", "target", "learning_rate", "weight_decay", "patience"):
+        if (value := getattr(training, name)) is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"{name} is {value}; it must be a number from 0 up")
+    if training.clip is not None and not 0 < training.clip < 0.5:
+        raise ValueError(f"clip is {training.clip}; it must be between 0 and 0.5")
+    try:
+        ds = data.load(training.dataset, data_dir)
+    except ValueError as error:
+        raise ValueError(f"dataset: {error}") from None
+    if (size := training.train_size) is not None:
+        if size > len(ds.x_train):
+            raise ValueError(f"train_size is {size}; {ds.name} has {len(ds.x_train)} training examples")
+        ds = data.head(ds, size)
+    digits, m = training.dataset == "digits", len(ds.x_train)
+    default: dict[str, Any] = {
+        "small_batch": min(256, max(1, round(m / 45))),
+        "learning_rate": RATES[training.optimizer],
+        "patience": 0 if digits else 10,
+        "target": 0.003 if digits else 0.0,
+    }
+    filled: dict[str, Any] = {n: value for n, value in default.items() if getattr(training, n) is None}
+    training = training._replace(**filled)
+    sizes = {}
+    for name in ("small_batch", "large_batch"):
+        try:
+            sizes[name] = train.count(getattr(training, name), m)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if pair and sizes["small_batch"] >= sizes["large_batch"]:
+        raise ValueError(
+            f"small_batch is {sizes['small_batch']} examples and large_batch {sizes['large_batch']} of {m}: "
+            f"give a small_batch below that, such as {max(1, sizes['large_batch'] // 4)}"
+        )
+    return training, ds
+
+
+def model(training: Training, ds: Dataset) -> Model:
+    """The network for the classes of the data."""
+    return getattr(models, training.network)(ds.num_classes)
+
+
+def row(training: Training, ds: Dataset, method: str, seed: int) -> dict[str, Any]:
+    """What a row is found by."""
+    return {"network": training.network.upper(), "dataset": ds.name, "method": method, "seed": seed}
+
+
+def loss(training: Training, model: Model, ds: Dataset) -> Any:
+    """f, the mean cross entropy of the training set, as a function of the parameters."""
+    return objective.over_dataset(model.apply, ds.x_train, ds.y_train, chunk=training.chunk, clip=training.clip)
+
+
+def evaluate(training: Training, model: Model, ds: Dataset) -> dict[str, Any]:
+    """`params -> (loss, accuracy)` on the training set and on the test set."""
+    on = partial(objective.loss_and_accuracy, model.apply, chunk=training.chunk, clip=training.clip)
+    return {"train": on(ds.x_train, ds.y_train), "test": on(ds.x_test, ds.y_test)}
+
+
+def optimizer(training: Training, ds: Dataset, batch_size: float) -> train.Optimizer:
+    """The optimiser for a batch size."""
+    rate = training.learning_rate or RATES[training.optimizer]
+    power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[training.scaling]
+    m = len(ds.x_train)
+    if power and training.small_batch is not None:
+        rate *= (train.count(batch_size, m) / train.count(training.small_batch, m)) ** power
+    return getattr(train, training.optimizer)(rate, weight_decay=training.weight_decay)
+
+
+def how(training: Training, ds: Dataset, batch_size: float, seed: int, store: Path | None) -> dict[str, Any]:
+    """The keyword arguments of `minima.find` and `minima.find_along`, all but the epochs."""
+    return {
+        "seed": seed,
+        "optimizer": optimizer(training, ds, batch_size),
+        "patience": training.patience or None,
+        "tolerance": training.tolerance,
+        "target": training.target or None,
+        "clip": training.clip,
+        "chunk": training.chunk,
+        "store": store,
+    }
+
+
+def pair(
+    training: Training, model: Model, ds: Dataset, seed: int, store: Path | None
+) -> dict[Literal["SB", "LB"], minima.Minimum]:
+    """The small-batch and the large-batch minimum of a seed."""
+    key = jax.random.key(training.seed)
+    return {
+        method: minima.find(
+            *(model, ds, key, size),
+            epochs=training.epochs,
+            progress=f"{training.network.upper()} seed {seed + 1} of {training.num_seeds}, {method}",
+            **how(training, ds, size, seed, store),
+        )
+        for method, size in sizes(training).items()
+    }
+
+
+def sizes(training: Training) -> dict[Literal["SB", "LB"], float]:
+    """The batch sizes of the two methods, in examples or as fractions."""
+    assert training.small_batch is not None
+    return {"SB": training.small_batch, "LB": training.large_batch}

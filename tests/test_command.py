@@ -1,0 +1,278 @@
+"""The command line: one sentence and exit code 2 for whatever is wrong, and nothing trained before it."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import command, digits
+from gengap import minima, records, report
+
+ROOT = Path(__file__).parents[1]
+
+
+class Inner(NamedTuple):
+    epochs: int = 3
+    """epochs"""
+    epsilons: tuple[float, ...] = (1e-3, 5e-4)
+    """sizes"""
+
+
+class Toy(NamedTuple):
+    """A toy."""
+
+    dataset: Literal["a", "b"] = "a"
+    """which"""
+    inner: Inner = Inner()
+
+
+def unused(*args, **how):
+    pytest.fail("it ran")
+
+
+def drawn(rows):
+    return [report.Section("What came out", [f"{len(rows)} rows."]), report.Section("More", ["More was found."])]
+
+
+def toy(args, run=unused):
+    command.main("toy", run, drawn, Toy(), "What a toy does.", args)
+
+
+@pytest.fixture(autouse=True)
+def uncached(monkeypatch):
+    monkeypatch.setattr(command, "cache_compilations", lambda: None)
+
+
+def ends(capsys, code, call, *args):
+    """Assert that a call ends with `code` and one line on standard error; return the line."""
+    with pytest.raises(SystemExit) as end:
+        call(*args)
+    said = capsys.readouterr()
+    assert end.value.code == code
+    assert said.out == ""
+    line = said.err.removeprefix("\n") if code == 130 else said.err  # the first ends the line with the ^C
+    assert line.endswith("\n") and line.count("\n") == 1 and "Traceback" not in line
+    return line
+
+
+def test_flags_reach_the_run_and_its_report_the_directory(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    def run(config, out, *, fresh, data_dir):
+        given.append((config, out, fresh, data_dir))
+        with records.opened("toy", {}, out) as made:
+            if not made.rows:
+                made.add({"seed": 0})
+        return made
+
+    flags = ["--epochs", "5", "--epsilons", "0.1", "--fresh"]
+    toy(flags, run)
+    out = Path("results/toy/epochs=5,epsilons=0.1")
+    assert given == [(Toy(inner=Inner(5, (0.1,))), out, True, None)]
+    said = capsys.readouterr().out
+    assert (out / "report.html").exists() and str(out / "report.html") in said
+    assert "1 rows." in said and "More was found." in said
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    toy(flags[:-1], run)
+    said = capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert "Nothing was computed: all 1 rows are there, the last from 20" in said and "More" not in said
+    toy(["--out", "elsewhere", "--data-dir", "sets"], run)
+    assert given[2] == (Toy(), Path("elsewhere"), False, Path("sets"))
+
+
+def test_a_terminal_that_has_only_ascii_gets_ascii(monkeypatch):
+    class Ascii(io.StringIO):
+        encoding = "ascii"
+
+    monkeypatch.setattr(command.sys, "stdout", out := Ascii())
+    command._say("1.00 ± 0.10, × 3 é…")
+    assert out.getvalue() == "1.00 +- 0.10, x 3 e?"
+
+
+def test_the_defaults_are_the_config_that_is_handed_in():
+    config = Toy("b", Inner(7))
+    assert command.parse(config, "", [])[0] == config
+    assert command.parse(config, "", ["--epochs", "8"])[0] == Toy("b", Inner(8))
+
+
+def test_flat_joins_the_settings():
+    assert command.flat(Toy()) == {"dataset": "a", "epochs": 3, "epsilons": (1e-3, 5e-4)}
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["--nope"], "--nope"),
+        (["--epochs", "five"], "--epochs"),
+        (["--epochs"], "--epochs"),
+        (["--dataset", "c"], "--dataset"),
+        (["stray"], "stray"),
+        (["--epoch", "3"], "--epoch"),
+        (["--a-very-long-flag-that-does-not-fit-into-a-narrow-box-of-eighty-columns", "3"], "eighty-columns"),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence(capsys, args, word):
+    line = ends(capsys, 2, toy, args)
+    assert word in line and "--help" in line
+    assert not set(line) & set("│╭╰─")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("--epoch", "--epochs"), ("--epsilon", "--epsilons"), ("--data-di", "--data-dir")]
+)
+def test_a_misspelt_flag_gets_the_near_one(capsys, typed, meant):
+    assert f"did you mean {meant}?" in ends(capsys, 2, toy, [typed, "3"])
+
+
+def test_help_is_no_error(capsys):
+    with pytest.raises(SystemExit) as end:
+        toy(["--help"])
+    said = capsys.readouterr()
+    assert not end.value.code and said.err == ""
+    for words in ("What a toy does.", "--epochs", "--dataset", "--out", "--fresh", "--data-dir"):
+        assert words in said.out
+
+
+def raising(error):
+    def run(*args, **how):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("dim is 0;\n  it must be more"), 2),
+        (FileNotFoundError("no data set\nhere"), 2),
+        (PermissionError(13, "Permission denied", "/data"), 2),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 2),
+    ],
+)
+def test_what_is_wrong_with_the_world_is_one_sentence(capsys, error, code):
+    line = ends(capsys, code, toy, [], raising(error))
+    assert all(word in line for word in str(error).split())
+
+
+def test_an_interruption_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(command.os, "_exit", sys.exit)
+    assert "goes on" in ends(capsys, 130, toy, [], raising(KeyboardInterrupt()))
+
+
+def test_a_bug_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        toy([], raising(ZeroDivisionError()))
+    with pytest.raises(ValueError, match="broadcast"):  # from NumPy itself
+        toy([], lambda *args, **how: np.broadcast_arrays(np.ones(2), np.ones(3)))
+
+
+def test_an_error_names_the_flag_that_was_typed(capsys):
+    line = ends(capsys, 2, toy, [], raising(ValueError("epochs is 0; it must be at least 1")))
+    assert line == "--epochs is 0; it must be at least 1\n"
+
+
+def test_a_long_run_says_how_long_and_which_flags_make_it_small(capsys, monkeypatch):
+    times = iter([0.0, 1.0, 0.0, 100.0, 0.0, 1e-3])
+    monkeypatch.setattr(command, "monotonic", lambda: next(times))
+    for _ in range(3):
+        command.expect(lambda x: (x**2).sum(), jnp.ones(2), gradients=200, epochs=400)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "This takes up to 13 minutes here. Stopped, it goes on where it was."
+    assert "22 hours" in second and "--train-size" in second
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "said"),
+    [
+        (2, 300.0, "2 of 6 rows are done; about 10 min are left.\n"),
+        (2, 10.0, ""),
+        (6, 900.0, ""),
+        (0, 0.0, ""),
+    ],
+)
+def test_what_is_left_is_said_where_it_takes_minutes(capsys, done, seconds, said):
+    run = records.Run(None, "toy", {}, [{}] * done, [i * seconds / max(1, done) for i in range(done + 1)])
+    command.say_what_is_left(run, 6)
+    assert capsys.readouterr().err == said
+
+
+def test_what_is_compiled_is_kept_where_the_user_keeps_such_things(tmp_path):
+    code = (
+        "import jax; from experiments import command; command.cache_compilations();"
+        "print(jax.config.jax_compilation_cache_dir)"
+    )
+    for name, value, where in (
+        ("XDG_CACHE_HOME", tmp_path, tmp_path / "gengap/xla"),
+        ("JAX_COMPILATION_CACHE_DIR", "/own", "/own"),
+    ):
+        environment = {**os.environ, name: str(value)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == str(where)
+
+
+def started(*args):
+    pytest.fail("training began")
+
+
+IMPOSSIBLE = [
+    "--num-seeds 0",
+    "--epochs 0",
+    "--epsilons 0",
+    "--epsilons nan",
+    "--epsilons",
+    "--train-size 10000000",
+    "--small-batch 0",
+    "--small-batch nan",
+    "--small-batch inf",
+    "--large-batch 0",
+    "--large-batch 2000",
+    "--dim 0",
+    "--dim 100000000",
+    "--num-draws 0",
+    "--max-evaluations 0",
+    "--chunk 0",
+    "--patience -1",
+    "--clip 2",
+    "--learning-rate -1",
+    "--weight-decay -1",
+    "--num-seeds 1.5",
+    "--optimizer lbfgs",
+    "--dataset nothing-of-this-name",
+]
+
+
+@pytest.mark.parametrize("flags", IMPOSSIBLE)
+def test_impossible_values_are_refused_before_training_and_leave_nothing(capsys, monkeypatch, tmp_path, flags):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(minima.train, "_step", started)
+    args = [*flags.split(), "--data-dir", str(tmp_path)]
+    line = ends(capsys, 2, command.main, "digits", digits.run, digits.figures, digits.CONFIG, "", args)
+    assert len(line) > 20 and flags.split()[0] in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_directory_that_is_a_file_is_refused(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(minima.train, "_step", started)
+    (tmp_path / "file").write_text("")
+    args = ["--out", str(tmp_path / "file")]
+    assert str(tmp_path / "file") in ends(
+        capsys, 2, command.main, "digits", digits.run, digits.figures, digits.CONFIG, "", args
+    )
+
+
+def test_a_process_ends_with_one_line(tmp_path):
+    command = [sys.executable, "-m", "experiments.digits", "--nope"]
+    environment = {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "COLUMNS": "40", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "--nope" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,119 @@
+"""Figs 2, 4, 5 and 6 at toy size: what is drawn and said, and that nothing is done twice."""
+
+import numpy as np
+import pytest
+
+from experiments import batch_size, trajectory, warm_start
+from gengap import minima, paper, records, report
+from tests import toy
+
+EXPERIMENTS = {
+    "trajectory": (trajectory, ["fig2", "fig6", "speedup"]),
+    "batch_size": (batch_size, ["fig4"]),
+    "warm_start": (warm_start, ["fig5"]),
+}
+each = pytest.mark.parametrize("name", EXPERIMENTS)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    toy.use(monkeypatch)
+
+
+@each
+def test_the_experiment_behind_a_figure_draws_it(tmp_path, monkeypatch, name):
+    experiment, drawn = EXPERIMENTS[name]
+    run = experiment.run(experiment.SMOKE, tmp_path)
+    made = experiment.figures(run.rows)
+    assert set(drawn) <= {section.name for section in made}
+    assert all(section.findings and "nan" not in " ".join(section.findings) for section in made)
+    text = report.terminal(made, 1000)
+    assert all(found in text for section in made for found in section.findings)
+    assert all(row["maximiser"] >= 2 for row in run.rows if "full" in row)
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
+    again = experiment.run(experiment.SMOKE, tmp_path)
+    assert again.rows == run.rows and again.added == 0
+
+
+@each
+def test_a_run_that_was_killed_ends_as_it_would_have(tmp_path, monkeypatch, name):
+    experiment, _ = EXPERIMENTS[name]
+    whole = experiment.run(experiment.SMOKE, tmp_path / "whole")
+    add = records.Run.add
+    with monkeypatch.context() as patch:
+        for _ in whole.rows:
+            left = [1]
+
+            def dies(run, row, left=left):
+                if not left:
+                    raise KeyboardInterrupt
+                left.pop()
+                add(run, row)
+
+            patch.setattr(records.Run, "add", dies)
+            try:
+                experiment.run(experiment.SMOKE, tmp_path / "killed")
+            except KeyboardInterrupt:
+                continue
+    again = experiment.run(experiment.SMOKE, tmp_path / "killed")
+
+    def bare(rows):
+        return [{entry: value for entry, value in row.items() if entry != "origin"} for row in rows]
+
+    assert bare(again.rows) == bare(whole.rows)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "changes", "message"),
+    [
+        (trajectory, {"points": 1}, "points is 1"),
+        (trajectory, {"epochs": -1}, "epochs is -1"),
+        (batch_size, {"batch_sizes": (50, 0.25)}, "50 more than once"),
+        (batch_size, {"batch_sizes": (1000,)}, "batch_sizes: batch size 1000"),
+        (warm_start, {"starts": 5}, "starts is 5; it must be from 2 to 2"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named(tmp_path, experiment, changes, message):
+    config = experiment.SMOKE
+    own = {name: value for name, value in changes.items() if name in config._fields}
+    config = config._replace(
+        training=config.training._replace(**{n: v for n, v in changes.items() if n not in own})
+    )
+    with pytest.raises(ValueError, match=message):
+        experiment.run(config._replace(**own), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_large_batches_pay_below_the_efficiency_of_appendix_c() -> None:
+    """LB takes three epochs of 2 steps to the 0.8 that both reach, SB one of 20: 6 / 20, and 30 / (300 * 0.3)."""
+    runs = [("SB", 30, 20, [0.8, 0.9, 0.7]), ("LB", 300, 2, [0.1, None, 0.8])]
+    rows = [
+        {"method": method, "seed": 0, "epochs": 3, "steps": 3 * steps, "batch_size": batch_size}
+        | {"history": {"test_accuracy": accuracies}}
+        for method, batch_size, steps, accuracies in runs
+    ]
+    section = trajectory._speedup(rows)
+    assert section is not None
+    (said,) = section.findings
+    assert "LB (300) takes 0.30 ± - times the iterations of SB (30)" in said
+    assert "efficiency below 0.33 ± -." in said
+    (drawn,) = [line for line in section.figure.axes[0].lines if len(line.get_xdata()) > 2]
+    at = dict(zip(np.round(drawn.get_xdata(), 2), drawn.get_ydata(), strict=True))
+    assert at[0.2] == pytest.approx(0.5)  # the paper's example: a tenth of the batch, an efficiency of 0.2
+    assert trajectory._speedup([rows[0], rows[1] | {"history": {"test_accuracy": [None]}}]) is None
+
+
+def test_all_large_batches_begin_where_the_small_one_was():
+    """With no epochs of their own apart, the loss of LB begins at that of the SB iterate."""
+    run = warm_start.run(warm_start.SMOKE)
+    epochs = [row["epoch"] for row in run.rows if row["method"] == "LB"]
+    assert epochs == [1, 2] and run.rows[0]["method"] == "SB" and len(run.rows[0]["history"]["test_accuracy"]) == 2
+
+
+def test_the_paper_is_in_a_panel_of_its_own_where_it_has_another_network():
+    run = trajectory.run(trajectory.SMOKE)
+    fig2 = trajectory.figures(run.rows)[0].figure
+    titles = [ax.get_title() for ax in fig2.axes]
+    assert titles == ["F1 on digits", "paper, F2 on TIMIT"]
+    curve = paper.figure("fig2_curves")["F2"]["SB_test"]
+    assert any(np.array_equal(line.get_ydata(), curve.y) for line in fig2.axes[1].lines)

@@ -1,0 +1,237 @@
+"""The figures: what is drawn is what was given, axes are readable, and an Axes comes back."""
+
+import io
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from gengap import hessian, plots
+
+PAIR = {"SB": {0: 1.0, 1: 2.0}, "LB": {0: 100.0, 1: 50.0}}
+S, T = np.linspace(-1, 3, 9), np.linspace(-1, 1, 5)
+BOWL = S[None] ** 2 + T[:, None] ** 2 + 1e-3
+DENSITY = hessian.Density(np.linspace(0, 10, 101), np.zeros(101), np.full(101, 1e-3), 4)
+# peaks at 0.5 and, a thousand times lower, at 9, with 1e-39 between them
+for centre, height in ((0.5, 1.0), (9.0, 1e-3)):
+    DENSITY.density[:] += height * np.exp(-0.5 * ((DENSITY.eigenvalues - centre) / 0.2) ** 2)
+DENSITY.density[:] = np.maximum(DENSITY.density, 1e-39)
+HISTORY = {"train_accuracy": np.array([0.5, 0.75, 1.0]), "test_accuracy": np.array([0.4, 0.6, 0.8])}
+EVERY = {
+    "path": lambda ax: plots.path([0.0, 0.5, 1.0], [1.0, 2.0, 3.0], ax=ax),
+    "plane": lambda ax: plots.plane(S, T, BOWL, points={"SB": (0.0, 0.0)}, ax=ax),
+    "density": lambda ax: plots.density(DENSITY, ax=ax),
+    "sharpness": lambda ax: plots.sharpness({"F1": PAIR}, ax=ax),
+    "accuracy": lambda ax: plots.accuracy({"SB": [HISTORY]}, ax=ax),
+}
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def drawn(ax, label):
+    """The points of the artist that the legend names so."""
+    (line,) = [line for line in ax.lines if line.get_label() == label]
+    return line.get_xydata()
+
+
+def words(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_draws_into_the_axes_given_and_into_those_of_pyplot(ax, name):
+    assert EVERY[name](ax) is ax and ax.has_data()
+    with matplotlib.rc_context({"backend": "agg"}):
+        from matplotlib import pyplot
+
+        figure, current = pyplot.subplots()
+        try:
+            assert EVERY[name](None) is current and current.has_data()
+            figure.savefig(io.BytesIO())
+        finally:
+            pyplot.close(figure)
+
+
+def test_a_path_has_the_numbers_given_and_the_mean_of_seeds(ax):
+    alphas = [-1.0, 0.0, 1.0, 2.0]
+    plots.path(alphas, {"train": [[1, 2, 3, 4], [3, 4, 5, 6]], "test": [9, 8, None, 6]}, ax=ax)
+    assert drawn(ax, "train").tolist() == [[-1, 2], [0, 3], [1, 4], [2, 5]]
+    np.testing.assert_array_equal(drawn(ax, "test"), [[-1, 9], [0, 8], [1, np.nan], [2, 6]])
+    assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[1, 2, 3, 4], [3, 4, 5, 6]]
+    ends = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2]
+    assert ends == [[0, 0], [1, 1]]
+    assert words(ax.get_legend()) == ["train", "test"]
+    with pytest.raises(ValueError, match="'train' has the shape"):
+        plots.path(alphas, {"train": [1, 2, 3]}, ax=ax)
+
+
+def test_a_line_without_a_name_needs_no_legend(ax):
+    assert EVERY["path"](ax).get_legend() is None
+
+
+def test_the_words_of_a_label_say_how_a_line_looks(ax):
+    names = ["SB train", "SB test", "LB train", "one", "two", "paper, F1, train", "paper, LB test"]
+    plots.path([0, 1], {name: [0, 1] for name in names}, ax=ax)
+    looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in ax.lines}
+    assert looks["SB train"][0] == looks["SB test"][0] != looks["LB train"][0]
+    assert [looks[name][1] for name in names] == ["-", "--", "-", "-", "-", ":", ":"] or looks["SB test"][
+        1
+    ] == "--"
+    assert looks["one"][0] != looks["two"][0]
+    assert looks["paper, F1, train"][0] == "black"
+
+
+def test_a_plane_marks_points_and_spans_the_values(ax):
+    plots.plane(S, T, BOWL, points={"SB": (0.0, 0.0), "start": (2.0, 0.5)}, ax=ax)
+    assert drawn(ax, "SB").tolist() == [[0, 0]] and drawn(ax, "start").tolist() == [[2, 0.5]]
+    assert words(ax.get_legend()) == ["SB", "start"]
+    filled = ax.collections[0]
+    assert filled.levels[0] == pytest.approx(1e-3) and filled.levels[-1] >= BOWL.max()
+    assert ax.get_xlim() == (-1, 3) and ax.get_ylim() == (-1, 1)
+
+
+def test_levels_are_half_decades_of_at_most_six_decades_and_can_be_shared(ax):
+    assert plots.levels([1e-12, 0.0, -1.0, np.nan], [[5.0]]) == pytest.approx(10 ** np.arange(-5, 1.1, 0.5))
+    assert plots.levels([1.0]) == pytest.approx([1, 10**0.5, 10])
+    plots.plane(S, T, np.where(BOWL > 5, np.nan, BOWL), at=[1e-4, 1e-2, 1.0], ax=ax)
+    assert ax.collections[0].levels.tolist() == [1e-4, 1e-2, 1.0]
+    with pytest.raises(ValueError, match="none that is positive"):
+        plots.plane(S, T, -BOWL, ax=ax)
+
+
+def test_a_density_ends_below_its_lowest_peak(ax):
+    plots.density(DENSITY, ax=ax)
+    assert drawn(ax, "density of the eigenvalues") == pytest.approx(np.stack(DENSITY[:2], 1))
+    low, high = ax.get_ylim()
+    assert ax.get_yscale() == "log" and low == pytest.approx(1e-4, rel=0.1) and 1 < high < 3
+    with pytest.raises(ValueError, match="not finite"):
+        plots.density(DENSITY._replace(density=np.full(101, np.nan)), ax=ax)
+
+
+def test_a_density_without_an_inner_peak_is_drawn(ax):
+    falling = 10.0 ** -np.arange(101.0)
+    plots.density(DENSITY._replace(density=falling, sem=0 * falling), ax=ax)
+    assert ax.get_ylim() == pytest.approx((0.1, 2.0))
+
+
+def test_sharpness_joins_the_two_of_a_seed_and_has_the_paper_beside(ax):
+    plots.sharpness({"F1": PAIR, "C1": PAIR}, paper={"F1": {"SB": (3.0, 5.0)}}, ax=ax)
+    joins = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_marker() == "None"]
+    assert [line.get_ydata().tolist() for line in joins] == 2 * [[1.0, 100.0], [2.0, 50.0]]
+    points = [line for line in ax.lines if line.get_label() == "LB, one seed"]
+    assert [line.get_ydata().tolist() for line in points] == 2 * [[100.0, 50.0]]
+    assert np.concatenate([line.get_xdata() for line in points]).round().tolist() == [0, 0, 1, 1]
+    (bar,) = ax.containers
+    assert bar.lines[0].get_ydata() == [3.0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["F1", "C1"]
+    low, high = ax.get_ylim()
+    assert ax.get_yscale() == "log" and 0.1 < low < 1 and 100 < high < 1000
+    assert words(ax.get_legend()) == ["SB, one seed", "LB, one seed", "paper, mean ± std"]
+
+
+def test_what_a_log_axis_cannot_show_stands_at_its_edge(ax):
+    values = {"SB": {0: 1.0, 1: 0.0, 2: 4.0}, "LB": {0: None, 1: float("nan"), 2: 8.0, 3: float("inf")}}
+    plots.sharpness({"F1": values}, ax=ax)
+    for label, count in (("at the edge: 0", 1), ("at the edge: not finite", 3)):
+        points = drawn(ax, label)
+        assert len(points) == count and (points[:, 1] == 0.03).all()
+    assert drawn(ax, "SB, one seed")[:, 1].tolist() == [1.0, 4.0]
+    assert drawn(ax, "LB, one seed")[:, 1].tolist() == [8.0]
+    assert words(ax.get_legend())[-2:] == ["at the edge: 0", "at the edge: not finite"]
+
+
+def test_sharpness_that_is_nowhere_finite_has_axes_all_the_same(ax):
+    plots.sharpness({"F1": {"SB": {0: None}, "SAM": {0: 0.0}}}, ax=ax)
+    assert ax.get_ylim() == pytest.approx((0.1, 9.0))
+
+
+def test_long_names_of_networks_are_turned(ax):
+    plots.sharpness({f"C{k} on cifar100": PAIR for k in range(4)}, ax=ax)
+    assert {tick.get_rotation() for tick in ax.get_xticklabels()} == {30.0}
+    plots.sharpness({f"C{k}\ncifar100": PAIR for k in range(4)}, ax=ax)
+    assert {tick.get_rotation() for tick in ax.get_xticklabels()} == {0.0}
+
+
+def test_accuracy_is_in_percent_with_the_mean_over_the_epochs_that_all_have(ax):
+    shorter = {name: values[:2] - 0.1 for name, values in HISTORY.items()}
+    plots.accuracy({"SB": [HISTORY, shorter]}, paper={("SB", "test"): ([1, 2], [60, 80])}, ax=ax)
+    assert drawn(ax, "SB train") == pytest.approx(np.array([[1, 45], [2, 70]]))
+    assert drawn(ax, "SB test") == pytest.approx(np.array([[1, 35], [2, 55]]))
+    assert drawn(ax, "paper, SB test").tolist() == [[1, 60], [2, 80]]
+    assert [len(line.get_xdata()) for line in ax.lines] == [3, 2, 2, 3, 2, 2, 2]
+    assert words(ax.get_legend()) == ["SB train", "SB test", "paper, SB test"]
+
+
+def test_a_seed_that_diverged_ends_in_a_cross_and_is_in_no_mean(ax):
+    lost = {**HISTORY, "train_loss": np.array([1.0, np.nan, np.nan])}
+    lost["train_accuracy"] = np.array([0.5, 0.1, np.nan])
+    plots.accuracy({"LB": [HISTORY, lost]}, ax=ax)
+    assert drawn(ax, "LB train") == pytest.approx(np.array([[1, 50], [2, 75], [3, 100]]))
+    crosses = [line.get_xydata().tolist() for line in ax.lines if line.get_label() == "diverged"]
+    assert crosses == [[[2, 10]], [[3, pytest.approx(80)]]]
+    assert words(ax.get_legend()) == ["LB train", "LB test", "diverged"]
+
+
+def test_seeds_with_other_x_have_no_mean():
+    lines = plots.seeds([([1, 2], [3, 4]), ([1, 3], [3, 4])], "here", "here")
+    assert [line.label for line in lines] == ["here", "here"]
+    assert plots.seeds([], "here", "here") == []
+
+
+def test_a_figure_of_axes_has_one_legend_below_that_names_each_thing_once():
+    figure, places = plots.axes(3)
+    assert len(places) == len(figure.axes) == 3 and figure.get_figwidth() == 7
+    for ax in places[:2]:
+        plots.sharpness({"F1": PAIR}, ax=ax)
+        assert ax.get_legend() is None
+    plots.path([0, 1], {"train": [0, 1]}, ax=places[2])
+    (legend,) = figure.legends
+    assert words(legend) == ["SB, one seed", "LB, one seed", "train"]
+    figure.draw_without_rendering()
+    below = min(ax.get_tightbbox().y0 for ax in places)
+    assert legend.get_window_extent().y1 <= below + 1
+
+
+def test_panels_have_the_lines_scales_and_marks_asked_for():
+    line = plots.Line([1.0, 10.0], [0.5, None], "here", marker="o")
+    one = plots.Panel("title", "x", "y", [line], log_x=True, log_y=True, flip_x=True)
+    two = plots.Panel("", "x", "y", [line], marks={2.0: "threshold,\nhere", 2.1: "threshold, paper"})
+    figure = plots.panels([one, two])
+    first, second = figure.axes
+    np.testing.assert_array_equal(drawn(first, "here"), [[1, 0.5], [10, np.nan]])
+    assert first.get_xscale() == first.get_yscale() == "log" and first.xaxis_inverted()
+    assert (first.get_title(), first.get_xlabel(), first.get_ylabel()) == ("title", "x", "y")
+    assert not second.texts
+    assert words(figure.legends[0]) == ["here", "threshold, here", "threshold, paper"]
+
+
+def test_intervals_and_grids_are_drawn():
+    figure = plots.intervals(["a", "b"], {"tau": [(0.1, 0.0, 0.2), (0.5, np.nan, np.nan)]})
+    (ax,) = figure.axes
+    assert drawn(ax, "tau")[:, 0].tolist() == [0.1, 0.5]
+    table = plots.grid(["a", "b"], ["x"], [["·"], ["× 3"]]).axes[0].tables[0]
+    assert table[1, 0].get_text().get_text() == "·" and table[2, 0].get_text().get_text() == "× 3"
+    assert table[1, 0].get_facecolor() != table[2, 0].get_facecolor()
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_the_same_figure_gives_the_same_bytes(kind):
+    figures = []
+    for _ in range(2):
+        figure, (ax,) = plots.axes(1)
+        plots.sharpness({"F1": PAIR}, ax=ax).set_title("a title")
+        figures.append(figure)
+    first, second = (plots.image(figure, kind) for figure in figures)
+    assert first == second and len(first) > 1000
+    assert ax.title.get_fontsize() == 9
+
+
+def test_importing_it_loads_no_plotting_backend():
+    code = "import sys, gengap.plots; sys.exit(bool({'matplotlib.pyplot', 'jax'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
