@@ -70,7 +70,7 @@ def test_a_run_that_was_killed_ends_as_it_would_have(tmp_path, monkeypatch, name
         (trajectory, {"epochs": -1}, "epochs is -1"),
         (batch_size, {"batch_sizes": (50, 0.25)}, "50 more than once"),
         (batch_size, {"batch_sizes": (1000,)}, "batch_sizes: batch size 1000"),
-        (warm_start, {"starts": 5}, "starts is 5; it must be from 2 to 2"),
+        (warm_start, {"starts": 1}, "starts is 1; it must be at least 2"),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(tmp_path, experiment, changes, message):

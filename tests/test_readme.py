@@ -97,17 +97,20 @@ def test_exp_cifar_at_reduced_size(tmp_path: Path) -> None:
 def test_every_command_runs_on_a_fresh_copy_and_leaves_it_clean(tmp_path: Path) -> None:
     """As a new user runs them, but with few examples and no long training."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "gengap")], check=True)
-    toy = {
-        "cifar": "--train-size 150 --epochs 1 --num-seeds 1 --num-draws 1 --max-evaluations 2 --num-directions 1",
+    small = "--epochs 1 --num-seeds 1 --max-evaluations 2"
+    toy = {  # the others take minutes even so, and run at toy size in the tests of experiments
+        "digits": f"--train-size 200 {small} --num-draws 1 --num-directions 1",
+        "mnist": f"--train-size 200 {small} --num-draws 1 --num-directions 1",
+        "cifar": f"--train-size 150 {small} --num-draws 1 --num-directions 1 --networks c1",
         "correlation": "--train-size 200 --epochs 1 --num-seeds 1 --examples 50 --widths 4 8 --batch-sizes 50 100",
         "choices": "--train-size 400 --epochs 1 --examples 100 --num-draws 1 --max-evaluations 2 --stages 1",
-        "paper": "--train-size 400 --epochs 2 --num-seeds 1",
+        "batch_size": f"--train-size 200 {small}",
     }
     for line in RUNS:
         name = experiment(line)
-        if "cifar100" in line:
-            continue  # not among the data of this test
-        flags = toy.get(name, "--train-size 400 --epochs 2 --num-seeds 1")
+        if name not in toy or "cifar100" in line:
+            continue
+        flags = toy[name]
         run = [sys.executable, "-m", f"experiments.{name}", *words(line)[1], *shlex.split(flags)]
         done = subprocess.run(run, cwd=tmp_path / "gengap", capture_output=True, text=True)
         assert done.returncode == 0, f"{line}: {done.stderr[-2000:]}"
