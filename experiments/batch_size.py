@@ -52,6 +52,11 @@ def run(
 ) -> records.Run:
     """Train, measure and record, a row for each seed and batch size."""
     setting, ds = training.begin(config.training, data_dir, pair=False)
+    for name in ("patience", "target"):
+        if value := getattr(config.training, name):
+            raise ValueError(f"{name} is {value}; it must be 0 here, where training takes all its epochs")
+    if config.max_evaluations < 1:
+        raise ValueError(f"max_evaluations is {config.max_evaluations}; it must be at least 1")
     setting = setting._replace(patience=0, target=0.0)
     sizes = _sizes(config, setting, len(ds.x_train))
     model = training.model(setting, ds)
@@ -103,8 +108,15 @@ def _sizes(config: Config, setting: Training, examples: int) -> list[int]:
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """Fig. 4: test accuracy and sharpness against batch size."""
     runs = [row for row in rows if row.get("share") and row.get("diverged_at") is None]
+    lost = [
+        f"Diverged, in no figure: {_where(row)}, {row['method']}, seed {row['seed']}, "
+        f"at step {row['diverged_at']}."
+        for row in rows
+        if row.get("diverged_at") is not None
+    ]
+    sections = [report.Section("Training that diverged", lost)] if lost else []
     if not runs:
-        return []
+        return sections
     network, theirs = paper.nearest("fig4_batchsize", runs[0]["network"])
     size = {"F2": 721_329, "C1": 50_000}[network]  # training sets, Table 5
     seeds = sorted({row["seed"] for row in runs})
@@ -165,7 +177,7 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
         "the paper's data sets are larger. Thin lines are seeds, thick ones their mean."
     )
     title = "Accuracy and sharpness against batch size (Fig. 4)"
-    return [report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig4")]
+    return [*sections, report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig4")]
 
 
 def _where(row: Mapping[str, Any]) -> str:

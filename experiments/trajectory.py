@@ -51,6 +51,11 @@ def run(
 ) -> records.Run:
     """Train, measure and record: a row for each method, seed and epoch, and one with the history of each."""
     setting, ds = training.begin(config.training, data_dir)
+    for name in ("patience", "target"):
+        if value := getattr(config.training, name):
+            raise ValueError(f"{name} is {value}; it must be 0 here, where training takes all its epochs")
+    if config.max_evaluations < 1:
+        raise ValueError(f"max_evaluations is {config.max_evaluations}; it must be at least 1")
     setting = setting._replace(patience=0, target=0.0)
     if config.points < 2:
         raise ValueError(f"points is {config.points}; it must be at least 2")
@@ -66,7 +71,7 @@ def run(
         for seed in range(setting.num_seeds):
             for method, size in training.sizes(setting).items():
                 row = training.row(setting, ds, method, seed)
-                if run.has({**row, "epochs": setting.epochs}):
+                if run.has({**row, "epoch": None}):
                     continue
                 along = minima.find_along(
                     *(model, ds, key, size, wanted),
@@ -95,8 +100,16 @@ def run(
 
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """Figs 2 and 6, the comparison at equal loss and appendix C; each where there are rows for it."""
-    made = [draw(rows) for draw in (_accuracy, _along_training, _equal_loss, _speedup)]
-    return [section for section in made if section is not None]
+    lost = [
+        f"Diverged, so neither in Fig. 2 nor in appendix C: {_where(row)}, {row['method']}, seed {row['seed']}, "
+        f"at step {row['diverged_at']}."
+        for row in rows
+        if row.get("diverged_at") is not None
+    ]
+    kept = [row for row in rows if row.get("diverged_at") is None]
+    made = [draw(kept) for draw in (_accuracy, _along_training, _equal_loss, _speedup)]
+    sections = [report.Section("Training that diverged", lost)] if lost else []
+    return [*sections, *(section for section in made if section is not None)]
 
 
 def _accuracy(rows: Sequence[records.Row]) -> report.Section | None:

@@ -47,6 +47,11 @@ def run(
 ) -> records.Run:
     """Train, measure and record: a row with the history of SB, and one for each LB, by the epoch it began at."""
     setting, ds = training.begin(config.training, data_dir)
+    for name in ("patience", "target"):
+        if value := getattr(config.training, name):
+            raise ValueError(f"{name} is {value}; it must be 0 here, where training takes all its epochs")
+    if config.max_evaluations < 1:
+        raise ValueError(f"max_evaluations is {config.max_evaluations}; it must be at least 1")
     setting = setting._replace(patience=0, target=0.0)
     epochs = setting.epochs
     if config.starts < 2:
@@ -73,15 +78,15 @@ def run(
             small = minima.find_along(model, ds, key, small_size, wanted, progress=f"{words}, SB", **how)
             if not run.has(row):
                 run.add({**row, "batch_size": small[-1].batch_size, "history": small[-1].history})
-            for begun in small:
-                row = {**large_row, "epoch": begun.epochs}
+            for epoch, begun in zip(wanted, small, strict=True):  # where SB diverged, so does LB at once
+                row = {**large_row, "epoch": epoch}
                 if run.has(row):
                     continue
                 found = minima.find(
                     *(model, ds, key, large_size),
                     start=begun.params,
                     epochs=epochs,
-                    progress=f"{words}, LB after epoch {begun.epochs} of SB",
+                    progress=f"{words}, LB after epoch {epoch} of SB",
                     **training.how(setting, ds, large_size, seed, run.store),
                 )
                 row |= {"batch_size": found.batch_size, "diverged_at": found.diverged_at}
@@ -102,8 +107,15 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     """Fig. 5: LB begun from the iterates of SB."""
     starts = [row for row in rows if row["method"] == "LB" and row.get("epoch") and row.get("diverged_at") is None]
     base = {row["seed"]: row["history"] for row in rows if row["method"] == "SB"}
+    lost = [
+        f"Diverged, in no figure: {_where(row)}, LB begun after epoch {row['epoch']} of SB, seed {row['seed']}, "
+        f"at step {row['diverged_at']}."
+        for row in rows
+        if row.get("diverged_at") is not None
+    ]
+    sections = [report.Section("Training that diverged", lost)] if lost else []
     if not starts or not base:
-        return []
+        return sections
     network, theirs = paper.nearest("fig5_warmstart", starts[0]["network"])
     every = [sorted((r for r in starts if r["seed"] == s), key=lambda r: r["epoch"]) for s in sorted(base)]
     every = [one for one in every if one]
@@ -149,7 +161,7 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     ]
     caption = "Above the epoch of SB from whose parameters LB began, with a new optimiser state."
     title = "Large batches begun from small-batch iterates (Fig. 5)"
-    return [report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig5")]
+    return [*sections, report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig5")]
 
 
 def _dotted(curve: paper.Curve, label: str, colour: str) -> list[plots.Line]:

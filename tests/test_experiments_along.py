@@ -1,5 +1,7 @@
 """Figs 2, 4, 5 and 6 at toy size: what is drawn and said, and that nothing is done twice."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,9 @@ def test_a_run_that_was_killed_ends_as_it_would_have(tmp_path, monkeypatch, name
         (batch_size, {"batch_sizes": (50, 0.25)}, "50 more than once"),
         (batch_size, {"batch_sizes": (1000,)}, "batch_sizes: batch size 1000"),
         (warm_start, {"starts": 1}, "starts is 1; it must be at least 2"),
+        *((module, {"max_evaluations": 0}, "max_evaluations is 0") for module, _ in EXPERIMENTS.values()),
+        *((module, {"patience": 5}, "patience is 5") for module, _ in EXPERIMENTS.values()),
+        *((module, {"target": 0.1}, "target is 0.1") for module, _ in EXPERIMENTS.values()),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(tmp_path, experiment, changes, message):
@@ -82,6 +87,35 @@ def test_a_setting_out_of_its_range_is_named(tmp_path, experiment, changes, mess
     with pytest.raises(ValueError, match=message):
         experiment.run(config._replace(**own), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@each
+def test_training_that_diverges_is_said_and_not_done_again(tmp_path, monkeypatch, name):
+    experiment, _ = EXPERIMENTS[name]
+    config = experiment.SMOKE._replace(training=experiment.SMOKE.training._replace(learning_rate=1e38))
+    run = experiment.run(config, tmp_path)
+    lost = [row for row in run.rows if row.get("diverged_at") is not None]
+    assert lost
+    first, *made = experiment.figures(run.rows)
+    assert len(first.findings) == len(lost) and f"seed 0, at step {lost[0]['diverged_at']}" in first.findings[0]
+    assert not {section.name for section in made} & {"fig2", "fig4", "fig5", "speedup"}
+    assert "nan" not in " ".join(said for section in made for said in section.findings)
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
+    shutil.rmtree(run.store)
+    again = experiment.run(config, tmp_path)
+    assert again.rows == run.rows and again.added == 0
+
+
+def test_a_method_that_diverged_is_in_no_figure_and_the_other_is():
+    whole = trajectory.run(trajectory.SMOKE).rows
+    rows = [row | {"diverged_at": 7} if row["method"] == "SB" and row.get("history") else row for row in whole]
+    lost, fig2, *others = trajectory.figures(rows)
+    words = "Diverged, so neither in Fig. 2 nor in appendix C: F1 on digits, SB, seed 0, at step 7."
+    assert lost.findings == [words]
+    assert fig2.name == "fig2" and "no seed has both" in fig2.findings[0]
+    assert "speedup" not in {section.name for section in others}
+    assert "nan" not in " ".join(said for section in (fig2, *others) for said in section.findings)
 
 
 def test_large_batches_pay_below_the_efficiency_of_appendix_c() -> None:
