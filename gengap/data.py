@@ -1,7 +1,8 @@
 """Data sets as arrays: a TFDS image-classification set by name, "digits" without a network, your own."""
 
 import os
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,29 +28,26 @@ class Dataset(NamedTuple):
 def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a data set by name, as stored, in the stored order.
 
-    "digits" is the 8x8 set that scikit-learn carries: its values 0 to 16 become round(x * 255 / 16), and
-    80 % of each class (1437 images) are for training, the split drawn with a fixed seed. Every other name
-    is a TFDS image-classification set, with "/configuration" and ":version" where it has them. It is read
-    without TensorFlow, from the newest version in `data_dir`, and prepared there first where it is missing
-    (see `prepare`). Its "test" split is x_test, or "validation" where there is no "test".
+    "digits" is the 8x8 set that scikit-learn carries: its values 0 to 16 become round(x * 255 / 16), and 80 % of
+    each class (1437 images) are for training, the split drawn with a fixed seed. Every other name is a TFDS
+    image-classification set. It is read without TensorFlow, from the newest version in `data_dir`, and prepared
+    there first where it is missing (see `prepare`). Its "test" split is x_test, or else its "validation" split.
 
     Args:
-        name: "digits", or a TFDS name such as "mnist", "cifar10", "emnist/letters", "mnist:3.0.1".
-        data_dir: an existing TFDS directory; by default the environment variable TFDS_DATA_DIR, then
-            ~/tensorflow_datasets. "digits" needs none.
+      name: "digits", or a TFDS name such as "mnist", "cifar10", "emnist/letters", "mnist:3.0.1".
+      data_dir: an existing TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets.
 
     Returns:
-        The data set; images are uint8 [m, height, width, channels].
+      The data set; images are uint8 [m, height, width, channels].
 
     Raises:
-        FileNotFoundError: the set, or `data_dir`, is not there, and the set could not be downloaded.
-        ValueError: no such set, a damaged one, one in a format that needs TensorFlow, or one that is not
-            image classification with images of one shape.
+      FileNotFoundError: the set, or `data_dir`, is not there, and the set could not be downloaded.
+      ValueError: no such set, a damaged one, one in a format that needs TensorFlow, or one that is not
+        image classification with images of one shape.
 
-    Examples:
-        >>> ds = load("digits")
-        >>> ds.x_train.shape, ds.x_test.shape, ds.num_classes
-        ((1437, 8, 8, 1), (360, 8, 8, 1), 10)
+    >>> ds = load("digits")
+    >>> ds.x_train.shape, ds.x_test.shape, ds.num_classes
+    ((1437, 8, 8, 1), (360, 8, 8, 1), 10)
     """
     if name == "digits":
         return _digits()
@@ -72,49 +70,45 @@ def from_arrays(
     """Make a data set of your own arrays, checked and copied.
 
     Args:
-        x_train: uint8 images [m, ...], which are scaled by 1/255 where they are used, or floating
-            features [m, ...], which are kept as float32 and used as they are.
-        y_train: integer labels [m], 0 to num_classes - 1.
-        x_test: as x_train, [n, ...].
-        y_test: as y_train, [n].
-        num_classes: by default the largest label of both splits + 1.
-        name: what the data set is called in records.
-
-    Returns:
-        The data set.
+      x_train, x_test: uint8 images [m, ...], scaled by 1/255 where they are used, or floating-point features
+        [m, ...], which become float32 and are used as they are.
+      y_train, y_test: integer labels [m], 0 to num_classes - 1.
+      num_classes: by default the largest label of both splits + 1.
+      name: what the data set is called in records.
 
     Raises:
-        ValueError: an array of another dtype or shape, an empty or non-finite one, a label out of range.
+      ValueError: an array of another dtype or shape, an empty or non-finite one, a label out of range.
 
-    Examples:
-        >>> x = np.zeros((3, 2), np.float32)
-        >>> ds = from_arrays(x, np.arange(3), x[:1], np.array([1]))
-        >>> ds.num_classes, ds.y_train
-        (3, Array([0, 1, 2], dtype=int32))
+    >>> x = np.zeros((3, 2), np.float32)
+    >>> ds = from_arrays(x, np.arange(3), x[:1], np.array([1]))
+    >>> ds.num_classes, ds.y_train
+    (3, Array([0, 1, 2], dtype=int32))
     """
     train, test = _features("x_train", x_train), _features("x_test", x_test)
     if test.shape[1:] != train.shape[1:]:
         raise ValueError(f"x_test must have x_train's shape {train.shape[1:]} a row, got {test.shape[1:]}")
     if test.dtype != train.dtype:
         raise ValueError(f"x_test must have x_train's dtype {train.dtype}, got {test.dtype}")
-    labels = _labels("y_train", y_train, len(train)), _labels("y_test", y_test, len(test))
+    labels = {"y_train": _labels("y_train", y_train, len(train)), "y_test": _labels("y_test", y_test, len(test))}
     if num_classes is None:
-        num_classes = max(int(y.max()) for y in labels) + 1
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 1 <= num_classes < 2**31:
-        raise ValueError(f"num_classes must be an integer from 1 to 2**31 - 1, got {num_classes!r}")
-    for argument, y in zip(("y_train", "y_test"), labels, strict=True):
+        num_classes = max(int(y.max()) for y in labels.values()) + 1
+    _check_integer("num_classes", num_classes, 2**31 - 1)
+    for argument, y in labels.items():
         if y.max() >= num_classes:
             raise ValueError(f"{argument} must be labels below num_classes = {num_classes}, got {y.max()}")
-    labels_train, labels_test = (jnp.asarray(y, jnp.int32) for y in labels)
-    return Dataset(jnp.asarray(train), labels_train, jnp.asarray(test), labels_test, num_classes, name)
+    labels_train, labels_test = (jnp.asarray(y, jnp.int32) for y in labels.values())
+    return Dataset(jnp.asarray(train), labels_train, jnp.asarray(test), labels_test, int(num_classes), name)
 
 
 def head(ds: Dataset, size: int) -> Dataset:
     """Keep the first `size` training examples, 1 to all of them; the test examples stay."""
-    m = len(ds.x_train)
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= m:
-        raise ValueError(f"size must be an integer from 1 to {m}, the examples of {ds.name!r}, got {size!r}")
+    _check_integer("size", size, len(ds.x_train), f", the examples of {ds.name!r}")
     return ds._replace(x_train=ds.x_train[:size], y_train=ds.y_train[:size])
+
+
+def _check_integer(argument: str, value: Any, most: int, why: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= most:
+        raise ValueError(f"{argument} must be an integer from 1 to {most}{why}, got {value!r}")
 
 
 def _digits() -> Dataset:
@@ -128,7 +122,6 @@ def _digits() -> Dataset:
 
 
 def _features(argument: str, values: ArrayLike) -> np.ndarray:
-    """Check and return features [m, ...], as uint8 or float32."""
     x = np.asarray(values)
     if x.dtype != np.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{argument} must be uint8 images or floating features, got dtype {x.dtype}")
@@ -144,7 +137,6 @@ def _features(argument: str, values: ArrayLike) -> np.ndarray:
 
 
 def _labels(argument: str, values: ArrayLike, rows: int) -> np.ndarray:
-    """Check and return integer labels [rows], none negative."""
     y = np.asarray(values)
     if y.shape != (rows,):
         raise ValueError(f"{argument} must have shape ({rows},), a label for each example, got {y.shape}")

@@ -9,7 +9,7 @@ import re
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from gengap import objective, records, train
+from gengap import flat, objective, records, train
 from gengap.data import Dataset
 from gengap.models import Model
 
@@ -79,12 +79,10 @@ def find_pair(
     store: str | PathLike | None = None,
     progress: str | None = None,
 ) -> tuple[Minimum, Minimum]:
-    """Train a small-batch (SB) and a large-batch (LB) minimum from one starting point.
+    """Train a small-batch (SB) and a large-batch (LB) minimum from one starting point; the rest is as of `find`.
 
     Args:
       small_batch, large_batch: in examples, or as a fraction of the training set.
-      model, ds, key, seed, optimizer, epochs, patience, tolerance, target, clip, chunk, store, progress: of both,
-        see `find`.
 
     Returns:
       The SB and the LB minimum.
@@ -95,7 +93,7 @@ def find_pair(
     how = {"seed": seed, "optimizer": optimizer, "epochs": epochs, "patience": patience, "tolerance": tolerance}
     how |= {"target": target, "clip": clip, "chunk": chunk, "store": store}
     small, large = (
-        find(model, ds, key, size, progress=progress and f"{progress} {name}", **how)
+        find(model, ds, key, size, progress=progress and f"{progress}, {name}", **how)
         for name, size in sizes.items()
     )
     return small, large
@@ -117,18 +115,16 @@ def find(
     clip: float | None = None,
     chunk: int = 5000,
     store: str | PathLike | None = None,
-    on_epoch: Callable[[train.TrainState, train.History], None] | None = None,
     progress: str | None = None,
 ) -> Minimum:
     """Train to a minimum with one batch size, or find it in the store.
 
     Args:
-      model: the network; with a `name` where there is a `store`.
-      ds: the data set.
+      model, ds: the network and the data set.
       key: of everything random; `seed` is folded into it, so that a seed gives the same minimum whichever others
         are trained.
       batch_size: in examples, or as a fraction of the training set.
-      seed: number of the starting point.
+      seed: number of the starting point, from 0 up.
       start: parameters to begin at, in place of the seed's own starting point.
       optimizer: any optax transformation; a named one (`train.adam`, `train.named`) where there is a `store`.
       epochs, patience, tolerance, target: when training stops, see `train.fit`.
@@ -136,16 +132,15 @@ def find(
       chunk: examples at once when the test set is evaluated.
       store: a directory. A minimum in it that was trained with the same of all the above is returned; a new one is
         written to it, and on the way there, every 20 s, a checkpoint from which a run that was killed goes on.
-      on_epoch: called with the state and the history after each epoch that is trained.
-      progress: what to call the progress bar; `None` shows none.
+      progress: what to call the line that shows how far training is; `None` shows none.
 
     Raises:
       ValueError: a number out of its range, `store` without names, or a file in it that is damaged or of other
         settings than its name says.
     """
     how = {"seed": seed, "start": start, "optimizer": optimizer, "patience": patience, "tolerance": tolerance}
-    how |= {"target": target, "clip": clip, "chunk": chunk, "store": store, "on_epoch": on_epoch}
-    return find_along(model, ds, key, batch_size, (epochs,), progress=progress, **how)[0]
+    how |= {"target": target, "clip": clip, "chunk": chunk, "store": store, "progress": progress}
+    return find_along(model, ds, key, batch_size, (epochs,), **how)[0]
 
 
 def find_along(
@@ -158,22 +153,25 @@ def find_along(
     seed: int = 0,
     start: PyTree | None = None,
     optimizer: Any = train.ADAM,
-    clip: float | None = None,
-    chunk: int = 5000,
-    store: str | PathLike | None = None,
-    on_epoch: Callable[[train.TrainState, train.History], None] | None = None,
-    progress: str | None = None,
     patience: int | None = 10,
     tolerance: float = 1e-3,
     target: float | None = None,
+    clip: float | None = None,
+    chunk: int = 5000,
+    store: str | PathLike | None = None,
+    progress: str | None = None,
 ) -> list[Minimum]:
-    """What `find` gives for each of `epochs`, in ascending order, from one training run; the rest as of `find`.
+    """What `find` gives for each of `epochs`, in ascending order, from one training run; the rest is as of `find`.
 
     Where training ends before, the last ones are what it ended at.
     """
+    flat.check_key(key)
+    flat.check_counts({"seed": seed}, least=0)
+    for epoch in epochs:
+        flat.check_counts({"epochs": epoch})
     size, epochs = train.count(batch_size, len(ds.x_train)), sorted({int(epoch) for epoch in epochs})
     stop: dict[str, Any] = {"patience": patience, "tolerance": tolerance, "target": target}
-    x0, batches_key = _begin(model.init)(key, seed, ds.x_train)
+    x0, batches_key = _begin(model.init, key, seed, ds.x_train[:2])
     x0 = x0 if start is None else start
     asked = {
         "network": model.name,
@@ -183,66 +181,56 @@ def find_along(
         "optimizer": getattr(optimizer, "name", ""),
         "batch_size": size,
         "key": [str(jax.random.key_impl(key)), *np.ravel(jax.random.key_data(key)).tolist()],
-        "seed": int(seed),
+        "seed": seed,
         "start": None if start is None else _fingerprint(start),
         "clip": clip,
         "chunk": chunk,
         **stop,
         "method": METHOD,
     }
-    settings: dict[int, Any] = {epoch: json.loads(json.dumps({**asked, "epochs": epoch})) for epoch in epochs}
-    paths: dict[int, Path] = {}
-    if store is not None:
-        _check_names(model, optimizer)
-        paths = {epoch: Path(store) / _file_name(one) for epoch, one in settings.items()}
+    settings = {
+        epoch: json.loads(json.dumps({**asked, "epochs": epoch}, default=np.generic.item)) for epoch in epochs
+    }
+    paths = {} if store is None else {epoch: _path(Path(store), one) for epoch, one in settings.items()}
     found = {e: load(path, like=x0, settings=settings[e]) for e, path in paths.items() if path.exists()}
-    if all(epoch in found for epoch in epochs):
+    if len(found) == len(epochs):
         return [found[epoch] for epoch in epochs]
 
     # An impossible label or shape is named before anything is trained.
     jax.eval_shape(objective.loss_and_accuracy(model.apply, ds.x_train, ds.y_train, chunk=chunk), x0)
+    last = epochs[-1]
     state, history = train.start(x0, batches_key, optimizer=optimizer), None
-    checkpoint = paths and paths[epochs[-1]].with_suffix(".checkpoint.npz")
+    checkpoint = paths[last].with_suffix(".checkpoint.npz") if paths else None
     if checkpoint and checkpoint.exists():
-        header, told, leaves = _read(checkpoint, settings[epochs[-1]])
+        header, told, leaves = _read(checkpoint, settings[last])
         if all(epoch in found or epoch > header["epochs"] for epoch in epochs):
             state, history = _as_tree(checkpoint, header, leaves, state), told
     saved = time.monotonic()
 
     def keep(epoch: int, state: train.TrainState, history: train.History) -> None:
-        diverged_at = int(state.diverged_at)
-        found[epoch] = Minimum(
-            params=jax.tree.map(jnp.copy, state.params),  # the next step overwrites its argument
-            batch_size=size,
-            epochs=int(state.epoch),
-            steps=int(state.step),
-            diverged_at=None if diverged_at < 0 else diverged_at,
-            distance=float(_distance(state.params, x0)),
-            history=history,
-            settings=settings[epoch],
-        )
+        params = jax.tree.map(jnp.copy, state.params)  # the next step overwrites its argument
+        diverged_at = int(state.diverged_at) if state.diverged_at >= 0 else None
+        distance = float(_distance(params, x0))
+        done = int(state.epoch), int(state.step)
+        found[epoch] = Minimum(params, size, *done, diverged_at, distance, history, settings[epoch])
         if paths:
             rest = found[epoch]._asdict()
             _write(paths[epoch], rest.pop("params"), rest.pop("history"), rest)
 
     def after_epoch(state: train.TrainState, history: train.History) -> None:
         nonlocal saved
-        if on_epoch is not None:
-            on_epoch(state, history)
         if (epoch := int(state.epoch)) in settings and epoch not in found:
             keep(epoch, state, history)
         elif checkpoint and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
-            _write(checkpoint, state, history, {"settings": settings[epochs[-1]], "epochs": epoch})
+            _write(checkpoint, state, history, {"settings": settings[last], "epochs": epoch})
             saved = time.monotonic()
 
     state, history = train.fit(
         objective.batch_loss(model.apply, model.apply_train, clip=clip),
-        state,
-        ds.x_train,
-        ds.y_train,
+        *(state, ds.x_train, ds.y_train),
         batch_size=size,
         optimizer=optimizer,
-        epochs=epochs[-1],
+        epochs=last,
         evaluate=objective.loss_and_accuracy(model.apply, ds.x_test, ds.y_test, chunk=chunk, clip=clip),
         history=history,
         on_epoch=after_epoch,
@@ -259,7 +247,8 @@ def find_along(
 
 def starting_point(model: Model, ds: Dataset, key: Key[Array, ""], seed: int = 0) -> Any:
     """The parameters at which the training of a seed begins."""
-    return _begin(model.init)(key, seed, ds.x_train)[0]
+    flat.check_key(key)
+    return _begin(model.init, key, seed, ds.x_train[:2])[0]
 
 
 def load(path: str | PathLike, *, like: PyTree | None = None, settings: dict[str, Any] | None = None) -> Minimum:
@@ -279,33 +268,16 @@ def load(path: str | PathLike, *, like: PyTree | None = None, settings: dict[str
     return Minimum(params=params, history=history, **rest)
 
 
-@lru_cache(maxsize=64)
-def _begin(init: Callable) -> Callable:
-    @jax.jit
-    def begin(key: Array, seed: Array, x: Array) -> tuple[Any, Array]:
-        of_start, of_batches = jax.random.split(jax.random.fold_in(key, seed))
-        return init(of_start, objective.scale(x[:2])), of_batches
-
-    return begin
+@partial(jax.jit, static_argnums=0)
+def _begin(init: Callable, key: Array, seed: Array, x: Array) -> tuple[Any, Array]:
+    """A seed's starting point, and the key of its batches."""
+    of_start, of_batches = jax.random.split(jax.random.fold_in(key, seed))
+    return init(of_start, objective.scale(x)), of_batches
 
 
 @jax.jit
 def _distance(a: PyTree, b: PyTree) -> Array:
     return optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
-
-
-def _check_names(model: Model, optimizer: Any) -> None:
-    """A store finds by names, and one that is not told apart from others would find theirs."""
-    if not model.name:
-        raise ValueError(
-            "model has no name, by which the store would find its minima: give it one, as in "
-            'model._replace(name="mlp, 2 x 100")'
-        )
-    if not getattr(optimizer, "name", ""):
-        raise ValueError(
-            "optimizer has no name, by which the store would find its minima: take train.adam, train.sgd or "
-            'train.adagrad, or train.named("lion(1e-4)", optax.lion(1e-4))'
-        )
 
 
 def _fingerprint(tree: PyTree) -> str:
@@ -317,17 +289,22 @@ def _fingerprint(tree: PyTree) -> str:
     return digest.hexdigest()[:16]
 
 
-def _file_name(settings: dict[str, Any]) -> str:
+def _path(store: Path, settings: dict[str, Any]) -> Path:
+    """Where a minimum is kept. A store finds by names: what has none would be taken for something else."""
+    named = {"network": 'model._replace(name="mlp")', "optimizer": 'train.named("lion", optax.lion(1e-4))'}
+    for what, way in named.items():
+        if not settings[what]:
+            raise ValueError(f"the {what} has no name, by which the store would find its minima: take {way}")
     words = f"{settings['network']} {settings['data']} B{settings['batch_size']} seed{settings['seed']}"
     short = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{re.sub('[^A-Za-z0-9]+', '-', words)[:80].strip('-')}-{short}.npz"
+    return store / f"{re.sub('[^A-Za-z0-9]+', '-', words)[:80].strip('-')}-{short}.npz"
 
 
 def _write(path: Path, tree: PyTree, history: train.History, header: dict[str, Any]) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = jax.tree.leaves_with_path(tree)
     arrays = {f"leaf {i}": np.asarray(_raw(leaf)) for i, (_, leaf) in enumerate(leaves)}
-    header = {**header, "where": [[_name(entry) for entry in where] for where, _ in leaves]}
-    header["types"] = [str(array.dtype) for array in arrays.values()]
+    types = [str(array.dtype) for array in arrays.values()]
+    header = {**header, "where": [_names(where) for where, _ in leaves], "types": types}
     arrays |= {f"history {name}": values for name, values in history.items()}
     text = np.array(json.dumps(header))
     records.atomically(path, lambda file: np.savez(file, header=text, **arrays))  # type: ignore[arg-type]
@@ -337,7 +314,8 @@ def _read(path: Path, settings: dict[str, Any] | None) -> tuple[dict[str, Any], 
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
-            leaves = [file[f"leaf {i}"] for i in range(len(header["types"]))]
+            # bfloat16 and its like are unknown to NumPy, which reads them back as raw bytes
+            leaves = [file[f"leaf {i}"].view(jnp.dtype(dtype)) for i, dtype in enumerate(header["types"])]
             history = {n.removeprefix("history "): file[n] for n in file.files if n.startswith("history ")}
             there = header["settings"]
     except (KeyError, TypeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
@@ -346,18 +324,17 @@ def _read(path: Path, settings: dict[str, Any] | None) -> tuple[dict[str, Any], 
         names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
         changes = "; ".join(f"{name} {there.get(name)}, asked for {settings.get(name)}" for name in names)
         raise ValueError(f"{path} was trained with other settings: {changes}")
-    # bfloat16 and its like are unknown to NumPy, which reads them back as raw bytes
-    return header, history, [a.view(jnp.dtype(t)) for a, t in zip(leaves, header["types"], strict=True)]
+    return header, history, leaves
 
 
 def _as_tree(path: Path, header: dict[str, Any], leaves: list[np.ndarray], like: PyTree | None) -> Any:
     """The leaves in the structure of `like`, or in the nested dicts that they lay in."""
     if like is not None:
-        entries, structure = jax.tree_util.tree_flatten_with_path(like)
-        here = [([_name(entry) for entry in where], _raw(leaf).shape) for where, leaf in entries]
+        entries, structure = jax.tree.flatten_with_path(like)
+        here = [(_names(where), _raw(leaf).shape) for where, leaf in entries]
         if here != [(where, leaf.shape) for where, leaf in zip(header["where"], leaves, strict=True)]:
             raise ValueError(f"{path} holds parameters of other names or shapes")
-        typed = [_typed(leaf, array) for (_, leaf), array in zip(entries, leaves, strict=True)]
+        typed = [_typed(own, leaf) for (_, own), leaf in zip(entries, leaves, strict=True)]
         return jax.tree.unflatten(structure, typed)
     tree: dict[str, Any] = {}
     for where, leaf in zip(header["where"], leaves, strict=True):
@@ -370,21 +347,18 @@ def _as_tree(path: Path, header: dict[str, Any], leaves: list[np.ndarray], like:
     return tree
 
 
-def _name(entry: Any) -> Any:
-    """Of an entry of a path into a pytree: the key of a dict, and anything else in a list."""
-    key = getattr(entry, "key", None)
-    return key if isinstance(key, str) else [str(entry)]
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _names(where: Any) -> list[Any]:
+    """A path into a pytree for JSON: the keys of dicts, and other entries each in a list."""
+    keys = [(entry, getattr(entry, "key", None)) for entry in where]
+    return [key if isinstance(key, str) else [str(entry)] for entry, key in keys]
 
 
 def _raw(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    """What NumPy can keep of a leaf: the data of a random key."""
+    is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
 
 
-def _typed(like: Any, array: np.ndarray) -> Any:
-    if _is_key(like):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
-    return jnp.asarray(array)
+def _typed(like: Any, leaf: np.ndarray) -> Any:
+    array = jnp.asarray(leaf)
+    return array if _raw(like) is like else jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))

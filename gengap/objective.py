@@ -12,7 +12,6 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
 Inputs = Shaped[Array, "m ..."]
-Labels = Integer[Array, " m"]
 
 
 def cross_entropy(
@@ -23,8 +22,7 @@ def cross_entropy(
     Args:
       logits: unnormalised log probabilities; of lower precision than float32 they are computed in that.
       labels: classes, 0 to classes - 1; the loss of any other label is NaN.
-      clip: if given, probabilities are clipped to [clip, 1 - clip]; with Keras's 1e-7 no example has a loss above
-        16.118, nor a gradient beyond it.
+      clip: if given, probabilities are clipped to [clip, 1 - clip]; Keras's 1e-7 caps a loss at 16.118.
 
     >>> float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0])  # log 4
     1.3862943649291992
@@ -82,7 +80,7 @@ def batch_loss(apply: Callable, apply_train: Callable | None = None, *, clip: fl
 
 
 def over_dataset(
-    apply: Callable, x: Inputs, y: Labels, *, chunk: int = 5000, clip: float | None = None
+    apply: Callable, x: Inputs, y: Integer[Array, " m"], *, chunk: int = 5000, clip: float | None = None
 ) -> Callable[[PyTree], Array]:
     r"""The objective $f(x) = \frac{1}{M} \sum_i f_i(x)$ (eq. 1) as a function of the parameters alone.
 
@@ -102,21 +100,20 @@ def over_dataset(
       an argument it compiles once for all data of one shape and one greatest label.
 
     Raises:
-      ValueError: `chunk` below 1, `x` and `y` of different lengths or empty, a label below 0; when called, logits
-        of another shape or fewer than the labels need.
+      ValueError: `chunk` below 1, `x` and `y` of different lengths or empty, labels or logits that do not fit.
     """
     return Partial(_mean_loss, _checked(_How(apply, chunk, clip), x, y), x, y)
 
 
 def loss_and_accuracy(
-    apply: Callable, x: Inputs, y: Labels, *, chunk: int = 5000, clip: float | None = None
+    apply: Callable, x: Inputs, y: Integer[Array, " m"], *, chunk: int = 5000, clip: float | None = None
 ) -> Callable[[PyTree], tuple[Array, Array]]:
     """`params -> (mean loss in nats, accuracy from 0 to 1)` over a data set; else as `over_dataset`."""
     return Partial(_means, _checked(_How(apply, chunk, clip), x, y), x, y)
 
 
 def over_batches(
-    apply: Callable, x: Inputs, y: Labels, *, size: int = 256, clip: float | None = None
+    apply: Callable, x: Inputs, y: Integer[Array, " m"], *, size: int = 256, clip: float | None = None
 ) -> Callable[[PyTree, Key[Array, ""]], Array]:
     """`(params, key) -> mean loss` of a batch of `size` that the key draws with replacement, without dropout.
 
@@ -125,11 +122,10 @@ def over_batches(
     return Partial(_batch_loss, _checked(_How(apply, size, clip), x, y, "size"), x, y)
 
 
+# How a loss is computed; static under `jit`. The greatest label is -1 where it is not known yet.
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _How:
-    """How a loss is computed; static under `jit`. The greatest label is -1 where it is not known yet."""
-
     apply: Callable
     chunk: int
     clip: float | None

@@ -32,18 +32,10 @@ _NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:[\d.*]+)?")  # set, configuration, 
 
 
 def read(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, Examples, Examples, int]:
-    """Read a TFDS set, prepared first where it is missing.
-
-    Args:
-        name: a TFDS name, as for `data.load`.
-        data_dir: a TFDS directory, as for `data.load`.
+    """Read a TFDS set, prepared first where it is missing; arguments and errors are those of `data.load`.
 
     Returns:
-        What the set is called in messages, the training and the test examples as (x, y), and the number of
-        classes.
-
-    Raises:
-        FileNotFoundError, ValueError: as `data.load`.
+      What the set is called in messages, the training and the test examples as (x, y), the number of classes.
     """
     path = prepare(name, data_dir)
     where = f"data set {name!r} in {path}"
@@ -63,20 +55,18 @@ def read(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Download a TFDS set into `data_dir` and write it as array_record; do nothing where it is stored.
 
-    TFDS's own builder does the work. Without TensorFlow, the built-in `open` and Pillow's PNG encoder stand
-    in for the calls that the MNIST and CIFAR builders make to it; a builder that needs more of TensorFlow
-    ends in a sentence that says so.
+    TFDS's own builder does the work. Without TensorFlow, the built-in `open` and Pillow's PNG encoder stand in
+    for the calls that the MNIST and CIFAR builders make to it; what else one needs is named in the error.
 
     Args:
-        name: a TFDS name, as for `load`.
-        data_dir: where to, as for `load`.
+      name, data_dir: as for `load`.
 
     Returns:
-        The directory that holds the prepared set.
+      The directory that holds the prepared set.
 
     Raises:
-        FileNotFoundError: no network, or the download or preparation failed; the next call starts again.
-        ValueError: no such set, one that is not image classification, or a damaged one in its place.
+      FileNotFoundError: no network, or the download or preparation failed; the next call starts again.
+      ValueError: no such set, one that is not image classification, or a damaged one in its place.
     """
     root = _root(data_dir)
     with _quiet(), contextlib.ExitStack() as stack:
@@ -182,7 +172,7 @@ def _builder(name: str, root: Path) -> Any:
 
 
 def _keys(builder: Any, where: str) -> tuple[str, str]:
-    """Return the names of the image and of the label that the set is made to be learned with."""
+    """The names of the image and of the label that the set is made to be learned with."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -232,20 +222,16 @@ def _reachable(urls: Iterable[str], seconds: float = 2.5) -> bool:
     answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def connect(address: tuple[str | None, int]) -> None:
-        try:
-            socket.create_connection(address, seconds).close()
+        with contextlib.suppress(OSError), socket.create_connection(address, seconds):
             answers.put(True)
-        except OSError:
-            answers.put(False)
+        answers.put(False)
 
-    # Threads, since looking up a name takes no time-out.
-    for address in addresses:
+    for address in addresses:  # in threads, since looking up a name takes no time-out
         threading.Thread(target=connect, args=(address,), daemon=True).start()
     end = time.monotonic() + seconds
-    try:
+    with contextlib.suppress(queue.Empty):
         return any(answers.get(timeout=max(0.0, end - time.monotonic())) for _ in addresses)
-    except queue.Empty:
-        return False
+    return False
 
 
 def _encode_png(self: Any, image: np.ndarray) -> bytes:

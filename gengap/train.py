@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped
 
+from gengap import flat
 from gengap import progress as shown
 
 History = dict[str, np.ndarray]
@@ -82,16 +82,15 @@ class TrainState(NamedTuple):
     diverged_at: Int[Array, ""]
 
 
+@partial(jax.jit, static_argnames="optimizer")
 def start(params: PyTree, key: Key[Array, ""], *, optimizer: Any = ADAM) -> TrainState:
     """The state before the first step."""
-    return _start(optimizer, params, key)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, optimizer.init(params), key, zero, zero, zero - 1)
 
 
 def count(batch_size: float, m: int) -> int:
-    """A batch size in examples, from a count or a fraction of the `m` examples.
-
-    Raises:
-      ValueError: not a whole number from 1 to `m`, nor a fraction between 0 and 1.
+    """A batch size in examples, from a whole number, 1 to `m`, or a fraction of the `m` examples.
 
     >>> count(256, 60000), count(0.1, 60000)
     (256, 6000)
@@ -135,10 +134,10 @@ def fit(
 ) -> tuple[TrainState, History]:
     r"""Minimise $\frac{1}{|B|}\sum_{i \in B} f_i(x)$ over batches B of one size until it ceases to improve.
 
-    An epoch draws one permutation and takes ceil(m / batch size) steps; the last batch is filled up with
-    the first examples of the same permutation, so that the size stays fixed and no example is left out.
-    Training stops after `epochs` epochs, when the training loss ceases to improve (`has_plateaued`) or reaches
-    `target`, or when it diverges.
+    An epoch draws one permutation and takes ceil(m / batch size) steps; the last batch is filled up with the first
+    examples of the same permutation, so that the size stays fixed and no example is left out. Training stops
+    after `epochs` epochs, when the training loss ceases to improve (`has_plateaued`) or is below `target`, or when
+    it is not finite.
 
     Args:
       loss: `(params, x, y, key) -> (scalar, accuracy)`, such as `objective.batch_loss(...)`.
@@ -147,13 +146,12 @@ def fit(
       batch_size: examples, or a fraction of the training set.
       optimizer: any optax transformation, also one that asks for the loss or its function; as given to `start`.
       epochs: the most epochs, counted from the first one ever.
-      patience: epochs; `None` runs all `epochs`.
-      tolerance: nats.
-      target: stop after an epoch with a training loss below it, in nats, as Jiang et al. (2020) do at 0.01.
+      patience, tolerance: epochs and nats, see `has_plateaued`; with a patience of `None` it is not asked.
+      target: nats; Jiang et al. (2020) stop at 0.01.
       evaluate: `params -> (test loss, test accuracy)`.
       history: that of `state`, when going on from one.
       on_epoch: called with the state and the history after each epoch; copy of the state what is to be kept.
-      progress: what to call the progress bar; `None` shows none.
+      progress: what to call the line that shows how far it is; `None` shows none.
 
     Returns:
       The state at the end and the history.
@@ -163,8 +161,7 @@ def fit(
     """
     how = {"batch_size": batch_size, "optimizer": optimizer, "epochs": epochs, "patience": patience}
     how |= {"tolerance": tolerance, "target": target, "evaluate": evaluate, "progress": progress}
-    tell = None if on_epoch is None else lambda _, state, history: on_epoch(state, history)
-    return fit_side_by_side(loss, [state], x, y, histories=[history or {}], on_epoch=tell, **how)[0]
+    return fit_side_by_side(loss, [state], x, y, histories=[history or {}], on_epoch=on_epoch, **how)[0]
 
 
 def fit_side_by_side(
@@ -181,23 +178,21 @@ def fit_side_by_side(
     target: float | None = None,
     evaluate: Callable | None = None,
     histories: Sequence[History] = (),
-    on_epoch: Callable[[int, TrainState, History], None] | None = None,
+    on_epoch: Callable[[TrainState, History], None] | None = None,
     progress: str | None = None,
 ) -> list[tuple[TrainState, History]]:
     """Several runs under one `vmap` of the step; one that stops leaves the others to go on. Arguments as of `fit`.
 
-    Worth it on an accelerator that one run does not fill. `on_epoch` gets the place of the run in `states` too.
+    Worth it on an accelerator that one run does not fill.
     """
     size = count(batch_size, len(x))
-    for name, value in (("epochs", epochs), ("patience", patience)):
-        if value is not None and (value < 1 or value != int(value)):
-            raise ValueError(f"{name} is {value}; it must be a whole number from 1 up")
+    flat.check_counts({"epochs": epochs, "patience": 1 if patience is None else patience})
     x, y = jnp.asarray(x), jnp.asarray(y)
     told = [dict(history) for history in histories] or [{} for _ in states]
     now = [_copy(state) for state in states]  # the steps below overwrite their argument
     done = [(int(state.epoch), int(state.diverged_at)) for state in now]
     if evaluate is not None:
-        evaluate = evaluate if isinstance(evaluate, Partial) else Partial(evaluate)
+        evaluate = flat.as_pytree(evaluate)
 
     def goes_on(i: int) -> bool:
         epoch, diverged_at = done[i]
@@ -210,7 +205,7 @@ def fit_side_by_side(
         while active := [i for i in range(len(now)) if goes_on(i)]:
             several = len(active) > 1
             state = _stack([now[i] for i in active]) if several else now[active[0]]
-            batches, sums = _begin_epoch(len(x), size, several, state)
+            batches, sums = _begin_epoch(len(x), size, several, state.key, state.epoch)
             for _ in range(-(-len(x) // size)):
                 state, sums = _step(loss, optimizer, several, state, sums, batches, x, y)
             state, metrics = _end_epoch(several, state, sums, evaluate)
@@ -221,16 +216,9 @@ def fit_side_by_side(
                 done[i] = int(epoch), int(diverged_at)
                 told[i] = {name: np.append(told[i].get(name, ()), value) for name, value in values.items()}
                 if on_epoch is not None:
-                    on_epoch(i, now[i], told[i])
-            names = sorted(found[0], key=lambda name: (not name.endswith("loss"), not name.startswith("train")))
-            line.update(1, {name: float(np.mean(found[0][name])) for name in names})
+                    on_epoch(now[i], told[i])
+            line.update(1, {name: float(np.mean(found[0][name])) for name in sorted(found[0], reverse=True)})
     return list(zip(now, told, strict=True))
-
-
-@partial(jax.jit, static_argnums=0)
-def _start(optimizer: Any, params: PyTree, key: Array) -> TrainState:
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), key, zero, zero, zero - 1)
 
 
 @jax.jit
@@ -248,17 +236,16 @@ def _row(tree: PyTree, i: int) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _begin_epoch(m: int, size: int, several: bool, state: TrainState) -> Any:
+def _begin_epoch(m: int, size: int, several: bool, key: Array, epoch: Array) -> Any:
     """Of an epoch: the examples [steps, size] and the keys of its steps; and zeros to sum in."""
 
-    def begin(state: TrainState) -> Any:
-        order_key, step_key = jax.random.split(jax.random.fold_in(state.key, state.epoch))
+    def begin(key: Array, epoch: Array) -> Any:
+        order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
         steps = -(-m // size)
         order = jnp.resize(jax.random.permutation(order_key, m), (steps, size))
-        sums = jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())
-        return (order, jax.random.split(step_key, steps)), sums
+        return (order, jax.random.split(step_key, steps)), (jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
 
-    return (jax.vmap(begin) if several else begin)(state)
+    return (jax.vmap(begin) if several else begin)(key, epoch)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
@@ -270,10 +257,8 @@ def _step(
     update = (optimizer if is_named else optax.with_extra_args_support(optimizer)).update
 
     def step(state: TrainState, sums: Any, batches: Any) -> Any:
-        at, losses, accuracies = sums
-        order, keys = batches
-        indices, key = order[at], keys[at]
-        batch = x[indices], y[indices], key
+        (at, losses, accuracies), (order, keys) = sums, batches
+        batch = x[order[at]], y[order[at]], keys[at]
         (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *batch)
         extra = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, *batch)[0]}
         updates, opt_state = update(gradient, state.opt_state, state.params, **extra)

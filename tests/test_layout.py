@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "landscape": {"flat"},
     "measures": {"ascent", "flat", "hessian", "objective"},
     "methods": {"objective"},
-    "minima": {"data", "models", "objective", "records", "train"},
+    "minima": {"data", "flat", "models", "objective", "records", "train"},
     "models": set(),
     "objective": set(),
     "paper": set(),
@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "subspace": set(),
     "symmetry": {"flat"},
     "tfds_sets": set(),
-    "train": {"progress"},
+    "train": {"flat", "progress"},
 }
 # What each file of experiments/ may import from there, besides these two.
 SHARED = {"command", "training"}

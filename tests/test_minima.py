@@ -1,5 +1,6 @@
 """Pairs of minima: one starting point, found by what they were trained with, and checkpoints."""
 
+import inspect
 import re
 
 import jax
@@ -38,6 +39,17 @@ def pair(**how):
 
 def find(store=None, *, model=MODEL, ds=DATA, key=KEY, size=4, **how):
     return minima.find(model, ds, key, size, store=store, **{**HOW, **how})
+
+
+def spy(monkeypatch):
+    """The epochs that training begins at from here on."""
+    begun, fit = [], train.fit
+    monkeypatch.setattr(
+        minima.train,
+        "fit",
+        lambda loss, state, *args, **how: begun.append(int(state.epoch)) or fit(loss, state, *args, **how),
+    )
+    return begun
 
 
 STILL = train.named("still", optax.sgd(0.0))
@@ -110,7 +122,7 @@ OTHER = data.from_arrays(X + 1e-6, np.arange(24) % 3, X[:9] + 0.1, np.arange(9) 
 @pytest.mark.parametrize(
     "how",
     [
-        {"size": 5},
+        {"size": 12},
         {"seed": 1},
         {"key": jax.random.key(4)},
         {"ds": OTHER},
@@ -127,21 +139,19 @@ OTHER = data.from_arrays(X + 1e-6, np.arange(24) % 3, X[:9] + 0.1, np.arange(9) 
 )
 def test_anything_else_is_trained_anew(monkeypatch, tmp_path, how):
     find(tmp_path, epochs=1)
-    trained = []
-    fit = train.fit
-    monkeypatch.setattr(minima.train, "fit", lambda *args, **more: trained.append(1) or fit(*args, **more))
+    begun = spy(monkeypatch)
     find(tmp_path, **{"epochs": 1, **how})
-    assert trained == [1]
+    assert begun == [0]
 
 
 def test_a_file_under_another_name_is_refused_with_the_differences(tmp_path):
     find(tmp_path, epochs=1)
     (path,) = tmp_path.iterdir()
-    find(tmp_path, epochs=1, size=6)
-    other = next(tmp_path.glob("*B6-*"))
+    find(tmp_path, epochs=1, size=12)
+    other = next(tmp_path.glob("*B12-*"))
     path.rename(other)
-    with pytest.raises(ValueError, match="other settings: batch_size 4, asked for 6"):
-        find(tmp_path, epochs=1, size=6)
+    with pytest.raises(ValueError, match="other settings: batch_size 4, asked for 12"):
+        find(tmp_path, epochs=1, size=12)
 
 
 def test_a_damaged_file_is_refused(tmp_path):
@@ -156,7 +166,10 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [({"model": MODEL._replace(name="")}, "model has no name"), ({"optimizer": optax.sgd(0.1)}, "train.named")],
+    [
+        ({"model": MODEL._replace(name="")}, "the network has no name.*_replace"),
+        ({"optimizer": optax.sgd(0.1)}, "train.named"),
+    ],
 )
 def test_a_store_wants_names(monkeypatch, tmp_path, how, words):
     monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("training began"))
@@ -183,12 +196,9 @@ def test_an_interrupted_run_goes_on_to_the_same_minimum(monkeypatch, tmp_path, w
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(minima, "_write", interrupted)
         find(tmp_path, optimizer=optimizer, epochs=4)
-    epochs = []
-    again = find(
-        tmp_path, optimizer=optimizer, epochs=4, on_epoch=lambda state, _: epochs.append(int(state.epoch))
-    )
-    same(again, whole)
-    assert epochs == list(range(writes + 1, 5))
+    begun = spy(monkeypatch)
+    same(find(tmp_path, optimizer=optimizer, epochs=4), whole)
+    assert begun == [writes] or writes == 4
     assert writes == 4 or len(list(tmp_path.iterdir())) == 1
 
 
@@ -222,41 +232,66 @@ def test_a_run_that_ends_early_gives_its_end_for_later_lengths():
     equal(two.params, three.params)
 
 
-def test_several_lengths_go_on_after_an_interruption(monkeypatch, tmp_path):
+def interrupt(monkeypatch, tmp_path, lengths, writes):
+    """Training to several lengths is stopped at a write, one of which follows each epoch."""
     monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    write, done = minima._write, []
 
-    def stop(state, history):
-        if int(state.epoch) == 4:
+    def stop(*args):
+        done.append(1)
+        if len(done) == writes:
             raise KeyboardInterrupt
+        write(*args)
 
-    with pytest.raises(KeyboardInterrupt):
-        minima.find_along(MODEL, DATA, KEY, 4, (1, 2, 5), patience=None, store=tmp_path, on_epoch=stop)
-    epochs = []
-    found = minima.find_along(
-        *(MODEL, DATA, KEY, 4, (1, 2, 5)),
-        patience=None,
-        store=tmp_path,
-        on_epoch=lambda state, _: epochs.append(int(state.epoch)),
-    )
-    assert epochs == [4, 5]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(minima, "_write", stop)
+        along(lengths, tmp_path)
+
+
+def along(lengths, store):
+    return minima.find_along(MODEL, DATA, KEY, 4, lengths, patience=None, store=store)
+
+
+def test_several_lengths_go_on_after_an_interruption(monkeypatch, tmp_path):
+    interrupt(monkeypatch, tmp_path, (1, 2, 5), writes=4)
+    begun = spy(monkeypatch)
+    found = along((1, 2, 5), tmp_path)
+    assert begun == [3]
     for one, e in zip(found, (1, 2, 5), strict=True):
         same(one, find(epochs=e))
 
 
 def test_a_checkpoint_that_is_past_a_length_that_is_gone_is_not_gone_on_from(monkeypatch, tmp_path):
-    monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-
-    def stop(state, history):
-        if int(state.epoch) == 4:
-            raise KeyboardInterrupt
-
-    how = {"patience": None, "store": tmp_path}
-    with pytest.raises(KeyboardInterrupt):
-        minima.find_along(MODEL, DATA, KEY, 4, (2, 5), on_epoch=stop, **how)
+    interrupt(monkeypatch, tmp_path, (2, 5), writes=4)
     (short,) = (path for path in tmp_path.iterdir() if "checkpoint" not in path.name)
     short.unlink()
-    for one, e in zip(minima.find_along(MODEL, DATA, KEY, 4, (2, 5), **how), (2, 5), strict=True):
+    for one, e in zip(along((2, 5), tmp_path), (2, 5), strict=True):
         same(one, find(epochs=e))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"epochs": 1.5}, "epochs is 1.5"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"seed": -1}, "seed is -1"),
+        ({"key": jax.random.PRNGKey(0)}, "must be one key, as from jax.random.key"),
+    ],
+)
+def test_what_is_no_number_of_epochs_no_seed_or_no_key_is_refused(monkeypatch, how, words):
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("training began"))
+    ask = {"batch_size": 4, "epochs": 3, "seed": 0, "key": KEY} | how
+    with pytest.raises(ValueError, match=words):
+        inspect.unwrap(minima.find_along)(MODEL, DATA, **ask | {"epochs": (ask["epochs"], 2)})
+
+
+def test_numbers_of_numpy_are_as_good(tmp_path):
+    first = find(tmp_path, epochs=1)
+    how = {"seed": np.int32(0), "chunk": np.int64(5000), "tolerance": np.float64(1e-3), "patience": None}
+    (again,) = inspect.unwrap(minima.find_along)(MODEL, DATA, KEY, 4, np.array([1]), store=tmp_path, **how)
+    same(again, first)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_parameters_that_are_no_dicts_and_of_low_precision_are_kept(tmp_path):

@@ -1,6 +1,7 @@
 """The objective: cross entropy against NumPy, and its mean over chunks against the plain mean."""
 
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from gengap import objective
 
 CAP = -np.log(1e-7)
+cross_entropy = jax.jit(objective.cross_entropy)
 
 
 def reference(logits, labels):
@@ -20,11 +22,9 @@ def reference(logits, labels):
 
 
 def test_cross_entropy_equals_numpy():
-    logits = 5 * jax.random.normal(jax.random.key(0), (50, 7))
-    labels = jnp.arange(50) % 7
-    np.testing.assert_allclose(
-        objective.cross_entropy(logits, labels), reference(logits, labels), rtol=1e-5, atol=1e-6
-    )
+    logits = np.random.default_rng(0).normal(0, 5, (50, 7)).astype(np.float32)
+    labels = np.arange(50) % 7
+    np.testing.assert_allclose(cross_entropy(logits, labels), reference(logits, labels), rtol=1e-5, atol=1e-6)
 
 
 def test_a_small_rise_of_a_small_mean_is_resolved():
@@ -62,25 +62,24 @@ def test_sums_are_of_float32_whatever_the_logits(dtype, chunk):
 def test_labels_of_probability_zero_have_an_infinite_loss_and_the_gradient_of_optax():
     logits = jnp.array([[-np.inf, 1.0, 1.0], [-np.inf, 1.0, 2.0], [2e38, -2e38, 0.0], [0.0, 90.0, -90.0]])
     labels = jnp.array([0, 1, 1, 1])
-    np.testing.assert_allclose(
-        objective.cross_entropy(logits, labels), [np.inf, np.log1p(np.e), np.inf, 0.0], rtol=1e-6
-    )
+    np.testing.assert_allclose(cross_entropy(logits, labels), [np.inf, np.log1p(np.e), np.inf, 0.0], rtol=1e-6)
 
     def gradient(loss):
-        return jax.vmap(jax.grad(lambda row, label: loss(row[None], label[None])[0]))(logits, labels)
+        rows = jax.vmap(jax.grad(lambda row, label: loss(row[None], label[None])[0]))
+        return jax.jit(rows)(logits, labels)
 
     theirs = gradient(optax.softmax_cross_entropy_with_integer_labels)
     np.testing.assert_allclose(gradient(objective.cross_entropy), theirs, atol=1e-6)
 
 
 def test_the_gradient_of_a_small_loss_is_resolved():
-    gradient = jax.grad(lambda row: objective.cross_entropy(row[None], jnp.array([0]))[0])(jnp.array([20.0, 0.0]))
+    gradient = jax.jit(jax.grad(lambda row: cross_entropy(row[None], jnp.array([0]))[0]))(jnp.array([20.0, 0.0]))
     np.testing.assert_allclose(gradient, [-1 / (1 + np.exp(20.0)), 1 / (1 + np.exp(20.0))], rtol=1e-5)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_the_loss_of_a_label_out_of_range_is_nan(label):
-    assert np.isnan(objective.cross_entropy(jnp.zeros((1, 3)), jnp.array([label]))[0])
+    assert np.isnan(cross_entropy(jnp.zeros((1, 3)), jnp.array([label]))[0])
 
 
 MAKERS = [objective.over_dataset, objective.loss_and_accuracy, objective.over_batches]
@@ -131,7 +130,7 @@ def test_chunks_are_a_scan_and_unrolled_where_a_cpu_convolves():
 
 def test_cross_entropy_of_huge_logits_is_finite_and_exact():
     logits, labels = jnp.array([[1e4, 0.0], [-1e4, 1e4], [3e4, 0.0]]), jnp.array([1, 1, 0])
-    np.testing.assert_array_equal(objective.cross_entropy(logits, labels), [1e4, 0.0, 0.0])
+    np.testing.assert_array_equal(cross_entropy(logits, labels), [1e4, 0.0, 0.0])
 
 
 @jax.jit
@@ -176,20 +175,22 @@ def network(params, x):
 
 
 def problem(m=10, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(3), 4)
-    params = {"w": jax.random.normal(keys[0], (3, 4), dtype), "v": jax.random.normal(keys[1], (4, 3), dtype)}
-    x = jax.random.normal(keys[2], (m, 3), dtype)
-    return params, x, jax.random.randint(keys[3], (m,), 0, 3)
+    normal = np.random.default_rng(3).standard_normal
+    params = {"w": jnp.array(normal((3, 4)), dtype), "v": jnp.array(normal((4, 3)), dtype)}
+    return params, jnp.array(normal((m, 3)), dtype), jnp.arange(m) % 3
 
 
-def plain(params, x, y, chunk, apply=network):
+@partial(jax.jit, static_argnums=3)
+def plain(params, x, y, chunk):
     """The same mean without loops; the chunks of m examples are those of `array_split`."""
     count = -(-len(x) // chunk)
     parts = zip(jnp.array_split(x, count), jnp.array_split(y, count), strict=True)
-    losses = [-jnp.take_along_axis(jax.nn.log_softmax(apply(params, x)), y[:, None], 1).sum() for x, y in parts]
+    losses = [-jnp.take_along_axis(jax.nn.log_softmax(network(params, x)), y[:, None], 1).sum() for x, y in parts]
     return sum(losses) / len(x)
 
 
+NETWORK = jax.jit(network)
+GRADIENT = jax.jit(lambda f, p: jax.value_and_grad(f)(p))
 CHUNKS = [1, 4, 100]
 
 
@@ -200,7 +201,7 @@ def test_the_mean_is_over_chunks_of_almost_one_size(chunk):
     assert max(sizes) <= chunk and max(sizes) - min(sizes) <= 1
     f = jax.jit(objective.over_dataset(network, x, y, chunk=chunk))
     assert float(f(params)) == pytest.approx(float(plain(params, x, y, chunk)), rel=1e-5)
-    logits = [network(params, part) for part in jnp.array_split(x, -(-10 // chunk))]
+    logits = [NETWORK(params, part) for part in np.array_split(x, -(-10 // chunk))]
     right = np.concatenate(logits).argmax(-1) == y
     loss, accuracy = objective.loss_and_accuracy(network, x, y, chunk=chunk)(params)
     assert float(loss) == pytest.approx(float(f(params)), rel=1e-6)
@@ -261,8 +262,8 @@ def test_clipping_reaches_the_mean():
 
 def test_vmap_over_parameters_equals_a_loop():
     params, x, y = problem()
-    f = jax.jit(jax.value_and_grad(objective.over_dataset(network, x, y, chunk=4)))
-    several = jax.tree.map(lambda a: jnp.stack([a, 2 * a, a + 1]), params)
+    f = partial(GRADIENT, objective.over_dataset(network, x, y, chunk=4))
+    several = jax.tree.map(lambda a: np.stack([a, 2 * a, a + 1]), params)
     together = jax.jit(jax.vmap(f))(several)
     for i in range(3):
         alone = f(jax.tree.map(lambda a, i=i: a[i], several))
@@ -276,12 +277,11 @@ def counted(caplog):
 def test_new_parameters_and_new_data_compile_nothing(caplog):
     params, x, y = problem()
     doubled, negative, other = jax.tree.map(lambda a: 2 * a, params), -x, y[::-1]
-    gradient = jax.jit(lambda f, p: jax.value_and_grad(f)(p))
     pair = objective.loss_and_accuracy(network, x, y, chunk=4)
-    gradient(objective.over_dataset(network, x, y, chunk=4), params), pair(params)
+    GRADIENT(objective.over_dataset(network, x, y, chunk=4), params), pair(params)
     with jax.log_compiles():
         f = objective.over_dataset(network, negative, other, chunk=4)
-        value, _ = gradient(f, doubled)
+        value, _ = GRADIENT(f, doubled)
         loss, _ = objective.loss_and_accuracy(network, negative, other, chunk=4)(doubled)
         assert not counted(caplog)
         jax.jit(lambda a: a + 3)(x)
@@ -317,7 +317,7 @@ def test_images_are_scaled_in_every_loss():
     p = jnp.array(2.0)
     assert float(objective.over_dataset(apply, x, y)(p)) == pytest.approx(expected, rel=1e-6)
     assert float(objective.loss_and_accuracy(apply, x, y)(p)[0]) == pytest.approx(expected, rel=1e-6)
-    loss, accuracy = objective.batch_loss(apply)(p, x, y, jax.random.key(0))
+    loss, accuracy = jax.jit(objective.batch_loss(apply))(p, x, y, jax.random.key(0))
     assert float(loss) == pytest.approx(expected, rel=1e-6) and float(accuracy) == 0.5
 
 
@@ -327,7 +327,7 @@ def test_batch_loss_trains_through_dropout_where_there_is_one():
     def apply_train(params, x, key):
         return x * params * jax.random.uniform(key, x.shape)
 
-    loss, _ = objective.batch_loss(jnp.multiply, apply_train, clip=0.1)(jnp.array(9.0), x, y, key)
+    loss, _ = jax.jit(objective.batch_loss(jnp.multiply, apply_train, clip=0.1))(jnp.array(9.0), x, y, key)
     logits = 9.0 * np.asarray(jax.random.uniform(key, x.shape))
     expected = np.clip(reference(logits, np.asarray(y)), -np.log(0.9), -np.log(0.1)).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
@@ -339,15 +339,15 @@ def test_the_same_batch_loss_is_the_same_function():
 
 
 def test_batches_are_an_unbiased_estimate_of_the_whole() -> None:
-    x = jax.random.normal(jax.random.key(0), (50, 4))
-    y = jnp.arange(50) % 3
-    params = jax.random.normal(jax.random.key(1), (4, 3))
+    normal = np.random.default_rng(0).standard_normal
+    x, y = jnp.array(normal((50, 4)), jnp.float32), jnp.arange(50) % 3
+    params = jnp.array(normal((4, 3)), jnp.float32)
 
     def apply(w, x):
         return x @ w
 
     loss = objective.over_batches(apply, x, y, size=8)
-    values = jax.vmap(lambda key: loss(params, key))(jax.random.split(jax.random.key(2), 4000))
+    values = jax.jit(jax.vmap(lambda key: loss(params, key)))(jax.random.split(jax.random.key(2), 4000))
     whole = objective.over_dataset(apply, x, y)(params)
     assert abs(values.mean() - whole) < 4 * values.std() / 4000**0.5
     assert values.std() > 0.01
