@@ -24,7 +24,7 @@ STORE = Path("results/minima")
 
 def cli(main: Callable[..., Any]) -> None:
     """Run `main` with the flags of its arguments; what is wrong with them is one sentence and exit code 2."""
-    keep_compiled_programs()
+    command.cache_compilations()
     try:
         tyro.cli(main)
     except (ValueError, OSError) as error:
@@ -32,15 +32,6 @@ def cli(main: Callable[..., Any]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def keep_compiled_programs() -> None:
-    """JAX keeps what it compiles in the user's cache directory, unless the user named another or none at all."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser() / "gengap/xla"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pair(

@@ -51,13 +51,9 @@ def run(
     data_dir: str | PathLike | None = None,
 ) -> records.Run:
     """Train, measure and record, a row for each seed and batch size."""
-    setting, ds = training.begin(config.training, data_dir, pair=False)
-    for name in ("patience", "target"):
-        if value := getattr(config.training, name):
-            raise ValueError(f"{name} is {value}; it must be 0 here, where training takes all its epochs")
+    setting, ds = training.begin(config.training, data_dir, pair=False, all_epochs=True)
     if config.max_evaluations < 1:
         raise ValueError(f"max_evaluations is {config.max_evaluations}; it must be at least 1")
-    setting = setting._replace(patience=0, target=0.0)
     sizes = _sizes(config, setting, len(ds.x_train))
     model = training.model(setting, ds)
     loss, evaluate = training.loss(setting, model, ds), training.evaluate(setting, model, ds)
@@ -66,8 +62,7 @@ def run(
     rows = setting.num_seeds * len(sizes)
     with records.opened("batch_size", asked, out, fresh=fresh) as run:
         if len(run.rows) < rows:
-            start = minima.starting_point(model, ds, key)
-            command.expect(loss, start, 2 * rows * config.max_evaluations, rows * setting.epochs)
+            training.say_how_long(setting, model, ds, 2 * rows * config.max_evaluations, rows * setting.epochs)
         for seed in range(setting.num_seeds):
             for size in sizes:
                 row = training.row(setting, ds, f"B={size}", seed)
@@ -108,12 +103,7 @@ def _sizes(config: Config, setting: Training, examples: int) -> list[int]:
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """Fig. 4: test accuracy and sharpness against batch size."""
     runs = [row for row in rows if row.get("share") and row.get("diverged_at") is None]
-    lost = [
-        f"Diverged, in no figure: {_where(row)}, {row['method']}, seed {row['seed']}, "
-        f"at step {row['diverged_at']}."
-        for row in rows
-        if row.get("diverged_at") is not None
-    ]
+    lost = report.diverged(rows)
     sections = [report.Section("Training that diverged", lost)] if lost else []
     if not runs:
         return sections

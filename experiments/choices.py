@@ -80,7 +80,7 @@ def run(
         along = {
             method: minima.find_along(
                 *(model, ds, jax.random.key(setting.seed), size, config.stages),
-                progress=f"{setting.network.upper()} to epoch {max(config.stages)}, {method}",
+                progress=f"{training.network_name(setting)} to epoch {max(config.stages)}, {method}",
                 **training.how(setting._replace(patience=0, target=0.0), ds, size, config.which, run.store),
             )
             for method, size in training.sizes(setting).items()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import dropwhile, takewhile
 from pathlib import Path
-from time import monotonic
 from typing import Any, NamedTuple
 
 import jax
@@ -91,12 +90,12 @@ def _say(text: str) -> None:
 
 
 def cache_compilations() -> None:
-    """Have JAX keep what it compiles in the user's cache directory, unless it has been told where to."""
+    """Have JAX keep what it compiles in the user's cache directory, unless it has been told otherwise."""
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gengap" / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def parse(config: Any, doc: str, args: Sequence[str] | None = None) -> tuple[Any, Options]:
@@ -136,29 +135,6 @@ def flat(config: Any) -> dict[str, Any]:
     for name, value in config._asdict().items():
         settings |= flat(value) if hasattr(value, "_asdict") else {name: value}
     return settings
-
-
-def expect(loss: Callable, params: Any, gradients: float, epochs: float) -> None:
-    """Say how long a run will take at most, where that is more than some minutes, from one timed gradient.
-
-    Args:
-      loss: of the whole training set.
-      params: a point.
-      gradients: of it that the run will take.
-      epochs: of training that it will take; an epoch costs some 1.5 gradients.
-    """
-    gradient = jax.jit(jax.grad(loss))
-    jax.block_until_ready(gradient(params))
-    begin = monotonic()
-    jax.block_until_ready(gradient(params))
-    minutes = (monotonic() - begin) * (gradients + 1.5 * epochs) / 60
-    if minutes < 5:
-        return
-    sys.stderr.write(
-        f"This takes up to {f'{minutes:.0f} minutes' if minutes < 120 else f'{minutes / 60:.0f} hours'} here"
-    )
-    small = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it smaller"
-    sys.stderr.write(f"{small if minutes > 60 else ''}. Stopped, it goes on where it was.\n")
 
 
 def say_what_is_left(run: records.Run, rows: int) -> None:

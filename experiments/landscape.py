@@ -22,6 +22,7 @@ from jaxtyping import Array, PyTree
 from experiments import command, training
 from experiments.training import Training
 from gengap import data, landscape, minima, objective, paper, plots, records
+from gengap.models import Model
 from gengap.report import Section, plain, spread
 from gengap.statistics import verdict
 
@@ -78,7 +79,7 @@ def run(
     asked = command.flat(config._replace(training=setting))
     with records.opened("landscape", asked, out, fresh=fresh) as run:
         if not run.rows:
-            _expect(config, setting, training.loss(setting, model, ds), minima.starting_point(model, ds, root), ds)
+            _expect(config, setting, model, ds)
         for seed in range(setting.num_seeds):
             row, planes = (training.row(setting, ds, method, seed) for method in ("pair", "planes"))
             if run.has(row) and (seed or run.has(planes)):
@@ -108,7 +109,7 @@ def run(
         return run
 
 
-def _expect(config: Config, setting: Training, loss: Any, params: PyTree, ds: data.Dataset) -> None:
+def _expect(config: Config, setting: Training, model: Model, ds: data.Dataset) -> None:
     """Say how long it will take; a look at the loss costs a third of a gradient."""
     m = len(ds.x_train)
     looks = 4 * config.points * (1 + len(ds.x_test) / m)
@@ -116,7 +117,7 @@ def _expect(config: Config, setting: Training, loss: Any, params: PyTree, ds: da
     directions = 2 * some * (config.num_directions / 3 + 12)
     each = looks / 3 + directions + config.steps * min(1, 256 / m)
     gradients = setting.num_seeds * each + some * config.side**2
-    command.expect(loss, params, gradients, 2 * setting.num_seeds * setting.epochs)
+    training.say_how_long(setting, model, ds, gradients, 2 * setting.num_seeds * setting.epochs)
 
 
 def _along(config: Config, ends: dict, evaluate: dict) -> records.Row:

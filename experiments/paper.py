@@ -21,8 +21,8 @@ class Config(NamedTuple):
 
     dataset: str = "digits"
     """"digits", or any TFDS image-classification set"""
-    network: Network = "f1"
-    """of the paper"""
+    network: Network | None = None
+    """by default the paper's for the data set"""
     num_seeds: int | None = None
     """starting points in every part; by default those of each experiment"""
     train_size: int | None = None
@@ -63,8 +63,6 @@ def run(
     for name, part in _parts(config.dataset).items():
         default = getattr(part, settings)
         asked = default._replace(training=default.training._replace(**changes))
-        if name in ("tables", "cifar"):
-            asked = asked._replace(networks=())
         where = records.run_name(command.flat(asked), command.flat(part.CONFIG))
         path = None if out is None else Path(out).parent.parent / name / where
         done = part.run(asked, path, fresh=fresh, data_dir=data_dir)

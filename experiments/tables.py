@@ -21,8 +21,6 @@ class Config(NamedTuple):
     """Pairs of minima, and how their sharpness is measured."""
 
     training: Training = Training()
-    networks: tuple[Network, ...] = ()
-    """several in place of --network"""
     epsilons: tuple[float, ...] = (1e-3, 5e-4)
     """sizes of the box"""
     dim: int = 100
@@ -64,21 +62,24 @@ def run(
       ValueError: a setting out of its range, or `out` holds a run with other settings.
     """
     setting, ds = training.begin(config.training, data_dir)
-    networks = config.networks or (setting.network,)
+    networks = training.networks(config.training)
     _check(config, setting, ds, networks)
-    asked = command.flat(config._replace(training=setting))
+    asked = command.flat(config._replace(training=setting)) | {"network": networks}
     with records.opened(experiment, asked, out, fresh=fresh) as run:
         for setting in [setting._replace(network=network) for network in networks]:
             model = training.model(setting, ds)
             loss = training.loss(setting, model, ds)
             evaluate = training.evaluate(setting, model, ds)
             left = [s for s in range(setting.num_seeds) if not run.has(training.row(setting, ds, "LB", s))]
-            _expect(config, setting, loss, minima.starting_point(model, ds, jax.random.key(0)), len(left))
+            if left:
+                draws = (1 + config.num_draws) * config.max_evaluations + 6 * config.num_directions
+                gradients = 2 * len(left) * len(config.epsilons) * draws
+                training.say_how_long(setting, model, ds, gradients, 2 * len(left) * setting.epochs)
             for seed in left:
                 for method, minimum in training.pair(setting, model, ds, seed, run.store).items():
                     identity = training.row(setting, ds, method, seed)
                     if not run.has(identity):
-                        words = f"{setting.network.upper()} seed {seed + 1} of {setting.num_seeds}, {method}"
+                        words = f"{identity['network']} seed {seed + 1} of {setting.num_seeds}, {method}"
                         run.add(identity | _measured(config, setting, loss, evaluate, minimum, seed, words))
                         command.say_what_is_left(run, 2 * setting.num_seeds * len(networks))
         return run
@@ -108,14 +109,6 @@ def _measured(
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """The headline and the tables beside the paper's, sharpness of every seed, accuracy per epoch (Fig. 2)."""
     return [*report.paper_tables(rows), report.sharpness_figure(rows), report.accuracy_figure(rows)]
-
-
-def _expect(config: Config, setting: Training, loss: Any, params: Any, seeds: int) -> None:
-    """Say how long it will take."""
-    each = (1 + config.num_draws) * config.max_evaluations + 6 * config.num_directions
-    minima_left = 2 * seeds
-    if seeds:
-        command.expect(loss, params, minima_left * each * len(config.epsilons), minima_left * setting.epochs)
 
 
 def _check(config: Config, setting: Training, ds: Any, networks: Sequence[Network]) -> None:

@@ -3,9 +3,11 @@
 Experiments that are given the same settings find each other's minima.
 """
 
+import sys
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,8 +24,8 @@ class Training(NamedTuple):
 
     dataset: str = "digits"
     """"digits", or any TFDS image-classification set"""
-    network: Network = "f1"
-    """of the paper"""
+    network: Network | None = None
+    """by default the paper's for the data set: c1 (and c2) for cifar10, c3 (and c4) for cifar100, else f1"""
     train_size: int | None = None
     """use only the first so many training examples"""
     num_seeds: int = 5
@@ -56,11 +58,16 @@ class Training(NamedTuple):
     """clip probabilities to [clip, 1 - clip], as Keras does with 1e-7"""
 
 
+NETWORKS: dict[str, tuple[Network, ...]] = {"cifar10": ("c1", "c2"), "cifar100": ("c3", "c4")}
 RATES = {"adam": 1e-3, "sgd": 0.1, "adagrad": 0.01}
 
 
 def begin(
-    training: Training, data_dir: str | PathLike | None = None, *, pair: bool = True
+    training: Training,
+    data_dir: str | PathLike | None = None,
+    *,
+    pair: bool = True,
+    all_epochs: bool = False,
 ) -> tuple[Training, Dataset]:
     """The settings with every default filled in, and the data.
 
@@ -68,6 +75,7 @@ def begin(
       training: the settings.
       data_dir: the TFDS directory, see `data.load`.
       pair: whether SB and LB are trained, so that the one batch must be below the other.
+      all_epochs: whether training takes all its epochs, so that no rule may end it before.
 
     Raises:
       ValueError: a setting out of its range, or data that are not there.
@@ -78,6 +86,9 @@ def begin(
     for name in ("tolerance", "target", "learning_rate", "weight_decay", "patience"):
         if (value := getattr(training, name)) is not None and not 0 <= value < float("inf"):
             raise ValueError(f"{name} is {value}; it must be a number from 0 up")
+    for name in ("patience", "target"):
+        if all_epochs and (value := getattr(training, name)):
+            raise ValueError(f"{name} is {value}; it must be 0 here, where training takes all its epochs")
     if training.clip is not None and not 0 < training.clip < 0.5:
         raise ValueError(f"clip is {training.clip}; it must be between 0 and 0.5")
     try:
@@ -92,8 +103,9 @@ def begin(
     default: dict[str, Any] = {
         "small_batch": min(256, max(1, round(m / 45))),
         "learning_rate": RATES[training.optimizer],
-        "patience": 0 if digits else 10,
-        "target": 0.003 if digits else 0.0,
+        "network": networks(training)[0],
+        "patience": 0 if digits or all_epochs else 10,
+        "target": 0.003 if digits and not all_epochs else 0.0,
     }
     filled: dict[str, Any] = {n: value for n, value in default.items() if getattr(training, n) is None}
     training = training._replace(**filled)
@@ -111,19 +123,54 @@ def begin(
     return training, ds
 
 
+def networks(training: Training) -> tuple[Network, ...]:
+    """The network that was asked for, or those that the paper has for the data set."""
+    return (training.network,) if training.network else NETWORKS.get(training.dataset, ("f1",))
+
+
 def model(training: Training, ds: Dataset) -> Model:
     """The network for the classes of the data."""
-    return getattr(models, training.network)(ds.num_classes)
+    return getattr(models, networks(training)[0])(ds.num_classes)
 
 
 def row(training: Training, ds: Dataset, method: str, seed: int) -> dict[str, Any]:
     """What a row is found by."""
-    return {"network": training.network.upper(), "dataset": ds.name, "method": method, "seed": seed}
+    return {"network": network_name(training), "dataset": ds.name, "method": method, "seed": seed}
+
+
+def network_name(training: Training) -> str:
+    """Of the network, as in the paper's tables."""
+    return networks(training)[0].upper()
 
 
 def loss(training: Training, model: Model, ds: Dataset) -> Any:
     """f, the mean cross entropy of the training set, as a function of the parameters."""
     return objective.over_dataset(model.apply, ds.x_train, ds.y_train, chunk=training.chunk, clip=training.clip)
+
+
+def say_how_long(training: Training, model: Model, ds: Dataset, gradients: float, epochs: float) -> None:
+    """Say how long a run will take at most, where that is some minutes, from one timed gradient of a few examples.
+
+    Args:
+      training, model, ds: the settings, the network and the data.
+      gradients: of the whole training set that the run will take.
+      epochs: of training that it will take; an epoch costs some 1.5 gradients.
+    """
+    some = data.head(ds, min(500, len(ds.x_train)))
+    params = minima.starting_point(model, ds, jax.random.key(training.seed))
+    gradient = jax.jit(jax.grad(loss(training, model, some)))
+    jax.block_until_ready(gradient(params))
+    begun = monotonic()
+    jax.block_until_ready(gradient(params))
+    each = (monotonic() - begun) * len(ds.x_train) / len(some.x_train)
+    minutes = each * (gradients + 1.5 * epochs) / 60
+    if minutes < 5:
+        return
+    time = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    small = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it smaller"
+    sys.stderr.write(
+        f"This takes up to {time} here{small if minutes > 60 else ''}. Stopped, it goes on where it was.\n"
+    )
 
 
 def evaluate(training: Training, model: Model, ds: Dataset) -> dict[str, Any]:
@@ -165,7 +212,7 @@ def pair(
         method: minima.find(
             *(model, ds, key, size),
             epochs=training.epochs,
-            progress=f"{training.network.upper()} seed {seed + 1} of {training.num_seeds}, {method}",
+            progress=f"{network_name(training)} seed {seed + 1} of {training.num_seeds}, {method}",
             **how(training, ds, size, seed, store),
         )
         for method, size in sizes(training).items()

@@ -50,13 +50,9 @@ def run(
     data_dir: str | PathLike | None = None,
 ) -> records.Run:
     """Train, measure and record: a row for each method, seed and epoch, and one with the history of each."""
-    setting, ds = training.begin(config.training, data_dir)
-    for name in ("patience", "target"):
-        if value := getattr(config.training, name):
-            raise ValueError(f"{name} is {value}; it must be 0 here, where training takes all its epochs")
+    setting, ds = training.begin(config.training, data_dir, all_epochs=True)
     if config.max_evaluations < 1:
         raise ValueError(f"max_evaluations is {config.max_evaluations}; it must be at least 1")
-    setting = setting._replace(patience=0, target=0.0)
     if config.points < 2:
         raise ValueError(f"points is {config.points}; it must be at least 2")
     wanted = sorted(set(np.geomspace(1, setting.epochs, config.points).round().astype(int).tolist()))
@@ -66,8 +62,8 @@ def run(
     rows = 2 * setting.num_seeds * (len(wanted) + 2)
     with records.opened("trajectory", command.flat(config._replace(training=setting)), out, fresh=fresh) as run:
         if len(run.rows) < rows:
-            start = minima.starting_point(model, ds, key)
-            command.expect(loss, start, 2 * rows * config.max_evaluations, 2 * setting.num_seeds * setting.epochs)
+            epochs = 2 * setting.num_seeds * setting.epochs
+            training.say_how_long(setting, model, ds, 2 * rows * config.max_evaluations, epochs)
         for seed in range(setting.num_seeds):
             for method, size in training.sizes(setting).items():
                 row = training.row(setting, ds, method, seed)
@@ -100,12 +96,7 @@ def run(
 
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """Figs 2 and 6, the comparison at equal loss and appendix C; each where there are rows for it."""
-    lost = [
-        f"Diverged, so neither in Fig. 2 nor in appendix C: {_where(row)}, {row['method']}, seed {row['seed']}, "
-        f"at step {row['diverged_at']}."
-        for row in rows
-        if row.get("diverged_at") is not None
-    ]
+    lost = report.diverged(rows)
     kept = [row for row in rows if row.get("diverged_at") is None]
     made = [draw(kept) for draw in (_accuracy, _along_training, _equal_loss, _speedup)]
     sections = [report.Section("Training that diverged", lost)] if lost else []

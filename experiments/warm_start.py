@@ -46,13 +46,9 @@ def run(
     data_dir: str | PathLike | None = None,
 ) -> records.Run:
     """Train, measure and record: a row with the history of SB, and one for each LB, by the epoch it began at."""
-    setting, ds = training.begin(config.training, data_dir)
-    for name in ("patience", "target"):
-        if value := getattr(config.training, name):
-            raise ValueError(f"{name} is {value}; it must be 0 here, where training takes all its epochs")
+    setting, ds = training.begin(config.training, data_dir, all_epochs=True)
     if config.max_evaluations < 1:
         raise ValueError(f"max_evaluations is {config.max_evaluations}; it must be at least 1")
-    setting = setting._replace(patience=0, target=0.0)
     epochs = setting.epochs
     if config.starts < 2:
         raise ValueError(f"starts is {config.starts}; it must be at least 2")
@@ -65,9 +61,7 @@ def run(
     rows = setting.num_seeds * (1 + len(wanted))
     with records.opened("warm_start", command.flat(config._replace(training=setting)), out, fresh=fresh) as run:
         if len(run.rows) < rows:
-            command.expect(
-                *(loss, minima.starting_point(model, ds, key)), 2 * rows * config.max_evaluations, rows * epochs
-            )
+            training.say_how_long(setting, model, ds, 2 * rows * config.max_evaluations, rows * epochs)
         for seed in range(setting.num_seeds):
             row = training.row(setting, ds, "SB", seed)
             large_row = training.row(setting, ds, "LB", seed)
@@ -107,12 +101,7 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     """Fig. 5: LB begun from the iterates of SB."""
     starts = [row for row in rows if row["method"] == "LB" and row.get("epoch") and row.get("diverged_at") is None]
     base = {row["seed"]: row["history"] for row in rows if row["method"] == "SB"}
-    lost = [
-        f"Diverged, in no figure: {_where(row)}, LB begun after epoch {row['epoch']} of SB, seed {row['seed']}, "
-        f"at step {row['diverged_at']}."
-        for row in rows
-        if row.get("diverged_at") is not None
-    ]
+    lost = report.diverged(rows)
     sections = [report.Section("Training that diverged", lost)] if lost else []
     if not starts or not base:
         return sections

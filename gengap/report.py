@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import markdown_it
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -79,7 +80,7 @@ def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
     lines = [f"# {title}", ""]
     for section in sections:
         lines += [f"## {section.title}", ""]
-        lines += [line for sentence in section.findings for line in (f"- {_literal(sentence)}",)] + [""]
+        lines += [*(f"- {_literal(sentence)}" for sentence in section.findings), ""]
         if section.table is not None:
             cells = section.table.map(_literal).rename(columns=_literal)
             lines += [cells.to_markdown(index=False, disable_numparse=True), ""]
@@ -129,9 +130,8 @@ def origins(rows: Sequence[Row]) -> pd.DataFrame:
 
 def paper_tables(rows: Sequence[Row]) -> list[Section]:
     """The headline and Tables 2, 3 and 4, "paper" beside "here", from rows of `experiments/tables.py`."""
-    lost = [row for row in rows if row.get("diverged_at") is not None]
-    rows = [row for row in rows if row.get("diverged_at") is None]
-    sections = [Section("What came out", [headline(rows), *map(_diverged, lost)])]
+    lost, rows = rows, [row for row in rows if row.get("diverged_at") is None]
+    sections = [Section("What came out", [headline(rows), *diverged(lost)])]
     if not rows:
         return sections
     found = sharpness(rows)
@@ -148,28 +148,28 @@ def paper_tables(rows: Sequence[Row]) -> list[Section]:
 def sharpness(rows: Sequence[Row]) -> pd.DataFrame:
     """One line for each value of the metric: network, dataset, method, seed, space, epsilon, value, loss at x.
 
-    In random subspaces the value is the mean over the draws. One that is not finite is NaN.
+    In random subspaces the value is the mean over the draws. It is NaN where the loss was not finite somewhere in
+    the box, since what was found there is a lower bound only.
     """
     names = ["network", "dataset", "method", "seed", "space", "epsilon", "value", "loss"]
     lines = []
     for row in rows:
         for space in ("full", "random"):
             for i, epsilon in enumerate(row["epsilons"] if row.get(space) else []):
-                values, losses = (
-                    [v] if space == "full" else v for v in (row[space][n][i] for n in ("value", "base_loss"))
-                )
-                value = math.nan if None in values else statistics.fmean(values)
+                values, losses, finite = (np.ravel(row[space][n][i]) for n in ("value", "base_loss", "finite"))
+                value = float(np.mean(values)) if all(finite) and None not in values else math.nan
                 place = [row[name] for name in names[:4]]
                 lines.append([*place, space, epsilon, value, losses[0]])
     return pd.DataFrame(lines, columns=names)
 
 
 def sharpness_at(row: Row, epsilon: float) -> float | None:
-    """The full-space sharpness of a row; `None` where it is not positive, for a logarithmic axis."""
+    """The full-space sharpness of a row; `None` where it is a lower bound or 0, for a logarithmic axis."""
     if not row.get("full"):
         return None
-    value = number(row["full"]["value"][row["epsilons"].index(epsilon)])
-    return value if value is not None and value > 0 else None
+    i = row["epsilons"].index(epsilon)
+    value = number(row["full"]["value"][i])
+    return value if value and value > 0 and row["full"]["finite"][i] else None
 
 
 def number(value: Any) -> float | None:
@@ -205,6 +205,17 @@ def headline(rows: Sequence[Row]) -> str:
             )
         said.append(f"{network} on {dataset}: {'; '.join(parts) or 'nothing to compare yet'}.")
     return " ".join(said)
+
+
+def diverged(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each training that diverged. Such rows are in no mean and in no figure."""
+    return [
+        f"Diverged, in no comparison: {row['network']} on {row['dataset']}, {row['method']}, seed {row['seed']}"
+        + (f", begun after epoch {row['epoch']} of SB" if row.get("epoch") else "")
+        + f", at step {row['diverged_at']}."
+        for row in rows
+        if row.get("diverged_at") is not None
+    ]
 
 
 def by_seed(frame: pd.DataFrame, method: str, column: str) -> dict[int, float]:
@@ -318,7 +329,7 @@ def _sharpness(title: str, found: pd.DataFrame) -> Section:
         where = f"{network} on {dataset}, epsilon {epsilon:g}"
         said.append(f"{where}: {compare(values['LB'], values['SB'], 'LB sharper than SB')}.")
         if lost := group["value"].isna().sum():
-            said.append(f"{where}: {lost} of {len(group)} values are not finite, and in no mean.")
+            said.append(f"{where}: {lost} of {len(group)} met a loss that is not finite, and are in no mean.")
     return Section(f"{title}; mean ± standard deviation over n seeds", said, pd.DataFrame(lines))
 
 
@@ -333,13 +344,6 @@ def _distance(rows: Sequence[Row]) -> Section:
     low, high = paper.DISTANCE_RATIO
     said = [f"The paper gives SB / LB in words only, for no network in particular: {low:g} to {high:g}."]
     return Section("Distance of the minimum from the starting point, Euclidean", said, pd.DataFrame(lines))
-
-
-def _diverged(row: Row) -> str:
-    return (
-        f"Diverged, in no mean: {row['network']} on {row['dataset']}, {row['method']}, seed {row['seed']}, "
-        f"at step {row['diverged_at']}."
-    )
 
 
 def _literal(text: Any) -> str:

@@ -30,23 +30,6 @@ def problem(tmp_path_factory):
     return path
 
 
-def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
-    try:
-        jax.config.update("jax_compilation_cache_dir", "/mine")
-        common.keep_compiled_programs()
-        assert jax.config.jax_compilation_cache_dir == "/mine"
-        jax.config.update("jax_compilation_cache_dir", None)
-        common.keep_compiled_programs()
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "gengap/xla")
-        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before[0])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
-
-
 def test_calls_are_timed_in_turn_and_the_first_round_apart():
     order = []
     found = common.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)

@@ -98,7 +98,7 @@ def test_training_that_diverges_is_said_and_not_done_again(tmp_path, monkeypatch
     lost = [row for row in run.rows if row.get("diverged_at") is not None]
     assert lost
     first, *made = experiment.figures(run.rows)
-    assert len(first.findings) == len(lost) and f"seed 0, at step {lost[0]['diverged_at']}" in first.findings[0]
+    assert len(first.findings) == len(lost) and f"at step {lost[0]['diverged_at']}." in first.findings[0]
     assert not {section.name for section in made} & {"fig2", "fig4", "fig5", "speedup"}
     assert "nan" not in " ".join(said for section in made for said in section.findings)
     monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
@@ -111,7 +111,7 @@ def test_a_method_that_diverged_is_in_no_figure_and_the_other_is():
     whole = trajectory.run(trajectory.SMOKE).rows
     rows = [row | {"diverged_at": 7} if row["method"] == "SB" and row.get("history") else row for row in whole]
     lost, fig2, *others = trajectory.figures(rows)
-    words = "Diverged, so neither in Fig. 2 nor in appendix C: F1 on digits, SB, seed 0, at step 7."
+    words = "Diverged, in no comparison: F1 on digits, SB, seed 0, at step 7."
     assert lost.findings == [words]
     assert fig2.name == "fig2" and "no seed has both" in fig2.findings[0]
     assert "speedup" not in {section.name for section in others}
@@ -137,11 +137,21 @@ def test_large_batches_pay_below_the_efficiency_of_appendix_c() -> None:
     assert trajectory._speedup([rows[0], rows[1] | {"history": {"test_accuracy": [None]}}]) is None
 
 
-def test_all_large_batches_begin_where_the_small_one_was():
-    """With no epochs of their own apart, the loss of LB begins at that of the SB iterate."""
+def test_all_large_batches_begin_where_the_small_one_was(monkeypatch):
+    begun, iterates, find_along = [], [], minima.find_along
+
+    def remembered(*args, **how):
+        iterates.extend(found := find_along(*args, **how))
+        return found
+
+    monkeypatch.setattr(minima, "find_along", remembered)
+    monkeypatch.setattr(minima, "find", lambda *args, start, **how: begun.append(start) or iterates[-1])
     run = warm_start.run(warm_start.SMOKE)
-    epochs = [row["epoch"] for row in run.rows if row["method"] == "LB"]
-    assert epochs == [1, 2] and run.rows[0]["method"] == "SB" and len(run.rows[0]["history"]["test_accuracy"]) == 2
+    assert (
+        [row["epoch"] for row in run.rows if row["method"] == "LB"] == [one.epochs for one in iterates] == [1, 2]
+    )
+    for start, one in zip(begun, iterates, strict=True):
+        assert all((start[name] == one.params[name]).all() for name in one.params)
 
 
 def test_the_paper_is_in_a_panel_of_its_own_where_it_has_another_network():

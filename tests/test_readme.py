@@ -85,7 +85,7 @@ def test_exp_digits_finds_large_batch_minima_sharper_in_every_seed(tmp_path: Pat
 @pytest.mark.data
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs CIFAR-10 in TFDS_DATA_DIR")
 def test_exp_cifar_at_reduced_size(tmp_path: Path) -> None:
-    line = next(line for line in COMMANDS if "--networks c1" in line)
+    line = next(line for line in COMMANDS if "--network c1" in line)
     small = "--train-size 200 --epochs 1 --max-evaluations 3 --num-directions 1"
     rows = results("cifar", shlex.join([*words(line)[1], *small.split()]), tmp_path / "run")
     assert [row["method"] for row in rows] == ["SB", "LB"]
@@ -101,7 +101,7 @@ def test_every_command_runs_on_a_fresh_copy_and_leaves_it_clean(tmp_path: Path) 
     toy = {  # the others take minutes even so, and run at toy size in the tests of experiments
         "digits": f"--train-size 200 {small} --num-draws 1 --num-directions 1",
         "mnist": f"--train-size 200 {small} --num-draws 1 --num-directions 1",
-        "cifar": f"--train-size 150 {small} --num-draws 1 --num-directions 1 --networks c1",
+        "cifar": f"--train-size 150 {small} --num-draws 1 --num-directions 1 --network c1",
         "correlation": "--train-size 200 --epochs 1 --num-seeds 1 --examples 50 --widths 4 8 --batch-sizes 50 100",
         "choices": "--train-size 400 --epochs 1 --examples 100 --num-draws 1 --max-evaluations 2 --stages 1",
         "batch_size": f"--train-size 200 {small}",

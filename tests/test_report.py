@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from gengap import records, report
 
@@ -25,8 +24,13 @@ def row(network, method, seed, full, draws, *, dataset="mnist", test=0.98, **cha
         "epochs": 3, "steps": 30, "diverged_at": None, "train_loss": 0.125, "train_accuracy": 0.99,
         "test_loss": 0.5, "test_accuracy": test, "distance": 12.0 if method == "SB" else 4.0, "history": history,
         "epsilons": [1e-3, 5e-4], "dim": 100, "origin": ORIGIN,
-        "full": {"value": [full, full / 4], "base_loss": [0.25, 0.25]},
-        "random": {"value": [draws, [d / 4 for d in draws]], "base_loss": [[0.25] * len(draws)] * 2}, **changed,
+        "full": {"value": [full, full / 4], "base_loss": [0.25, 0.25], "finite": [True, True]},
+        "random": {
+            "value": [draws, [d / 4 for d in draws]],
+            "base_loss": [[0.25] * len(draws)] * 2,
+            "finite": [[True] * len(draws) for _ in range(2)],
+        },
+        **changed,
     }  # fmt: skip
 
 
@@ -84,7 +88,7 @@ def test_a_diverged_run_is_listed_and_in_no_mean(three):
     three[5] |= {"diverged_at": 17, "train_loss": None, "train_accuracy": None, "test_accuracy": None}
     del three[5]["full"], three[5]["random"]
     first, *rest = report.paper_tables(three)
-    assert "Diverged, in no mean: F1 on mnist, LB, seed 2, at step 17." in first.findings
+    assert "Diverged, in no comparison: F1 on mnist, LB, seed 2, at step 17." in first.findings
     assert rest[1].table.iloc[0]["LB, here"] == "150 ± 71"
 
 
@@ -92,10 +96,20 @@ def test_null_and_zero_values_are_said_not_dropped(three):
     three[0]["full"]["value"] = [None, 0.0]
     full = table(three, "Table 3")
     assert full.table.iloc[0]["SB, here"] == "2.50 ± 0.71"
-    assert "F1 on mnist, epsilon 0.001: 1 of 6 values are not finite, and in no mean." in full.findings
+    assert "F1 on mnist, epsilon 0.001: 1 of 6 met a loss that is not finite, and are in no mean." in full.findings
     assert full.table.iloc[1]["SB, here"] == "0.42 ± 0.38"
     three[0]["random"]["value"][0][1] = None  # one draw of two
-    assert "1 of 6 values are not finite" in " ".join(table(three, "Table 4").findings)
+    assert "1 of 6 met a loss that is not finite" in " ".join(table(three, "Table 4").findings)
+
+
+def test_a_lower_bound_is_in_no_mean(three):
+    three[0]["full"]["finite"][0] = False
+    three[1]["random"]["finite"][1][1] = False
+    assert table(three, "Table 3").table["SB, here"].tolist() == ["2.50 ± 0.71", "0.50 ± 0.25"]
+    found = report.sharpness(three)
+    lost = found[found["value"].isna()]
+    assert lost[["seed", "space", "epsilon"]].values.tolist() == [[0, "full", 1e-3], [1, "random", 5e-4]]
+    assert report.sharpness_at(three[0], 1e-3) is None and report.sharpness_at(three[0], 5e-4) == 0.25
 
 
 def test_one_seed_has_no_deviation():
@@ -198,10 +212,6 @@ def test_origins_are_counted():
     found = report.origins(rows)
     assert found["commit"].tolist() == ["abc123", "def"] and found["rows"].tolist() == [2, 1]
     assert found["seconds"].tolist() == [3.5, 1.5]
-
-
-def test_figures_are_matplotlib_figures(three):
-    assert all(isinstance(section.figure, Figure) for section in sections(three)[-2:])
 
 
 def test_the_report_opens_no_plotting_backend():

@@ -113,3 +113,11 @@ def test_as_many_columns_as_rows_have_their_inverse_whether_or_not_they_are_depe
         A = subspace.draw(jax.random.key(i), 7, 7)
         found = pseudo_inverse_times(A, X[:7])
         np.testing.assert_allclose(found, np.linalg.pinv(dense(A), rcond=1e-4) @ X[:7], rtol=1e-3, atol=1e-3)
+
+
+def test_the_tiles_of_signs_are_independent():
+    """Were they drawn from one key, a step in the first tile would be repeated in all the others."""
+    n = 3 * subspace._ROWS
+    tiles = np.asarray(subspace.signs(jax.random.key(0), (2, n))).reshape(2, 3, -1)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert abs(np.mean(tiles[:, a] * tiles[:, b])) < 5 / np.sqrt(2 * n / 3)

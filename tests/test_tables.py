@@ -183,7 +183,7 @@ def test_a_diverged_minimum_has_no_sharpness(monkeypatch, tmp_path):
     assert large["diverged_at"] == 3 and "full" not in large
     assert large["train_loss"] is None and large["history"]["train_loss"][1] is None
     sections = tables.figures(run.rows)
-    assert "Diverged, in no mean: F1 on toy, LB, seed 0, at step 3." in sections[0].findings
+    assert "Diverged, in no comparison: F1 on toy, LB, seed 0, at step 3." in sections[0].findings
 
 
 def test_only_the_first_training_examples_are_used(monkeypatch):
@@ -219,6 +219,60 @@ def test_impossible_settings_are_refused_before_training(monkeypatch, tmp_path, 
         tables.run(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_long_run_says_how_long_and_which_flags_make_it_small(capsys, monkeypatch):
+    setting, ds = training.begin(SMALL.training)
+    times = iter([0.0, 1.0, 0.0, 100.0, 0.0, 1e-3])
+    monkeypatch.setattr(training, "monotonic", lambda: next(times))
+    for _ in range(3):
+        training.say_how_long(setting, TINY, ds, gradients=200, epochs=400)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "This takes up to 13 minutes here. Stopped, it goes on where it was."
+    assert "22 hours" in second and "--train-size" in second
+
+
+def test_a_large_training_set_is_timed_by_a_few_examples(capsys, monkeypatch):
+    seen = []
+    x = np.zeros((2000, 5), np.float32)
+    ds = data.from_arrays(x, np.arange(2000) % 3, x, np.arange(2000) % 3, name="large")
+    monkeypatch.setattr(training, "monotonic", iter([0.0, 1.0]).__next__)
+    model = TINY._replace(apply=lambda params, x: seen.append(len(x)) or apply(params, x))
+    training.say_how_long(SMALL.training, model, ds, gradients=100, epochs=0)
+    assert set(seen) == {500} and "up to 7 minutes" in capsys.readouterr().err  # 4 s for each gradient
+
+
+@pytest.mark.parametrize(
+    ("dataset", "network", "names"),
+    [
+        ("cifar10", None, ("c1", "c2")),
+        ("cifar100", None, ("c3", "c4")),
+        ("mnist", None, ("f1",)),
+        ("cifar100", "c4", ("c4",)),
+    ],
+)
+def test_a_data_set_has_the_networks_that_the_paper_has_for_it(dataset, network, names):
+    assert training.networks(training.Training(dataset, network)) == names
+
+
+def test_several_networks_have_rows_each(monkeypatch):
+    monkeypatch.setitem(training.NETWORKS, "toy", ("f1", "f2"))
+    monkeypatch.setattr(models, "f2", lambda num_classes: TINY._replace(name="other"))
+    run = tables.run(with_training(num_seeds=1))
+    found = [(row["network"], row["method"]) for row in run.rows]
+    assert found == [("F1", "SB"), ("F1", "LB"), ("F2", "SB"), ("F2", "LB")]
+
+
+def test_the_precision_that_was_asked_for_holds_while_sharpness_is_measured(monkeypatch):
+    seen, full_space = [], sharpness.full_space
+
+    def watched(*args, **how):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return full_space(*args, **how)
+
+    monkeypatch.setattr(sharpness, "full_space", watched)
+    tables.run(with_training(num_seeds=1)._replace(precision="bfloat16"))
+    assert seen == ["bfloat16", "bfloat16"]
 
 
 @pytest.mark.parametrize(("size", "batch"), [(24, 1), (1437, 32), (2000, 44), (60_000, 256)])
