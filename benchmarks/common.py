@@ -17,6 +17,7 @@ import tyro
 from jaxtyping import Array
 
 from benchmarks import flops
+from experiments import command
 from gengap import data, minima, models, records
 
 STORE = Path("results/minima")

@@ -60,7 +60,8 @@ def test_choices_are_a_run_of_their_own(tmp_path, monkeypatch):
     other = tmp_path / "mnist" / "default"
     other.mkdir(parents=True)
     (other / "rows.jsonl").write_text("someone else's")
-    config = choices.SMOKE._replace(stages=(2, 1))
+    # The target, which the first epoch reaches, ends the training of the pair but not the stages.
+    config = choices.SMOKE._replace(stages=(2, 1), training=choices.SMOKE.training._replace(target=10.0))
     run = choices.run(config, tmp_path / "choices" / "default")
     names = [row["choice"] for row in run.rows]
     assert names[0] == "default" and names[-2:] == ["after 1 epochs", "after 2 epochs"] and len(names) == 12

@@ -69,6 +69,7 @@ def test_there_is_a_row_for_each_seed_and_method(done):
         assert row["epsilons"] == [1e-3, 5e-4] and row["dim"] == 3 and row["maximiser"] >= 2
         assert np.shape(row["full"]["value"]) == (2,) and np.shape(row["random"]["value"]) == (2, 2)
         assert min(row["full"]["value"]) > 0 and all(row["full"]["finite"])
+        assert row["random"]["shared_evaluations"] == [[6, 6]] * 2 and row["random"]["evaluations"] == [[3, 3]] * 2
 
 
 def test_a_row_is_what_the_saved_minimum_gives(done):

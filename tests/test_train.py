@@ -359,3 +359,15 @@ def test_impossible_settings_are_refused(how):
         inspect.unwrap(train.fit_side_by_side)(
             CLASSES, [begin(classes()[0])], *classes()[1:], **{"epochs": 2, "batch_size": 5, **how}
         )
+
+
+def test_weight_decay_shrinks_the_parameters_where_the_gradient_is_0():
+    params = jnp.array([2.0, -4.0])
+    for optimizer, step in (
+        (train.adam(0.1, weight_decay=0.5), 0.1 * 0.5 * params),
+        (train.sgd(0.1, weight_decay=0.5), 0.1 * 0.5 * params),
+        (train.adagrad(0.1, weight_decay=0.5), 0.1 * (0.5 * params) / jnp.sqrt(0.1 + (0.5 * params) ** 2)),
+        (train.adam(0.1), 0 * params),
+    ):
+        updates, _ = optimizer.update(0 * params, optimizer.init(params), params)
+        np.testing.assert_allclose(updates, -step, rtol=1e-5, err_msg=optimizer.name)
