@@ -47,19 +47,26 @@ def main(
       args: flags; by default those of the process.
     """
     cache_compilations()
+    out = Path("results")
 
     def work() -> None:
+        nonlocal out
         settings, options = parse(config, doc, args)
-        out = options.out or Path("results") / experiment / records.run_name(flat(settings), flat(config))
+        _check_devices()
+        out = options.out or out / experiment / records.run_name(flat(settings), flat(config))
+        out = out.expanduser()
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"out is {out}; it must be a directory")
         done = run(settings, out, fresh=options.fresh, data_dir=options.data_dir)
         page = out / "report.html"
-        if done.added or not page.exists():
+        width = shutil.get_terminal_size((100, 0)).columns
+        if done.added or not (page.exists() and (out / "report.md").exists()):
             sections = figures(done.rows)
             page = report.write(experiment, sections, done, out)
-            _say(report.terminal(sections, shutil.get_terminal_size((100, 0)).columns))
+            _say(report.terminal(sections, width))
         else:
-            _say(report.terminal(figures(done.rows)[:1], shutil.get_terminal_size((100, 0)).columns))
             last = max(row["origin"]["date"] for row in done.rows)
+            _say(report.first_findings(out, width))
             _say(f"\nNothing was computed: all {len(done.rows)} rows are there, the last from {last}.\n")
         _say(f"\nThe report is in {page}\n")
 
@@ -70,12 +77,19 @@ def main(
         except (ValueError, OSError) as error:
             if _is_a_bug(error):
                 raise
-            sys.stderr.write(f"{_as_flags(' '.join(str(error).split()), flat(config))}\n")
+            said = str(error)
+            if isinstance(error, OSError) and error.strerror:
+                said = f"{error.filename or out}: {error.strerror}"
+            sys.stderr.write(f"{_as_flags(' '.join(said.split()), [*flat(config), *Options._fields])}\n")
             sys.exit(2)
-        except KeyboardInterrupt:
-            sys.stderr.write("\nStopped; the same command goes on from here.\n")
-            sys.stderr.flush()
-            os._exit(130)  # every file is complete at any moment
+
+
+def _check_devices() -> None:
+    try:
+        jax.devices()
+    except Exception as error:
+        said = f"JAX finds no device where JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', 'not set')}"
+        raise ValueError(f"{said} ({error or type(error).__name__})") from None
 
 
 def _say(text: str) -> None:
@@ -145,7 +159,7 @@ def say_what_is_left(run: records.Run, rows: int) -> None:
             sys.stderr.write(f"{len(run.rows)} of {rows} rows are done; about {minutes:.0f} min are left.\n")
 
 
-def _as_flags(message: str, settings: dict[str, Any]) -> str:
+def _as_flags(message: str, settings: Sequence[str]) -> str:
     """A message about arguments as one about the flags that were typed."""
     for name in sorted(settings, key=len, reverse=True):
         message = re.sub(rf"(?<![\w-]){name}(?= (is|has|in|must)\b|:)", _flag(name), message)

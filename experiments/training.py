@@ -83,6 +83,8 @@ def begin(
     for name in ("num_seeds", "epochs", "chunk", "train_size"):
         if (value := getattr(training, name)) is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+    if not 0 <= training.seed < 2**32:
+        raise ValueError(f"seed is {training.seed}; it must be from 0 to {2**32 - 1}")
     for name in ("tolerance", "target", "learning_rate", "weight_decay", "patience"):
         if (value := getattr(training, name)) is not None and not 0 <= value < float("inf"):
             raise ValueError(f"{name} is {value}; it must be a number from 0 up")

@@ -68,11 +68,17 @@ def terminal(sections: Sequence[Section], width: int = 100) -> str:
         if section.table is not None:
             blocks[-1] += "\n" + section.table.to_string(index=False, line_width=width)
         for sentence in section.findings:
-            lines = textwrap.wrap(
+            blocks[-1] += "\n" + textwrap.fill(
                 sentence, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
             )
-            blocks[-1] += "\n" + "\n".join(lines)
     return "\n\n".join(blocks) + "\n"
+
+
+def first_findings(directory: str | os.PathLike, width: int = 100) -> str:
+    """What a report that is on disk says first, for a terminal."""
+    title, *lines = (Path(directory) / "report.md").read_text(encoding="utf-8").split("\n## ")[1].splitlines()
+    said = [re.sub(r"\\(.)", r"\1", line[2:]) for line in lines if line.startswith("- ")]
+    return terminal([Section(title, said)], width)
 
 
 def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
@@ -269,15 +275,17 @@ def theirs(table: Mapping[str, Any], network: str, method: str, key: Any) -> str
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation, to two digits of a small mean."""
+    """Mean ± sample standard deviation, to two digits of a small mean; a single value as it is."""
     if not len(values):
         return DASH
     mean = statistics.fmean(values)
-    deviation = statistics.stdev(values) if len(values) > 1 else None
+    if len(values) == 1:
+        return plain(mean)
+    deviation = statistics.stdev(values)
     if 1e-6 < abs(mean) < 0.1:
         digits = 1 - math.floor(math.log10(abs(mean)))
-        return f"{mean:.{digits}f} ± {DASH if deviation is None else f'{deviation:.{digits}f}'}"
-    if abs(mean) >= 100 and deviation is not None:
+        return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    if abs(mean) >= 100:
         return f"{mean:.0f} ± {deviation:.0f}"
     return f"{plain(mean)} ± {plain(deviation)}"
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -154,16 +155,50 @@ def raising(error):
         (FileNotFoundError("no data set\nhere"), 2),
         (PermissionError(13, "Permission denied", "/data"), 2),
         (NotADirectoryError(20, "Not a directory", "a/b"), 2),
+        (OSError(28, "No space left on device", "results/toy/default"), 2),
     ],
 )
 def test_what_is_wrong_with_the_world_is_one_sentence(capsys, error, code):
     line = ends(capsys, code, toy, [], raising(error))
-    assert all(word in line for word in str(error).split())
+    words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.errno else str(error)
+    assert line == " ".join(words.split()) + "\n"
 
 
-def test_an_interruption_is_one_sentence(capsys, monkeypatch):
-    monkeypatch.setattr(command.os, "_exit", sys.exit)
-    assert "goes on" in ends(capsys, 130, toy, [], raising(KeyboardInterrupt()))
+def test_a_full_disk_is_named(capsys):
+    assert "results/toy/default: No space" in ends(capsys, 2, toy, [], raising(OSError(28, "No space")))
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 6.0])
+def test_an_interruption_is_one_sentence(tmp_path, seconds):
+    """Also while the process imports."""
+    run = [sys.executable, "-m", "experiments.digits"]
+    quiet = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(run, cwd=tmp_path, env=quiet, stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said.endswith("goes on from here.\n") and "Traceback" not in said
+
+
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cuda"}
+    run = [sys.executable, "-m", "experiments.digits"]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cuda" in done.stderr
+
+
+def test_the_directory_of_a_user_is_meant_by_its_short_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = []
+
+    def run(config, out, **how):
+        given.append(out)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        toy(["--out=~/x"], run)
+    assert given == [tmp_path / "x"]
 
 
 def test_a_bug_is_not_hidden():
@@ -240,6 +275,8 @@ IMPOSSIBLE = [
     "--learning-rate -1",
     "--weight-decay -1",
     "--num-seeds 1.5",
+    "--seed -1",
+    "--seed 1180591620717411303424",
     "--optimizer lbfgs",
     "--dataset nothing-of-this-name",
 ]
@@ -259,7 +296,7 @@ def test_a_run_directory_that_is_a_file_is_refused(capsys, monkeypatch, tmp_path
     monkeypatch.setattr(minima.train, "_step", started)
     (tmp_path / "file").write_text("")
     args = ["--out", str(tmp_path / "file")]
-    assert str(tmp_path / "file") in ends(
+    assert f"--out is {tmp_path / 'file'}" in ends(
         capsys, 2, command.main, "digits", digits.run, digits.figures, digits.CONFIG, "", args
     )
 

@@ -129,8 +129,8 @@ def test_large_batches_pay_below_the_efficiency_of_appendix_c() -> None:
     section = trajectory._speedup(rows)
     assert section is not None
     (said,) = section.findings
-    assert "LB (300) takes 0.30 ± - times the iterations of SB (30)" in said
-    assert "efficiency below 0.33 ± -." in said
+    assert "LB (300) takes 0.30 times the iterations of SB (30)" in said
+    assert "efficiency below 0.33." in said
     (drawn,) = [line for line in section.figure.axes[0].lines if len(line.get_xdata()) > 2]
     at = dict(zip(np.round(drawn.get_xdata(), 2), drawn.get_ydata(), strict=True))
     assert at[0.2] == pytest.approx(0.5)  # the paper's example: a tenth of the batch, an efficiency of 0.2

@@ -98,13 +98,18 @@ def test_every_command_runs_on_a_fresh_copy_and_leaves_it_clean(tmp_path: Path) 
     """As a new user runs them, but with few examples and no long training."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "gengap")], check=True)
     small = "--epochs 1 --num-seeds 1 --max-evaluations 2"
-    toy = {  # the others take minutes even so, and run at toy size in the tests of experiments
+    toy = {  # reparametrise takes minutes even so, and runs at toy size in the tests of experiments
         "digits": f"--train-size 200 {small} --num-draws 1 --num-directions 1",
         "mnist": f"--train-size 200 {small} --num-draws 1 --num-directions 1",
         "cifar": f"--train-size 150 {small} --num-draws 1 --num-directions 1 --network c1",
         "correlation": "--train-size 200 --epochs 1 --num-seeds 1 --examples 50 --widths 4 8 --batch-sizes 50 100",
         "choices": "--train-size 400 --epochs 1 --examples 100 --num-draws 1 --max-evaluations 2 --stages 1",
         "batch_size": f"--train-size 200 {small}",
+        "trajectory": f"--train-size 200 {small} --points 2",
+        "warm_start": f"--train-size 200 {small} --starts 2",
+        "landscape": "--train-size 200 --epochs 1 --num-seeds 1 --examples 100 --points 4 --side 3 --num-directions 3"
+        " --steps 2",
+        "paper": "--train-size 200 --epochs 1 --num-seeds 1",
     }
     for line in RUNS:
         name = experiment(line)
