@@ -97,6 +97,7 @@ def test_exp_cifar_at_reduced_size(tmp_path: Path) -> None:
 def test_every_command_runs_on_a_fresh_copy_and_leaves_it_clean(tmp_path: Path) -> None:
     """As a new user runs them, but with few examples and no long training."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "gengap")], check=True)
+    few = "--train-size 200 --epochs 1 --num-seeds 1"
     small = "--epochs 1 --num-seeds 1 --max-evaluations 2"
     toy = {  # reparametrise takes minutes even so, and runs at toy size in the tests of experiments
         "digits": f"--train-size 200 {small} --num-draws 1 --num-directions 1",
@@ -107,9 +108,8 @@ def test_every_command_runs_on_a_fresh_copy_and_leaves_it_clean(tmp_path: Path) 
         "batch_size": f"--train-size 200 {small}",
         "trajectory": f"--train-size 200 {small} --points 2",
         "warm_start": f"--train-size 200 {small} --starts 2",
-        "landscape": "--train-size 200 --epochs 1 --num-seeds 1 --examples 100 --points 4 --side 3 --num-directions 3"
-        " --steps 2",
-        "paper": "--train-size 200 --epochs 1 --num-seeds 1",
+        "landscape": f"{few} --examples 100 --points 4 --side 3 --num-directions 3 --steps 2",
+        "paper": few,
     }
     for line in RUNS:
         name = experiment(line)
