@@ -8,7 +8,7 @@ ARGS ?=
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY := $(if $(VENV),$(VENV)/ready-$(or $(ACCELERATOR),cpu))
 PACKAGES := -c constraints.txt -e '.[test,lint]' $(ACCELERATOR:%='jax[%]')
-FILES := $(filter-out experiments/__init__.py experiments/command.py experiments/training.py,$(wildcard experiments/*.py))
+FILES := $(filter-out %/__init__.py %/claims.py %/command.py %/training.py,$(wildcard experiments/*.py))
 EXPERIMENTS := $(FILES:experiments/%.py=exp-%)
 
 help:

@@ -4,14 +4,27 @@
     make paper ARGS="--dataset mnist"
 
 Runs the experiments behind them, in the order in which they use each other's minima, and gathers what they say.
-What has been run before is not run again.
+The first table is what the paper claims, and whether it holds here. What has been run before is not run again.
 """
 
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import batch_size, cifar, command, digits, landscape, mnist, tables, trajectory, warm_start
+from experiments import (
+    batch_size,
+    cifar,
+    claims,
+    command,
+    correlation,
+    digits,
+    landscape,
+    mnist,
+    reparametrise,
+    tables,
+    trajectory,
+    warm_start,
+)
 from experiments.training import Network
 from gengap import records, report
 
@@ -39,6 +52,8 @@ FIGURES: dict[str, Any] = {
     "warm_start": warm_start,
     "trajectory": trajectory,
 }
+BESIDE: dict[str, Any] = {"reparametrise": reparametrise, "correlation": correlation}
+"""What claims are tested with too, where it has been run; it has figures of its own."""
 
 
 def run(
@@ -68,16 +83,25 @@ def run(
         done = part.run(asked, path, fresh=fresh, data_dir=data_dir)
         rows += [{**row, "part": name} for row in done.rows]
         added += done.added
+    for name, part in BESIDE.items():
+        default = command.flat(part.CONFIG)
+        where = records.run_name(default | {"dataset": config.dataset}, default)
+        if out is not None and (Path(out).parent.parent / name / where / "config.json").exists():
+            rows += [{**row, "part": name} for row in records.read(Path(out).parent.parent / name / where).rows]
     return records.Run(None if out is None else Path(out), "paper", config._asdict(), rows, [0.0] * (added + 1))
 
 
 def figures(rows: list[records.Row]) -> list[report.Section]:
-    """What each part draws and says."""
-    parts = {row["part"]: [other for other in rows if other["part"] == row["part"]] for row in rows}
+    """The claims of the paper, and what each part draws and says."""
+    parts = {
+        row["part"]: [other for other in rows if other["part"] == row["part"]]
+        for row in rows
+        if row["part"] not in BESIDE
+    }
     every = {name: part for dataset in TABLES for name, part in _parts(dataset).items()} | {"tables": tables}
     sections = [section for name, own in parts.items() for section in every[name].figures(own)]
     fig2 = any(section.name == "fig2" for section in sections)
-    return [section for section in sections if not (section.name == "accuracy" and fig2)]
+    return [claims.table(rows), *(one for one in sections if not (one.name == "accuracy" and fig2))]
 
 
 def _parts(dataset: str) -> dict[str, Any]:

@@ -48,7 +48,20 @@ MAY_IMPORT_EXPERIMENTS = {
     "digits": {"tables"},
     "mnist": {"tables"},
     "cifar": {"tables"},
-    "paper": {"batch_size", "cifar", "digits", "landscape", "mnist", "tables", "trajectory", "warm_start"},
+    "claims": set(),
+    "paper": {
+        "batch_size",
+        "cifar",
+        "claims",
+        "correlation",
+        "digits",
+        "landscape",
+        "mnist",
+        "reparametrise",
+        "tables",
+        "trajectory",
+        "warm_start",
+    },
 }
 MOST_LINES = 400
 

@@ -1,0 +1,135 @@
+"""The paper's claims against rows whose verdict is known."""
+
+import pytest
+
+from experiments import claims
+from gengap import report
+
+
+def row(part, method, seed, **values):
+    return {"part": part, "network": "F1", "dataset": "digits", "method": method, "seed": seed, **values}
+
+
+def pair(seed, accuracies, full, random, distances=(2.0, 1.0), history=((0.5, 0.9), (0.5, 0.9))):
+    """Rows of the tables for SB and LB."""
+    return [
+        row(
+            "digits",
+            method,
+            seed,
+            test_accuracy=accuracies[i],
+            distance=distances[i],
+            history={"test_accuracy": history[i]},
+            epsilons=[1e-3, 5e-4],
+            full={"value": [full[i]] * 2, "finite": [True] * 2},
+            random={"value": [[random[i]] * 3] * 2, "finite": [[True] * 3] * 2},
+        )
+        for i, method in enumerate(("SB", "LB"))
+    ]
+
+
+def verdicts(rows):
+    table = claims.table(rows).table
+    return dict(zip(table["claim"], table[""], strict=True))
+
+
+def found(rows, words):
+    """The verdict of the claim that begins with these words."""
+    return next(verdict for claim, verdict in verdicts(rows).items() if claim.startswith(words))
+
+
+def test_claims_of_the_tables_hold_in_part_where_some_seeds_do():
+    rows = pair(0, (0.9, 0.8), (1.0, 9.0), (2.0, 1.0)) + pair(1, (0.7, 0.8), (1.0, 9.0), (2.0, 1.0))
+    assert found(rows, "SB tests better") == "holds in part: 1 of 2"
+    assert found(rows, "LB is sharper, full") == "holds"
+    assert found(rows, "LB is sharper, random") == "does not hold"
+    assert found(rows, "SB ends farther") == "holds"
+    assert found(rows, "LB gets sharper") == "not tested"
+    assert claims.table(rows).findings[0].startswith("Of 17 claims ")
+
+
+def test_a_value_that_is_a_lower_bound_tests_nothing():
+    rows = pair(0, (0.9, 0.8), (1.0, 9.0), (1.0, 9.0))
+    rows[1]["full"]["finite"] = rows[1]["random"]["finite"][0] = [False] * 2
+    assert found(rows, "LB is sharper, full") == "not tested"
+    assert found(rows, "LB is sharper, random") == "holds"  # at the other epsilon
+    rows[0]["diverged_at"] = 3
+    assert set(verdicts(rows).values()) == {"not tested", "holds"}
+    assert found(rows, "SB tests better") == "not tested" and found(rows, "LB does not overfit") == "holds"
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(0.9, "holds"), (0.88, "does not hold")])
+def test_overfitting_is_a_fall_from_the_peak(last, verdict):
+    history = ([0.9], [0.5, 0.9, *[last] * 5])
+    assert found(pair(0, (0.9, 0.8), (1, 9), (1, 9), history=history), "LB does not overfit") == verdict
+
+
+def along(method, seed, sharpness, losses=(1.0, 0.1, 0.01)):
+    return [
+        row("trajectory", method, seed, epoch=i + 1, train_loss=loss, epsilons=[1e-3, 5e-4],
+            full={"value": [value] * 2, "finite": [True] * 2})
+        for i, (loss, value) in enumerate(zip(losses, sharpness, strict=True))
+    ]  # fmt: skip
+
+
+def test_claims_along_training():
+    rows = along("SB", 0, (30.0, 20.0, 10.0)) + along("LB", 0, (30.0, 40.0, 50.0), (1.0, 0.3, 0.1))
+    assert found(rows, "LB gets sharper") == found(rows, "SB gets flatter") == "holds"
+    assert found(rows, "LB is sharper at the lowest") == "holds"
+    rows = along("SB", 0, (10.0, 50.0, 90.0)) + along("LB", 0, (30.0, 20.0, 10.0))
+    assert found(rows, "LB gets sharper") == found(rows, "SB gets flatter") == "does not hold"
+    assert found(rows, "LB is sharper at the lowest") == "does not hold"
+
+
+def test_claims_of_batch_sizes_and_warm_starts():
+    sizes = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    rows = [
+        row("batch_size", "any", 0, share=share, test_accuracy=0.9 - 0.5 * max(0, share - 0.05) + 1e-3 * (i % 2),
+            epsilons=[1e-3, 5e-4], full={"value": [i + 1.0] * 2, "finite": [True] * 2})
+        for i, share in enumerate(sizes)
+    ]  # fmt: skip
+    assert found(rows, "beyond a batch size") == found(rows, "sharpness rises") == "holds"
+    flat = [{**one, "test_accuracy": 0.9 + 1e-3 * (i % 2)} for i, one in enumerate(rows)]
+    assert found(flat, "beyond a batch size") == "does not hold"
+    base = row("warm_start", "SB", 0, history={"test_accuracy": [0.5, 0.6, 0.8]})
+    starts = [
+        row("warm_start", "LB", 0, epoch=epoch, test_accuracy=0.7, epsilons=[1e-3, 5e-4],
+            full={"value": [4.0 - epoch] * 2, "finite": [True] * 2})
+        for epoch in (1, 2, 3)
+    ]  # fmt: skip
+    assert found([base, *starts], "LB begun from") == "holds in part: 2 of 3"
+    assert found([base, *starts], "the later LB begins") == "holds"
+
+
+def test_claims_of_paths_directions_and_maps():
+    line = {"train_loss": [1.0, 0.0, 0.0, 4.0]}
+    near = {"LB": {"mean_over_highest": 0.01}}
+    rows = [row("landscape", "pair", 0, alphas=[-1, 0, 1, 2], linear=line, directions=near)]
+    assert found(rows, "the loss rises more") == found(rows, "LB is steep") == "holds"
+    maps = [
+        {"factor": factor, "full": full, "random": random, "logits_change": change}
+        for factor, full, random, change in ((1.0, 2.0, 1.0, 0), (9.0, 30.0, 5.0, 1e-5), (99.0, 1e4, 1e4, 1.0))
+    ]
+    rows = [row("reparametrise", "SB", 0, maps=maps)]
+    assert (
+        found(rows, "the same function can be") == "holds" and found(rows, "the same, random") == "does not hold"
+    )
+
+
+def test_a_grid_with_too_few_runs_tests_nothing():
+    measures = {"sharpness, full space, 1e-3": 1.0}
+    runs = [
+        row("correlation", f"width {i}", 0, train_accuracy=1.0, test_accuracy=1 - 0.01 * (i + 2 * (i % 3)), setting={"width": i},
+            measures={**measures, "sharpness, full space, 1e-3": float(i)})
+        for i in range(8)
+    ]  # fmt: skip
+    assert found(runs[:2], "sharpness goes with") == "not tested"
+    assert found(runs, "sharpness goes with") == "holds"
+    turned = [{**one, "test_accuracy": 2 - one["test_accuracy"]} for one in runs]
+    assert found(turned, "sharpness goes with") == "does not hold"
+    assert found([{**one, "test_accuracy": 0.9} for one in runs], "sharpness goes with") == "not tested"
+
+
+def test_the_table_is_part_of_a_report():
+    text = report.terminal([claims.table(pair(0, (0.9, 0.8), (1.0, 9.0), (1.0, 9.0)))])
+    assert "The paper's claims, F1 on digits" in text and "90.00 % | 80.00 %" in text
