@@ -141,7 +141,7 @@ def _cells(loss: Callable, params: Any, draws: int, *how: Any) -> Any:
         def drawn(i: int, epsilon: float = epsilon) -> Any:
             nonlocal ways
             if ways is None:
-                ways = sharpness._directions(f, x, slope, KEY, epsilon, DIM, 6)
+                ways = sharpness._directions(partial(_look, f, x, None), x, slope, KEY, epsilon, DIM, 6)
             A = subspace.draw(sharpness.draw_keys(KEY, draws)[i], len(x), DIM)
             centre = base, subspace.transpose_times(A, slope)
             starts = jnp.sign(jax.vmap(partial(subspace.transpose_times, A))(ways))

@@ -68,10 +68,11 @@ def run(
                 row = training.row(setting, ds, f"B={size}", seed)
                 if run.has(row):
                     continue
+                words = f"{row['network']} seed {seed + 1} of {setting.num_seeds}, batch size {size}"
                 found = minima.find(
                     *(model, ds, key, size),
                     epochs=setting.epochs,
-                    progress=f"{row['network']} seed {seed + 1} of {setting.num_seeds}, batch size {size}",
+                    progress=words,
                     **training.how(setting, ds, size, seed, run.store),
                 )
                 row |= {"batch_size": size, "share": size / len(ds.x_train), "diverged_at": found.diverged_at}
@@ -79,6 +80,7 @@ def run(
                     row[f"{split}_loss"], row[f"{split}_accuracy"] = of(found.params)
                 if np.isfinite(row["train_loss"]):
                     how: Any = {"epsilon": [e for e, _ in EPSILONS], "max_evaluations": config.max_evaluations}
+                    how["progress"] = f"{words}, full space"
                     row |= {
                         "epsilons": how["epsilon"],
                         "full": sharpness.full_space(loss, found.params, key, **how),

@@ -93,13 +93,9 @@ def run(
 
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """The claims of the paper, and what each part draws and says."""
-    parts = {
-        row["part"]: [other for other in rows if other["part"] == row["part"]]
-        for row in rows
-        if row["part"] not in BESIDE
-    }
+    parts = {row["part"]: [other for other in rows if other["part"] == row["part"]] for row in rows}
     every = {name: part for dataset in TABLES for name, part in _parts(dataset).items()} | {"tables": tables}
-    sections = [section for name, own in parts.items() for section in every[name].figures(own)]
+    sections = [section for name, own in parts.items() if name in every for section in every[name].figures(own)]
     fig2 = any(section.name == "fig2" for section in sections)
     return [claims.table(rows), *(one for one in sections if not (one.name == "accuracy" and fig2))]
 

@@ -100,9 +100,9 @@ def _measured(
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(setting.seed), 2**31), seed)
     how: Any = {"epsilon": config.epsilons, "max_evaluations": config.max_evaluations}
     with jax.default_matmul_precision(config.precision):
-        row["full"] = sharpness.full_space(loss, params, key, **how)
+        row["full"] = sharpness.full_space(loss, params, key, progress=f"{words}, full space", **how)
         how |= {"dim": config.dim, "num_draws": config.num_draws, "num_directions": config.num_directions}
-        row["random"] = sharpness.random_subspaces(loss, params, key, progress=words, **how)
+        row["random"] = sharpness.random_subspaces(loss, params, key, progress=f"{words}, random subspaces", **how)
     return row
 
 

@@ -69,9 +69,10 @@ def run(
                 row = training.row(setting, ds, method, seed)
                 if run.has({**row, "epoch": None}):
                     continue
+                words = f"{row['network']} seed {seed + 1} of {setting.num_seeds}, {method}"
                 along = minima.find_along(
                     *(model, ds, key, size, wanted),
-                    progress=f"{row['network']} seed {seed + 1} of {setting.num_seeds}, {method}",
+                    progress=words,
                     **training.how(setting, ds, size, seed, run.store),
                 )
                 points = {0: minima.starting_point(model, ds, key, seed)} | {
@@ -85,6 +86,7 @@ def run(
                     how: Any = {"epsilon": epsilons, "max_evaluations": config.max_evaluations}
                     measured = {"train_loss": train_loss, "train_accuracy": train_accuracy, "epsilons": epsilons}
                     if np.isfinite(train_loss):
+                        how["progress"] = f"{words}, epoch {epoch}, full space"
                         measured["full"] = sharpness.full_space(loss, params, key, **how)
                     run.add({**row, "epoch": epoch, **measured, "maximiser": ascent.METHOD})
                     command.say_what_is_left(run, rows)

@@ -88,6 +88,7 @@ def run(
                     row[f"{split}_loss"], row[f"{split}_accuracy"] = of(found.params)
                 if np.isfinite(row["train_loss"]):
                     most: Any = {"epsilon": [e for e, _ in EPSILONS], "max_evaluations": config.max_evaluations}
+                    most["progress"] = f"{words}, LB after epoch {epoch} of SB, full space"
                     row |= {
                         "epsilons": most["epsilon"],
                         "full": sharpness.full_space(loss, found.params, key, **most),

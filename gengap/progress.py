@@ -2,9 +2,11 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from typing import Any
 
+import jax
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 60.0
@@ -34,6 +36,16 @@ class Line:
             facts = [*(f"{name} {value}" for name, value in shown.items()), f"{pace:.2g} s per {self._unit}"]
             sys.stderr.write(f"{self._words}: {self._unit} {self._done} of {self._total}, {', '.join(facts)}\n")
             self._told = now
+
+    def counting(self, work: Callable, units: int = 1) -> Callable:
+        """`work` whose every call is waited for and counted; where nothing is shown, as it is."""
+
+        def counted(*args: Any) -> Any:
+            found = jax.block_until_ready(work(*args))
+            self.update(units)
+            return found
+
+        return counted if self._words else work
 
 
 def line(words: str | None, total: int, unit: str, done: int = 0) -> closing[Line]:

@@ -84,6 +84,7 @@ def full_space(
     *,
     epsilon: float | Sequence[float] = 1e-3,
     max_evaluations: int = 24,
+    progress: str | None = None,
 ) -> Sharpness:
     """Metric 2.1 with A = I (Table 3).
 
@@ -91,7 +92,7 @@ def full_space(
     2 and 1.4 times the size, and at the corner opposite to the gradient at x. See `ascent.maximise`.
 
     Args:
-      loss, params, epsilon: as of `random_subspaces`.
+      loss, params, epsilon, progress: as of `random_subspaces`.
       key: of the coordinates that change sides when an ascent begins again.
       max_evaluations: gradients for each epsilon; below 6 a single ascent begins where the gradient at x points.
 
@@ -103,15 +104,16 @@ def full_space(
     4.25
     """
     f, x, base, slope, epsilons = _begin(loss, params, key, epsilon, {"max_evaluations": max_evaluations})
-    look, tops = partial(_look, f, x, None), []
-    outside = _OUTSIDE if max_evaluations >= 6 else ()
-    for e in epsilons:
-        r, far = box(x, None, e), slope
-        for multiple in outside:
-            far = _useful(*look(multiple * r * jnp.sign(far)), far)
-        starts = jnp.sign(jnp.stack([far, -slope] if outside else [slope]))
-        looks = max_evaluations - len(outside)
-        tops.append(ascent.maximise(look, r, (base, slope), starts, key, max_looks=looks))
+    tops, outside = [], _OUTSIDE if max_evaluations >= 6 else ()
+    with shown.line(progress, len(epsilons) * max_evaluations, "gradient") as line:
+        look = line.counting(partial(_look, f, x, None))
+        for e in epsilons:
+            r, far = box(x, None, e), slope
+            for multiple in outside:
+                far = _useful(*look(multiple * r * jnp.sign(far)), far)
+            starts = jnp.sign(jnp.stack([far, -slope] if outside else [slope]))
+            looks = max_evaluations - len(outside)
+            tops.append(ascent.maximise(look, r, (base, slope), starts, key, max_looks=looks))
     return _checked(Sharpness(*_metric(base, [tops], np.shape(epsilon), max_evaluations, 0)))
 
 
@@ -148,7 +150,7 @@ def random_subspaces(
         points.
       entries: sampler of the entries of A, see `subspace.draw`.
       draws_at_once: under one `vmap`; more fill an accelerator that the gradient of one point does not.
-      progress: what to call a progress bar of the draws; `None` shows none.
+      progress: what to call the line that shows how far it is; `None` shows none.
 
     Returns:
       Arrays `[num_draws]`, or `[epsilons, num_draws]`.
@@ -167,22 +169,21 @@ def random_subspaces(
     if dim > len(x):
         raise ValueError(f"dim is {dim}; it must be from 1 to {len(x)}, the number of parameters")
     count = min(num_directions, len(x))
-    ways = [_directions(f, x, slope, key, e * _size(key, len(x), dim, entries), dim, count) for e in epsilons]
     keys, tops = draw_keys(key, num_draws), []
-    with shown.line(progress, num_draws, "draw") as line:
+    total = len(epsilons) * (_CLIMB * count + num_draws * max_evaluations)
+    with shown.line(progress, total, "gradient") as line:
+        look, size = line.counting(partial(_look, f, x, None)), _size(key, len(x), dim, entries)
+        ways = [_directions(look, x, slope, key, e * size, dim, count) for e in epsilons]
         for i in range(0, num_draws, draws_at_once):
             group = keys[i] if draws_at_once == 1 else keys[i : i + draws_at_once]
             A, unit, in_A, corners = _draw((len(x), dim, entries), group, x, slope, ways)
-            look, centre = partial(_look, f, x, A), (base, in_A)
+            look, centre = line.counting(partial(_look, f, x, A), min(draws_at_once, num_draws - i)), (base, in_A)
             tops.append(
                 [
                     ascent.maximise(look, e * unit, centre, starts, group, max_looks=max_evaluations)
                     for e, starts in zip(epsilons, corners, strict=True)
                 ]
             )
-            if progress is not None:
-                jax.block_until_ready(tops[-1])
-                line.update(min(draws_at_once, num_draws - i))
     shape = (*np.shape(epsilon), num_draws)
     return _checked(SubspaceSharpness(*_metric(base, tops, shape, max_evaluations, _CLIMB * count)))
 
@@ -243,7 +244,7 @@ def _draw(
 
 
 def _directions(
-    f: Callable, x: Array, slope: Array, key: Array, entry: Any, dim: int, count: int
+    look: Callable, x: Array, slope: Array, key: Array, entry: Any, dim: int, count: int
 ) -> Float[Array, "directions n"]:
     r"""Directions in the full space in which the ascents of all draws begin, orthonormal.
 
@@ -260,7 +261,7 @@ def _directions(
     for i, way in enumerate(jax.random.normal(jax.random.fold_in(key, 2**32 - 1), found.shape, x.dtype)):
         way = _orthogonal(found, way)
         for length in (far, *[near] * (_CLIMB - 1)):
-            way = _orthogonal(found, _useful(*_look(f, x, None, entry * length * way), way))
+            way = _orthogonal(found, _useful(*look(entry * length * way), way))
         found = found.at[i].set(way)
     return found
 

@@ -117,10 +117,9 @@ def test_claims_of_paths_directions_and_maps():
 
 
 def test_a_grid_with_too_few_runs_tests_nothing():
-    measures = {"sharpness, full space, 1e-3": 1.0}
     runs = [
-        row("correlation", f"width {i}", 0, train_accuracy=1.0, test_accuracy=1 - 0.01 * (i + 2 * (i % 3)), setting={"width": i},
-            measures={**measures, "sharpness, full space, 1e-3": float(i)})
+        row("correlation", f"width {i}", 0, train_accuracy=1.0, test_accuracy=1 - 0.01 * (i + 2 * (i % 3)),
+            setting={"width": i}, measures={"sharpness, full space, 1e-3": float(i)})
         for i in range(8)
     ]  # fmt: skip
     assert found(runs[:2], "sharpness goes with") == "not tested"

@@ -49,6 +49,7 @@ MAY_IMPORT_EXPERIMENTS = {
     "mnist": {"tables"},
     "cifar": {"tables"},
     "claims": set(),
+    "published": {"paper"},
     "paper": {
         "batch_size",
         "cifar",

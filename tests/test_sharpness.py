@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import itertools
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from gengap import sharpness, subspace
+from gengap import progress, sharpness, subspace
 
 KEY = jax.random.key(0)
 X = {"a": jnp.array([[1.0, -2.0], [0.5, 0.0]]), "b": jnp.array([3.0, -0.1, 0.7])}
@@ -155,7 +156,7 @@ def test_more_draws_leave_the_first_ones_as_they_are(drawn):
 
 def test_directions_are_orthonormal_and_lead_to_the_highest_corners():
     f, x = (lambda x: 1 + jnp.cosh(3 * x[0]) + 0.1 * x[1]), jnp.zeros(20)
-    ways = sharpness._directions(Partial(f), x, jnp.ones(20), KEY, 0.3, 3, 4)
+    ways = sharpness._directions(partial(sharpness._look, Partial(f), x, None), x, jnp.ones(20), KEY, 0.3, 3, 4)
     np.testing.assert_allclose(ways[:2] @ ways[:2].T, np.eye(2), atol=1e-5)
     assert abs(float(ways[0, 0])) > 0.9
 
@@ -235,6 +236,22 @@ def test_progress_changes_nothing(drawn, capsys, monkeypatch):
     how = {"dim": 3, "num_draws": 5, "epsilon": (0.1, 0.01), "max_evaluations": 12}
     near(sharpness.random_subspaces(waves, X, KEY, progress="waves", **how), drawn)
     assert "waves" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_progress_counts_every_gradient(monkeypatch, at_once):
+    totals, counted = [], []
+    begin, count = progress.line, progress.Line.update
+    monkeypatch.setattr(
+        progress, "line", lambda words, total, unit: totals.append(total) or begin(words, total, unit)
+    )
+    monkeypatch.setattr(progress.Line, "update", lambda line, done=1: counted.append(done) or count(line, done))
+    how = {"epsilon": (0.1, 0.01), "max_evaluations": 7, "progress": "waves"}
+    full = sharpness.full_space(waves, X, KEY, **how)
+    assert totals == [sum(counted)] == [full.evaluations.sum()]
+    counted.clear()
+    drawn = sharpness.random_subspaces(waves, X, KEY, dim=3, num_draws=3, draws_at_once=at_once, **how)
+    assert totals[1:] == [sum(counted)] == [drawn.evaluations.sum() + drawn.shared_evaluations[:, 0].sum()]
 
 
 @pytest.mark.parametrize("asked", [None, "tensorfloat32", "bfloat16"])
