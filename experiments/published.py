@@ -25,7 +25,7 @@ def main(root: Path = Path("published")) -> None:
     for path in sorted(root.glob("*/*/config.json")):
         run = records.read(path.parent)
         figures = importlib.import_module(f"experiments.{run.experiment}").figures
-        report.write(run.experiment, figures(run.rows), run, run.path)
+        report.write(run.experiment, figures(run.rows), run, path.parent)
         own = gathered.setdefault(run.config["dataset"], [])
         own += [{**row, "part": run.experiment} for row in run.rows]
         sys.stdout.write(f"{path.parent}: {len(run.rows)} rows\n")
