@@ -19,9 +19,11 @@ __all__ = [
     "ascent",
     "data",
     "flat",
+    "growth",
     "hessian",
     "landscape",
     "measures",
+    "methods",
     "minima",
     "models",
     "objective",
@@ -34,6 +36,7 @@ __all__ = [
     "subspace",
     "symmetry",
     "train",
+    "updates",
 ]
 
 

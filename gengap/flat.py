@@ -156,6 +156,14 @@ def check_positive(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
 
 
+def check_between(values: Mapping[str, Any], low: float, high: float = math.inf) -> None:
+    """Refuse, by its name, what is not a finite number from `low` to `high`."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Real) or not low <= float(value) <= high or not math.isfinite(value):
+            where = f"from {low} up" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{name} is {value!r}; it must be a number {where}")
+
+
 @jax.jit
 def unit(v: Float[Array, " n"]) -> tuple[Array, Array]:
     """The length of a vector and its direction, also where squares would be 0; that of 0 is 0."""

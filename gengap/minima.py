@@ -20,8 +20,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from gengap import flat, objective, records, train
+from gengap import flat, growth, methods, objective, records, train
 from gengap.data import Dataset
+from gengap.methods import PLAIN, Method
 from gengap.models import Model
 
 METHOD = 1
@@ -70,6 +71,7 @@ def find_pair(
     large_batch: float = 0.1,
     seed: int = 0,
     optimizer: Any = train.ADAM,
+    method: Method = PLAIN,
     epochs: int = 100,
     patience: int | None = 10,
     tolerance: float = 1e-3,
@@ -90,8 +92,9 @@ def find_pair(
     sizes = {"SB": small_batch, "LB": large_batch}
     for size in sizes.values():
         train.count(size, len(ds.x_train))
-    how = {"seed": seed, "optimizer": optimizer, "epochs": epochs, "patience": patience, "tolerance": tolerance}
-    how |= {"target": target, "clip": clip, "chunk": chunk, "store": store}
+    how: dict[str, Any] = {"seed": seed, "optimizer": optimizer, "method": method, "epochs": epochs}
+    how |= {"patience": patience, "tolerance": tolerance, "target": target}
+    how |= {"clip": clip, "chunk": chunk, "store": store}
     small, large = (
         find(model, ds, key, size, progress=progress and f"{progress}, {name}", **how)
         for name, size in sizes.items()
@@ -108,6 +111,7 @@ def find(
     seed: int = 0,
     start: PyTree | None = None,
     optimizer: Any = train.ADAM,
+    method: Method = PLAIN,
     epochs: int = 100,
     patience: int | None = 10,
     tolerance: float = 1e-3,
@@ -127,6 +131,7 @@ def find(
       seed: number of the starting point, from 0 up.
       start: parameters to begin at, in place of the seed's own starting point.
       optimizer: any optax transformation; a named one (`train.adam`, `train.named`) where there is a `store`.
+      method: what differs from plain training, see `methods` and `updates`.
       epochs, patience, tolerance, target: when training stops, see `train.fit`.
       clip: see `objective.cross_entropy`.
       chunk: examples at once when the test set is evaluated.
@@ -138,8 +143,9 @@ def find(
       ValueError: a number out of its range, `store` without names, or a file in it that is damaged or of other
         settings than its name says.
     """
-    how = {"seed": seed, "start": start, "optimizer": optimizer, "patience": patience, "tolerance": tolerance}
-    how |= {"target": target, "clip": clip, "chunk": chunk, "store": store, "progress": progress}
+    how: dict[str, Any] = {"seed": seed, "start": start, "optimizer": optimizer, "method": method}
+    how |= {"patience": patience, "tolerance": tolerance, "target": target}
+    how |= {"clip": clip, "chunk": chunk, "store": store, "progress": progress}
     return find_along(model, ds, key, batch_size, (epochs,), **how)[0]
 
 
@@ -153,6 +159,7 @@ def find_along(
     seed: int = 0,
     start: PyTree | None = None,
     optimizer: Any = train.ADAM,
+    method: Method = PLAIN,
     patience: int | None = 10,
     tolerance: float = 1e-3,
     target: float | None = None,
@@ -187,6 +194,7 @@ def find_along(
         "chunk": chunk,
         **stop,
         "method": METHOD,
+        **({} if method == PLAIN else {"changes": method.name}),
     }
     settings = {
         epoch: json.loads(json.dumps({**asked, "epochs": epoch}, default=np.generic.item)) for epoch in epochs
@@ -199,6 +207,7 @@ def find_along(
     # An impossible label or shape is named before anything is trained.
     jax.eval_shape(objective.loss_and_accuracy(model.apply, ds.x_train, ds.y_train, chunk=chunk), x0)
     last = epochs[-1]
+    optimizer = methods.optimizer(method, optimizer)
     state, history = train.start(x0, batches_key, optimizer=optimizer), None
     checkpoint = paths[last].with_suffix(".checkpoint.npz") if paths else None
     if checkpoint and checkpoint.exists():
@@ -208,7 +217,7 @@ def find_along(
     saved = time.monotonic()
 
     def keep(epoch: int, state: train.TrainState, history: train.History) -> None:
-        params = jax.tree.map(jnp.copy, state.params)  # the next step overwrites its argument
+        params = jax.tree.map(jnp.copy, methods.parameters(state))  # the next step overwrites its argument
         diverged_at = int(state.diverged_at) if state.diverged_at >= 0 else None
         distance = float(_distance(params, x0))
         done = int(state.epoch), int(state.step)
@@ -225,18 +234,20 @@ def find_along(
             _write(checkpoint, state, history, {"settings": settings[last], "epochs": epoch})
             saved = time.monotonic()
 
-    state, history = train.fit(
-        objective.batch_loss(model.apply, model.apply_train, clip=clip),
-        *(state, ds.x_train, ds.y_train),
-        batch_size=size,
+    network: Any = {"apply": model.apply, "apply_train": model.apply_train, "clip": clip}
+    fit: Callable = partial(
+        train.fit,
+        methods.batch_loss(method, **network),
+        x=ds.x_train,
+        y=ds.y_train,
         optimizer=optimizer,
-        epochs=last,
         evaluate=objective.loss_and_accuracy(model.apply, ds.x_test, ds.y_test, chunk=chunk, clip=clip),
-        history=history,
-        on_epoch=after_epoch,
         progress=progress,
         **stop,
     )
+    if method.grow is not PLAIN.grow:
+        fit = growth.growing(method.grow, fit, methods.examples(method, **network), ds.x_train, ds.y_train)
+    state, history = fit(state, batch_size=size, epochs=last, history=history, on_epoch=after_epoch)
     for epoch in epochs:
         if epoch not in found:
             keep(epoch, state, history)
@@ -292,8 +303,9 @@ def _fingerprint(tree: PyTree) -> str:
 def _path(store: Path, settings: dict[str, Any]) -> Path:
     """Where a minimum is kept. A store finds by names: what has none would be taken for something else."""
     named = {"network": 'model._replace(name="mlp")', "optimizer": 'train.named("lion", optax.lion(1e-4))'}
+    named["changes"] = 'method._replace(name="flips")'
     for what, way in named.items():
-        if not settings[what]:
+        if not settings.get(what, True):
             raise ValueError(f"the {what} has no name, by which the store would find its minima: take {way}")
     words = f"{settings['network']} {settings['data']} B{settings['batch_size']} seed{settings['seed']}"
     short = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -65,16 +65,27 @@ def scale(x: Shaped[Array, "b ..."]) -> Float[Array, "b ..."]:
 
 
 @lru_cache(maxsize=64)
-def batch_loss(apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None) -> Callable:
-    """The loss that training descends: `(params, x, y, key) -> (mean loss, mean accuracy)`.
+def per_example(apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None) -> Callable:
+    """`(params, x, y, key) -> (losses [b], logits [b, classes])` in training, of a batch that is scaled.
 
     `apply_train`, `(params, x, key) -> logits`, stands in for `apply` where the network has dropout.
     """
 
-    def loss(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        x = scale(x)
+    def examples(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
         logits = _fitting(apply(params, x) if apply_train is None else apply_train(params, x, key), y)
-        return cross_entropy(logits, y, clip=clip).mean(), accuracy(logits, y).mean()
+        return cross_entropy(logits, y, clip=clip), logits
+
+    return examples
+
+
+@lru_cache(maxsize=64)
+def batch_loss(apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None) -> Callable:
+    """The loss that training descends, `(params, x, y, key) -> (mean loss, mean accuracy)`; `per_example` else."""
+    examples = per_example(apply, apply_train, clip=clip)
+
+    def loss(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
+        losses, logits = examples(params, scale(x), y, key)
+        return losses.mean(), accuracy(logits, y).mean()
 
     return loss
 

@@ -56,6 +56,20 @@ def adagrad(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
     return named(f"adagrad({_settings(learning_rate, weight_decay)})", own)
 
 
+@lru_cache(maxsize=64)
+def lars(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
+    """LARS, optax's: momentum 0.9 and a trust ratio for each array (You et al. 2017)."""
+    own = optax.lars(learning_rate, weight_decay=weight_decay)
+    return named(f"lars({learning_rate}, weight_decay={weight_decay})", own)
+
+
+@lru_cache(maxsize=64)
+def lamb(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
+    """LAMB, optax's: Adam with a trust ratio for each array (You et al. 2020)."""
+    own = optax.lamb(learning_rate, weight_decay=weight_decay)
+    return named(f"lamb({learning_rate}, weight_decay={weight_decay})", own)
+
+
 def _settings(learning_rate: float, weight_decay: float) -> str:
     return f"{learning_rate}" + (f", weight_decay={weight_decay}" if weight_decay else "")
 
@@ -140,11 +154,12 @@ def fit(
     it is not finite.
 
     Args:
-      loss: `(params, x, y, key) -> (scalar, accuracy)`, such as `objective.batch_loss(...)`.
+      loss: `(params, x, y, key) -> (scalar, accuracy)`, such as `objective.batch_loss(...)`. With (loss, accuracy)
+        in the place of accuracy, that loss is what history and the rules for the end see.
       state: from `start`, or one to go on from. It is not modified.
       x, y: the training set.
       batch_size: examples, or a fraction of the training set.
-      optimizer: any optax transformation, also one that asks for the loss or its function; as given to `start`.
+      optimizer: any optax transformation, as given to `start`; it may ask for the loss and for functions of it.
       epochs: the most epochs, counted from the first one ever.
       patience, tolerance: epochs and nats, see `has_plateaued`; with a patience of `None` it is not asked.
       target: nats; Jiang et al. (2020) stop at 0.01.
@@ -259,7 +274,8 @@ def _step(
     def step(state: TrainState, sums: Any, batches: Any) -> Any:
         (at, losses, accuracies), (order, keys) = sums, batches
         batch = x[order[at]], y[order[at]], keys[at]
-        (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *batch)
+        (value, told), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *batch)
+        reported, accuracy = told if isinstance(told, tuple) else (value, told)
         extra = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, *batch)[0]}
         updates, opt_state = update(gradient, state.opt_state, state.params, **extra)
         lost = (state.diverged_at < 0) & ~jnp.isfinite(value)
@@ -269,7 +285,11 @@ def _step(
             step=state.step + 1,
             diverged_at=jnp.where(lost, state.step, state.diverged_at),
         )
-        return new, (at + 1, (losses + value).astype(losses.dtype), (accuracies + accuracy).astype(losses.dtype))
+        return new, (
+            at + 1,
+            (losses + reported).astype(losses.dtype),
+            (accuracies + accuracy).astype(losses.dtype),
+        )
 
     return (jax.vmap(step) if several else step)(state, sums, batches)
 

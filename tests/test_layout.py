@@ -20,12 +20,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ascent": {"flat"},
     "data": {"tfds_sets"},
     "flat": set(),
+    "growth": {"flat", "methods"},
     "hessian": {"flat", "lanczos"},
     "lanczos": {"flat"},
     "landscape": {"flat"},
     "measures": {"ascent", "flat", "hessian", "objective"},
-    "methods": {"objective"},
-    "minima": {"data", "flat", "models", "objective", "records", "train"},
+    "methods": {"flat", "objective", "train"},
+    "minima": {"data", "flat", "growth", "methods", "models", "objective", "records", "train"},
     "models": set(),
     "objective": set(),
     "paper": set(),
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "symmetry": {"flat"},
     "tfds_sets": set(),
     "train": {"flat", "progress"},
+    "updates": {"flat", "methods", "train"},
 }
 # What each file of experiments/ may import from there, besides these two.
 SHARED = {"command", "training"}

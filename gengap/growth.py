@@ -1,0 +1,113 @@
+"""Methods that let the batch grow while training goes on, and the noise of a gradient, by which they may do it."""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Integer, Key, PyTree, Shaped
+
+from gengap import flat
+from gengap.methods import Method, own_key
+
+
+class Noise(NamedTuple):
+    """Of the gradient g of one batch: the trace of its covariance, Sigma / B, and |g|^2."""
+
+    variance: Array
+    square: Array
+
+
+@lru_cache(maxsize=64)
+def doubling(every: int, *, most: int) -> Method:
+    """The batch doubles after every so many epochs, up to `most` examples (Smith et al. 2018)."""
+    flat.check_counts({"every": every, "most": most})
+
+    def grow(size: int, epoch: int, noise: Callable[[], Noise]) -> int:
+        return max(size, min(2 * size, most)) if epoch % every == 0 else size
+
+    return Method(f"doubling({every}, most={most})", grow=grow)
+
+
+@lru_cache(maxsize=64)
+def byrd(theta: float = 0.5, *, most: int) -> Method:
+    r"""A batch with $\mathrm{tr}\,\Sigma / B > \theta^2 |g|^2$, a noisy gradient g, grows to where they are equal.
+
+    The test is made after each epoch, on a batch of the present size. `most` examples are the end of it.
+
+    Reference: Byrd, Chin, Nocedal and Wu, "Sample size selection in optimization methods for machine learning",
+    Mathematical Programming 134, 2012.
+    """
+    flat.check_positive({"theta": theta})
+    flat.check_counts({"most": most})
+
+    def grow(size: int, epoch: int, noise: Callable[[], Noise]) -> int:
+        found = noise()
+        wanted = size * float(found.variance) / (theta**2 * max(float(found.square), 1e-30))
+        return max(size, min(math.ceil(wanted), most)) if math.isfinite(wanted) else size
+
+    return Method(f"byrd({theta}, most={most})", grow=grow)
+
+
+@partial(jax.jit, static_argnames=("examples", "draws"))
+def gradient_noise(
+    examples: Callable,
+    params: PyTree,
+    x: Shaped[Array, "b ..."],
+    y: Integer[Array, " b"],
+    key: Key[Array, ""],
+    *,
+    draws: int = 16,
+) -> Noise:
+    r"""How noisy the gradient of a batch is, from one forward pass and `draws` + 1 backward passes.
+
+    $\frac1B \sum_i (z_i - \bar z) \nabla f_i$ with $z_i \sim N(0, 1)$ has the mean square
+    $\frac{B-1}{B} \mathrm{tr}\, \Sigma / B$, with $\Sigma$ the unbiased covariance of the examples.
+
+    Args:
+      examples: `(params, x, y, key) -> (losses [b], logits)`, as from `examples`.
+      params: where.
+      x, y: the batch, of two examples or more.
+      key: of z and of the network.
+      draws: sets of z; the variance has a relative error of about sqrt(2 / draws) where one direction dominates.
+    """
+    losses, pull = jax.vjp(lambda p: examples(p, x, y, key)[0], params)
+    z = jax.random.normal(own_key(key, "gradient_noise"), (draws, len(x)), losses.dtype)
+
+    def square(weights: Array) -> Array:
+        return optax.tree.norm(pull(weights / len(x))[0], squared=True)
+
+    spread = jax.vmap(square)(z - z.mean(1, keepdims=True))
+    return Noise(spread.mean() * len(x) / (len(x) - 1), square(jnp.ones_like(losses)))
+
+
+def growing(grow: Callable, fit: Callable, examples: Callable, x: Array, y: Array) -> Callable:
+    """`fit(state, *, batch_size, epochs, history, on_epoch)` with a batch size that `grow` sets after each epoch.
+
+    The history has the batch sizes too, so that a run goes on as it would have.
+    """
+
+    def fit_all(state: Any, *, batch_size: int, epochs: int, history: Any = None, on_epoch: Any = None) -> Any:
+        sizes, history = [int(size) for size in (history or {}).get("batch_size", ())], history or {}
+
+        def noise(size: int) -> Noise:
+            order, own = jax.random.split(own_key(jax.random.fold_in(state.key, state.epoch), "grow"))
+            batch = jax.random.permutation(order, len(x))[:size]
+            return gradient_noise(examples, state.params, x[batch], y[batch], own)
+
+        while True:
+            last = sizes[-1] if sizes else batch_size
+            size = min(grow(last, len(sizes), partial(noise, last)), len(x)) if sizes else batch_size
+            with_sizes = {"batch_size": np.array([*sizes, size])}
+            told = on_epoch and (lambda state, found, more=with_sizes: on_epoch(state, found | more))
+            end = min(len(sizes) + 1, epochs)
+            state, found = fit(state, batch_size=size, epochs=end, history=history, on_epoch=told, progress=None)
+            if len(found.get("train_loss", ())) == len(sizes):
+                return state, history
+            sizes, history = [*sizes, size], found | with_sizes
+
+    return fit_all
