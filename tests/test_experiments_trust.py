@@ -1,10 +1,12 @@
 """Choices, reparametrisations and the grid at toy size: rows, drawings, and nothing done twice."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import choices, correlation, reparametrise
+from experiments import averages, choices, correlation, reparametrise
 from gengap import minima, models, report
+from tests import toy
 
 
 def said(sections):
@@ -89,3 +91,26 @@ def test_a_network_without_batch_norm_has_no_population_statistics(monkeypatch):
     run = choices.run(choices.SMOKE._replace(epsilons=(1e-3,)))
     assert "population statistics" not in [row["choice"] for row in run.rows]
     assert choices.figures(run.rows)[0].table.columns.tolist()[2:] == ["SB, 0.001", "LB, 0.001"]
+
+
+def test_moving_averages_forget_their_beginning():
+    own = {"BatchNorm_0": {"mean": jnp.array([4.0]), "var": jnp.array([9.0])}}
+    first = averages._averaged(None, own, 0.99**3)["BatchNorm_0"]
+    np.testing.assert_allclose(first["mean"], 4 * (1 - 0.99**3), rtol=1e-5)
+    np.testing.assert_allclose(first["var"], 9 - 8 * 0.99**3, rtol=1e-5)
+    then = averages._averaged({"BatchNorm_0": first}, own, 0.99**7)["BatchNorm_0"]
+    np.testing.assert_allclose(then["var"], 9 - 8 * 0.99**10, rtol=1e-5)
+
+
+def test_averages_without_memory_are_batch_statistics(monkeypatch):
+    toy.use(monkeypatch)
+    monkeypatch.setattr(models, "f1", lambda num_classes: models.dense(num_classes, widths=(8,)))
+    setting = averages.SMOKE.training._replace(large_batch=400)  # one chunk, the whole set
+    run = averages.run(averages.Config(setting, momentum=0.0))
+    small, large = run.rows
+    assert large["steps"] == [1, 2] and small["steps"][-1] > 2
+    np.testing.assert_allclose(large["moving"], large["batch"], rtol=1e-4)
+    slow = averages.run(averages.Config(setting, momentum=0.999999)).rows[1]
+    assert abs(slow["moving"][-1] - slow["batch"][-1]) > 0.05
+    section = averages.figures(run.rows)[0]
+    assert "after 2.00 updates" in section.findings[0] and "9.11" in section.findings[0]
