@@ -16,7 +16,7 @@ help:
 	@for file in $(FILES); do echo "  $$file: $$(sed -n '1s/"""//gp' $$file)"; done
 	@echo 'make paper      the same as make exp-paper'
 	@echo 'make test       run the tests; ARGS goes to pytest'
-	@echo 'make bench      measure the maximisers against each other; ARGS goes to it'
+	@echo 'make bench, make accelerator   measure the maximisers; all that needs a GPU or TPU; ARGS goes to it'
 	@echo 'make lint       run ruff and mypy'
 	@echo 'make setup      make .venv; the others do it by themselves'
 	@echo 'make clean      remove .venv and the caches; results/ stays'
@@ -36,8 +36,8 @@ paper: exp-paper
 test: $(READY)
 	@$(PY) -m pytest $(ARGS)
 
-bench: $(READY)
-	@$(PY) -m benchmarks.sharpness $(ARGS)
+bench accelerator: $(READY)
+	@$(PY) -m benchmarks.$(@:bench=sharpness) $(ARGS)
 
 lint: $(READY)
 	@$(PY) -m ruff check .
@@ -56,4 +56,4 @@ clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help paper bench test lint setup clean $(EXPERIMENTS)
+.PHONY: help paper bench accelerator test lint setup clean $(EXPERIMENTS)

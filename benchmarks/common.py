@@ -3,10 +3,11 @@
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxtyping import Array
 
 from benchmarks import flops
 from experiments import command
-from gengap import data, minima, models, records
+from gengap import data, minima, models, objective, records, train
 
 STORE = Path("results/minima")
 
@@ -71,6 +72,27 @@ def examples(network: str, count: int) -> tuple[Array, Array]:
     return jnp.asarray(images), jnp.asarray(rng.integers(0, 10, count).astype(np.int32))
 
 
+def training(network: str, train_size: int, batch_size: int, seeds: int = 1) -> tuple[Any, ...]:
+    """A network, random examples, states of so many seeds, and `epoch(states)`, which trains them side by side."""
+    model = getattr(models, network)(10)
+    x, y = examples(network, train_size)
+    keys = jax.random.split(jax.random.key(0), seeds)
+    states = [train.start(model.init(key, objective.scale(x[:2])), key) for key in keys]
+    loss = objective.batch_loss(model.apply, model.apply_train)
+
+    def epoch(states: Sequence[train.TrainState]) -> list[train.TrainState]:
+        how: dict[str, Any] = {"batch_size": batch_size, "epochs": 1, "patience": None}
+        return [state for state, _ in train.fit_side_by_side(loss, states, x, y, **how)]
+
+    return model, x, y, states, epoch
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held at once: of its device, or of the machine where that is a CPU."""
+    held = jax.devices()[0].memory_stats() or {}
+    return held.get("peak_bytes_in_use", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds until the arrays that `call` returns are there, and these."""
     begin = time.perf_counter()
@@ -79,12 +101,16 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median, least and most seconds of each call, one after another in every round; the first round compiles."""
+    """Median, least and most seconds of each call, one after another in every round.
+
+    "compile" is what the first call took above the median of the later ones.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
             seconds[name].append(timed(call)[0])
-    return {
-        name: {"median": statistics.median(values), "least": min(values), "most": max(values)}
-        for name, (_, *values) in seconds.items()
-    }
+    found = {}
+    for name, (first, *values) in seconds.items():
+        median = statistics.median(values)
+        found[name] = {"median": median, "least": min(values), "most": max(values), "compile": first - median}
+    return found

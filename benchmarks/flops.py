@@ -28,30 +28,36 @@ class Count(NamedTuple):
 
     forward: float
     gradient: float
-    forward_by_hand: float
-    gradient_by_hand: float
     parameters: int
 
 
-def count(network: str, batch: int = 8) -> Count:
-    """Counts for a network on the data set that the paper has for it."""
+def count(network: str) -> Count:
+    """By hand, from the shapes alone, for a network on the data set that the paper has for it."""
+    params = _params(network, jnp.zeros((2, *SHAPES[network])))
+    products = by_hand(params, SHAPES[network])
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return Count(2 * sum(products), 2 * (3 * sum(products) - products[0]), parameters)
+
+
+def compiled(network: str, batch: int = 8) -> tuple[float, float]:
+    """Of the compiled forward pass and gradient, for one example."""
     model = getattr(models, network)(10)
     x, y = jnp.zeros((batch, *SHAPES[network])), jnp.zeros(batch, int)
-    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    params = _params(network, x)
     loss = objective.batch_loss(model.apply)
 
     def operations(fn: Any) -> float:
-        compiled = jax.jit(fn).lower(params, x, y, jax.random.key(0)).compile()
-        return compiled.cost_analysis()["flops"] / batch
+        program = jax.jit(fn).lower(params, x, y, jax.random.key(0)).compile()
+        return program.cost_analysis()["flops"] / batch
 
-    products = by_hand(params, SHAPES[network])
-    return Count(
+    return (
         operations(lambda *args: loss(*args)[0]),
         operations(lambda *args: jax.value_and_grad(lambda p: loss(p, *args[1:])[0])(args[0])),
-        2 * sum(products),
-        2 * (3 * sum(products) - products[0]),
-        sum(leaf.size for leaf in jax.tree.leaves(params)),
     )
+
+
+def _params(network: str, x: Any) -> Any:
+    return jax.eval_shape(getattr(models, network)(10).init, jax.random.key(0), x)
 
 
 def by_hand(params: Any, shape: Sequence[int]) -> list[int]:
@@ -70,17 +76,13 @@ def by_hand(params: Any, shape: Sequence[int]) -> list[int]:
 
 def main() -> None:
     """Print the counts."""
-    for network in SHAPES:
+    for network, m in EXAMPLES.items():
         one = count(network)
-        m = EXAMPLES[network]
-        print(
-            f"{network}: {one.parameters:,} parameters, A of {DIM} columns {4 * DIM * one.parameters / 1e9:.2f} GB"
-        )
-        for name, compiled, hand in (
-            ("forward", one.forward, one.forward_by_hand),
-            ("gradient", one.gradient, one.gradient_by_hand),
-        ):
-            print(f"  {name:9} {compiled / 1e6:9.2f} MFLOP an example compiled, {hand / 1e6:9.2f} by hand")
+        memory = 4 * DIM * one.parameters / 1e9
+        print(f"{network}: {one.parameters:,} parameters, A of {DIM} columns {memory:.2f} GB")
+        for name, found in zip(("forward", "gradient"), compiled(network), strict=True):
+            hand = getattr(one, name)
+            print(f"  {name:9} {found / 1e6:9.2f} MFLOP an example compiled, {hand / 1e6:9.2f} by hand")
         print(f"  an epoch, or an evaluation of the sharpness: {m * one.gradient / 1e12:.2f} TFLOP")
 
 

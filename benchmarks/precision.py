@@ -49,24 +49,20 @@ def main(
       data_dir: the TFDS directory.
       out: a JSON file to write too.
     """
-    ds = data.load(dataset, data_dir)
-    model = getattr(models, network)(ds.num_classes)
-    small, large = common.pair(model, ds, epochs=epochs, store=store)
-    params = (small if method == "SB" else large).params
-    ds = data.head(ds, min(examples, len(ds.x_train)))
+    model, ds, params = minimum(network, dataset, method, examples, epochs, store, data_dir)
     loss = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
     rows: list[dict[str, Any]] = []
     for space, p in (("full", None), ("random", dim)):
         with jax.enable_x64(True):
-            look64, radius64 = _problem(*in_float64(model, ds.x_train, ds.y_train, params), p)
+            look64, radius64 = problem(*in_float64(model, ds.x_train, ds.y_train, params), p)
             reference, base = _ascend(look64, epsilon * radius64)
-        best = _phi(float(reference.value), base)
-        problem, radius = _problem(loss, params, p)
+        best = phi(float(reference.value), base)
+        look, radius = problem(loss, params, p)
         for precision in PRECISIONS:
-            found, below = _ascend(partial(problem, precision=precision), epsilon * radius)
-            value = _phi(float(found.value), below)
+            found, below = _ascend(partial(look, precision=precision), epsilon * radius)
+            value = phi(float(found.value), below)
             with jax.enable_x64(True):
-                there = _phi(float(look64(found.point.astype(jnp.float64))[0]), base)
+                there = phi(float(look64(found.point.astype(jnp.float64))[0]), base)
             row = {"space": space, "precision": precision, "value": value, "float64 there": there, "float64": best}
             rows.append(
                 row | {"error of the arithmetic": value / there - 1, "error of the whole": value / best - 1}
@@ -88,10 +84,20 @@ def in_float64(model: models.Model, x: Array, y: Array, params: Any) -> tuple[Ca
     return loss, jax.tree.map(lambda a: a.astype(jnp.float64), params)
 
 
-def _problem(loss: Callable, params: Any, dim: int | None) -> tuple[Callable, Array]:
+def minimum(
+    network: str, dataset: str, method: str, examples: int, epochs: int, store: Path, data_dir: Path | None
+) -> tuple[models.Model, data.Dataset, Any]:
+    """The network, the first examples of the data, and the SB or LB minimum of all of them; see `main`."""
+    ds = data.load(dataset, data_dir)
+    model = getattr(models, network)(ds.num_classes)
+    small, large = common.pair(model, ds, epochs=epochs, store=store)
+    return model, data.head(ds, min(examples, len(ds.x_train))), (small if method == "SB" else large).params
+
+
+def problem(loss: Callable, params: Any, dim: int | None, key: Array | None = None) -> tuple[Callable, Array]:
     """`y -> (f(x + A y), its gradient)`, and the half-widths of its box for epsilon 1."""
     n = sum(leaf.size for leaf in jax.tree.leaves(params))
-    A = None if dim is None else subspace.draw(jax.random.key(0), n, dim)
+    A = None if dim is None else subspace.draw(jax.random.key(0) if key is None else key, n, dim)
     return partial(_look, sharpness.restrict(loss, params, A)), sharpness.box(params, A, 1.0)
 
 
@@ -108,7 +114,8 @@ def _ascend(look: Callable, radius: Array) -> tuple[ascent.Maximum, float]:
     return ascent.maximise(look, radius, centre, start, jax.random.key(0), max_looks=12), float(centre[0])
 
 
-def _phi(top: float, base: float) -> float:
+def phi(top: float, base: float) -> float:
+    """Metric 2.1 from f at its maximum and at the centre (eq. 4)."""
     return 100 * (top - base) / (1 + base)
 
 

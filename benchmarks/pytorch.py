@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import common
-from gengap import models, objective, sharpness, train
+from gengap import objective, sharpness
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -52,19 +52,16 @@ def main(
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     autocast = partial(torch.autocast, DEVICE, torch.bfloat16, enabled=precision == "bfloat16")
-    x, y = common.examples("c1", train_size)
+    model, x, y, states, epoch = common.training("c1", train_size, batch_size, max(seeds))
+
+    def timed(calls: dict[str, Callable]) -> dict[str, Any]:
+        with jax.default_matmul_precision(precision):
+            seconds = common.in_turn(calls, rounds)
+        ours, theirs = (one["median"] for one in seconds.values())
+        return {**seconds, "JAX / PyTorch": ours / theirs}
+
     images = torch.tensor(np.asarray(x)).to(DEVICE).permute(0, 3, 1, 2)  # channels last in memory
     labels = torch.tensor(np.asarray(y)).long().to(DEVICE)
-    model = models.c1()
-    keys = jax.random.split(jax.random.key(0), max(seeds))
-    states = [train.start(model.init(key, objective.scale(x[:2])), key) for key in keys]
-    loss = objective.batch_loss(model.apply, model.apply_train)
-
-    def jax_epoch(count: int) -> Any:
-        how: dict[str, Any] = {"batch_size": batch_size, "epochs": 1, "patience": None}
-        with jax.default_matmul_precision(precision):
-            return [state for state, _ in train.fit_side_by_side(loss, states[:count], x, y, **how)]
-
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "precision": precision,
@@ -73,29 +70,19 @@ def main(
     }
     for count in seeds:
         steps = [torch_training(states[i].params, autocast) for i in range(count)]
-        epochs = {
-            "JAX": partial(jax_epoch, count),
-            "PyTorch": partial(torch_epochs, steps, images, labels, batch_size),
-        }
-        seconds = common.in_turn(epochs, rounds)
-        ratio = seconds["JAX"]["median"] / seconds["PyTorch"]["median"]
-        found[f"an epoch, {count} seeds"] = {**seconds, "JAX / PyTorch": ratio}
+        theirs = partial(torch_epochs, steps, images, labels, batch_size)
+        found[f"an epoch, {count} seeds"] = timed({"JAX": partial(epoch, states[:count]), "PyTorch": theirs})
 
-    params = jax_epoch(1)[0].params
+    params, key = epoch(states[:1])[0].params, states[0].key
     f = objective.over_dataset(model.apply, x, y, chunk=chunk)
 
-    def ours() -> sharpness.SubspaceSharpness:
-        with jax.default_matmul_precision(precision):
-            return sharpness.random_subspaces(f, params, keys[0], dim=dim, num_draws=draws, max_evaluations=12)
-
-    network = c1(params).to(DEVICE)
-    g = partial(torch_loss, network, images, labels, chunk, autocast)
+    ours = partial(sharpness.random_subspaces, f, params, key, dim=dim, num_draws=draws, max_evaluations=12)
+    g = partial(torch_loss, network := c1(params).to(DEVICE), images, labels, chunk, autocast)
     theirs = partial(torch_subspaces, network, g, dim, draws)
-    seconds = common.in_turn({"JAX": ours, "SciPy over PyTorch": theirs}, rounds)
-    mine, (values, evaluations) = ours(), theirs()
-    found["sharpness"] = {
-        **seconds,
-        "JAX / PyTorch": seconds["JAX"]["median"] / seconds["SciPy over PyTorch"]["median"],
+    found["sharpness"] = timed({"JAX": ours, "SciPy over PyTorch": theirs})
+    with jax.default_matmul_precision(precision):
+        mine, (values, evaluations) = ours(), theirs()
+    found["sharpness"] |= {
         "mean value": {"JAX": float(mine.mean), "SciPy over PyTorch": float(np.mean(values))},
         "evaluations": {"JAX": float(mine.evaluations.mean()), "SciPy over PyTorch": float(np.mean(evaluations))},
     }

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import time
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import common, first_call, flops, precision, rates, seeds, subspace
+from benchmarks import accelerator, common, first_call, flops, precision, subspace
 from benchmarks import sharpness as bench
 from gengap import data, models, objective, train
 
@@ -37,24 +38,84 @@ def test_calls_are_timed_in_turn_and_the_first_round_apart():
     assert all(one["least"] <= one["median"] <= one["most"] for one in found.values())
 
 
-@pytest.mark.filterwarnings("ignore:.*does not resolve")
-def test_rates_are_operations_over_seconds(small_f1, tmp_path, capsys):
-    toy = {"train_size": 20, "batch_size": 8, "chunk": 8, "dim": 2, "side": 64, "rounds": 1}
-    found = rates.main("f1", **toy, out=tmp_path / "r.json")
-    assert json.loads((tmp_path / "r.json").read_text()) == json.loads(capsys.readouterr().out) == found
-    one = flops.count("f1")
-    assert found["epoch"]["TFLOP"] == pytest.approx(24 * one.gradient / 1e12)  # the last batch filled up
-    most = 12 * (20 * one.gradient + 4 * 2 * one.parameters) / 1e12
-    assert most / 6 <= found["draw"]["TFLOP"] <= most
-    for name in ("product", "epoch", "draw"):
-        row = found[name]
-        assert row["TFLOP/s"] == pytest.approx(row["TFLOP"] / row["seconds"]["median"])
+def test_a_share_is_operations_over_seconds_beside_those_of_a_product(small_f1, monkeypatch):
+    """With an epoch of 4 s and a product of 2 s."""
+    monkeypatch.setattr(models, "c1", models.f1)
+    medians = {"product": {"median": 2.0}, "own": {"median": 4.0}}
+    monkeypatch.setattr(common, "in_turn", lambda calls, rounds: {name: medians[name] for name in calls})
+    size = accelerator.TOY._replace(side=10, train_size=20, batch_size=8)
+    one = flops.count("c1")
+    assert accelerator.product(size, "float32")["value"] == pytest.approx(2000 / 2 / 1e12)
+    epoch = accelerator.training(size, "c1", "float32")
+    assert epoch["value"] == pytest.approx(24 * one.gradient / 4 / (2000 / 2))  # the last batch filled up
+    look = accelerator.gradient(size, "c1", "float32")
+    assert look["value"] == pytest.approx((20 * one.gradient + 4 * 2 * one.parameters) / 4 / (2000 / 2))
 
 
-def test_seeds_gives_a_ratio_for_each_batch_size(small_f1, capsys):
-    ratios = seeds.main(train_size=64, batch_sizes=(16, 32), seeds=2, rounds=1)
-    assert list(ratios) == [16, 32] and all(ratio > 0 for ratio in ratios.values())
-    assert capsys.readouterr().out.count("vmap / one by one") == 2
+@pytest.mark.filterwarnings("ignore")
+def test_every_line_of_the_accelerator_is_measured_once(tmp_path, monkeypatch):
+    """One precision, no second size of the tables, and the errors given: the others compile the same once more."""
+
+    def measure():
+        accelerator.measure(list(groups), tmp_path, toy=True, retry=False, data_dir=None)
+        return accelerator._rows(tmp_path, True)
+
+    monkeypatch.setattr(precision, "PRECISIONS", ("float32",))
+    errors = [{"space": s, "precision": "float32", "error of the arithmetic": 1e-6} for s in ("full", "random")]
+    monkeypatch.setattr(precision, "main", lambda *_, **how: errors)
+    groups, c1 = accelerator.lines(tmp_path, True, None), models.c1
+    groups = {name: own for name, own in groups.items() if "5 seeds" not in name}
+    rows = measure()
+    assert [row["name"] for row in rows] == [name for own in groups.values() for name in own]
+    for row in rows:
+        assert row["peak_bytes"] > 0 and {"commit", "device", "jax", "seconds"} <= row["origin"].keys()
+        if row["unit"] == "PyTorch is not installed":
+            assert row["value"] is None and importlib.util.find_spec("torch") is None
+        else:
+            assert row["value"] == 1e-6 if row["unit"] == "relative error" else row["value"] > 0
+    assert measure() == rows and models.c1 is c1
+    table = accelerator.table(groups, rows).splitlines()
+    assert len(table) == 2 + len(rows) and "C2 gradient, float32" in "".join(table)
+
+
+def test_the_accelerator_goes_on_and_says_what_could_not_be_measured(tmp_path, capsys, monkeypatch):
+    """Two lines of two groups, of which one fails; the call is interrupted between the groups."""
+    calls = []
+
+    def line(name, value):
+        calls.append(name)
+        return {"value": 1 / value, "unit": "s"}
+
+    def in_this_process(names, seconds, log, **how):
+        if calls == ["a"]:
+            raise KeyboardInterrupt
+        accelerator.measure(names, **how)
+
+    groups = {"A": {"a": partial(line, "a", 4)}, "B": {"b": partial(line, "b", 0), "c": partial(line, "c", 2)}}
+    monkeypatch.setattr(accelerator, "lines", lambda *_: groups)
+    monkeypatch.setattr(accelerator, "_in_a_process", in_this_process)
+    with pytest.raises(KeyboardInterrupt):
+        accelerator.main(tmp_path)
+    assert "not measured yet" in capsys.readouterr().out and calls == ["a"]
+    calls.append("the second call")
+    accelerator.main(tmp_path)
+    assert calls[2:] == ["b", "c"]
+    accelerator.main(tmp_path)
+    out = capsys.readouterr().out
+    assert calls[2:] == ["b", "c"] and out.count("division by zero") == 2 and "not measured yet" not in out
+    accelerator.main(tmp_path, retry=True)
+    assert calls[2:] == ["b", "c", "b"]
+    with pytest.raises(ValueError, match="--minutes is 0; it must be a finite number above 0"):
+        accelerator.main(tmp_path, minutes=0)
+
+
+def test_a_line_ends_after_its_seconds_and_a_process_with_its_time(tmp_path):
+    assert accelerator._found(partial(time.sleep, 30), 1)["unit"] == "took more than 1 s"
+    begun = time.monotonic()
+    assert accelerator._in_a_process(["Products"], 0.1, tmp_path / "log", out=tmp_path, toy=True) == 0
+    assert time.monotonic() - begun < 25
+    assert accelerator._in_a_process(["Products"], 60, tmp_path / "log", out=tmp_path, wrong=True) == 1
+    assert "wrong" in (tmp_path / "log").read_text()
 
 
 def test_precisions_are_held_against_float64(problem, small_f1, tmp_path, monkeypatch):
