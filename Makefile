@@ -10,11 +10,12 @@ READY := $(if $(VENV),$(VENV)/ready-$(or $(ACCELERATOR),cpu))
 PACKAGES := -c constraints.txt -e '.[test,lint]' $(ACCELERATOR:%='jax[%]')
 FILES := $(filter-out %/__init__.py %/claims.py %/command.py %/training.py,$(wildcard experiments/*.py))
 EXPERIMENTS := $(FILES:experiments/%.py=exp-%)
+$(foreach v,$(filter-out PYTHON VENV ACCELERATOR ARGS,$(.VARIABLES)),$(if $(filter command,$(origin $v)),$(error There is no variable $v here; flags of an experiment go into ARGS="--flag value")))
 
 help:
 	@echo 'make exp-NAME   run experiments/NAME.py; ARGS="--flag value" goes to it, ARGS=--help lists its flags:'
 	@for file in $(FILES); do echo "  $$file: $$(sed -n '1s/"""//gp' $$file)"; done
-	@echo 'make paper      the same as make exp-paper'
+	@echo 'make paper, make published   the same as make exp-paper, make exp-published'
 	@echo 'make test       run the tests; ARGS goes to pytest'
 	@echo 'make bench, make accelerator   measure the maximisers; all that needs a GPU or TPU; ARGS goes to it'
 	@echo 'make lint       run ruff and mypy'
@@ -31,7 +32,7 @@ $(EXPERIMENTS): exp-%: $(READY)
 exp-%:
 	$(error There is no experiment "$*"; there are: $(EXPERIMENTS:exp-%=%))
 
-paper: exp-paper
+paper published: %: exp-%
 
 test: $(READY)
 	@$(PY) -m pytest $(ARGS)
@@ -56,4 +57,4 @@ clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help paper bench accelerator test lint setup clean $(EXPERIMENTS)
+.PHONY: help paper published bench accelerator test lint setup clean $(EXPERIMENTS)

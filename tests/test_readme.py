@@ -123,3 +123,9 @@ def test_every_command_runs_on_a_fresh_copy_and_leaves_it_clean(tmp_path: Path) 
     status = ["git", "-C", str(tmp_path / "gengap"), "status", "--porcelain"]
     assert subprocess.run(status, capture_output=True, text=True).stdout == ""
     shutil.rmtree(tmp_path / "gengap")
+
+
+def test_make_refuses_a_variable_that_it_does_not_know() -> None:
+    line = ["make", "--dry-run", "exp-landscape", "DATASET=mnist"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "no variable DATASET" in done.stderr and "ARGS" in done.stderr
