@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import dropwhile, takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,14 @@ class Options(NamedTuple):
 
 
 def main(
-    experiment: str, run: Callable, figures: Callable, config: Any, doc: str, args: Sequence[str] | None = None
+    experiment: str,
+    run: Callable,
+    figures: Callable,
+    config: Any,
+    doc: str,
+    args: Sequence[str] | None = None,
+    *,
+    sets: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Run an experiment from the command line: its tables to standard output, its report to its directory.
 
@@ -45,13 +53,17 @@ def main(
       config: the default settings, a NamedTuple of settings and NamedTuples of settings.
       doc: what `--help` says first.
       args: flags; by default those of the process.
+      sets: data set -> the default settings that `--dataset` with its name takes in place of `config`.
     """
     cache_compilations()
+    words = sys.argv[1:] if args is None else args
+    named = [word.removeprefix("--dataset=") for word in words]
+    own = next((default for name, default in sets.items() if name in named), config)
     out = Path("results")
 
     def work() -> None:
         nonlocal out
-        settings, options = parse(config, doc, args)
+        settings, options = parse(own, doc, args)
         _check_devices()
         out = options.out or out / experiment / records.run_name(flat(settings), flat(config))
         out = out.expanduser()

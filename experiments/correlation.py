@@ -190,7 +190,13 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     order = sorted(taus, key=lambda name: (not math.isnan(taus[name][0].value), taus[name][0].value))
     rows_of = {"Kendall's tau": 0, "granulated Psi": 1}
     figure = plots.intervals(
-        order, {label: [taus[name][k] or (math.nan,) * 3 for name in order] for label, k in rows_of.items()}
+        order,
+        {
+            "rank correlation with the generalisation gap": {
+                label: [taus[name][k] or (math.nan,) * 3 for name in order] for label, k in rows_of.items()
+            }
+        },
+        limits=(-1.02, 1.02),
     )
     best = order[-1]
     sure = [name for name in order if taus[name][0].low > 0]

@@ -15,6 +15,21 @@ from gengap import flat
 from gengap.methods import Method, own_key
 
 
+def same_updates(epochs: int, small_batch: int, batch: int, m: int) -> int:
+    """The epochs in which a batch makes as many updates as `small_batch` does in `epochs` (Hoffer et al. 2017).
+
+    Args:
+      epochs: of the small batch.
+      small_batch, batch: examples.
+      m: examples in an epoch, whose last batch is filled up.
+
+    >>> same_updates(25, 32, 400, 4000)  # 25 epochs of 125 updates, and of 10
+    312
+    """
+    flat.check_counts({"epochs": epochs, "small_batch": small_batch, "batch": batch, "m": m})
+    return max(1, round(epochs * -(-m // small_batch) / -(-m // batch)))
+
+
 class Noise(NamedTuple):
     """Of the gradient g of one batch: the trace of its covariance, Sigma / B, and |g|^2."""
 

@@ -276,21 +276,33 @@ def panels(every: Sequence[Panel], columns: int = 2) -> Figure:
     return figure
 
 
-def intervals(names: Sequence[str], series: Mapping[str, Sequence[tuple[float, float, float]]]) -> Figure:
-    """A value with an interval for each name, one marker for each series; names from the bottom up."""
-    figure, (ax,) = axes(1)
+def intervals(
+    names: Sequence[str],
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    *,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """A value with an interval for each name, one marker for each series; names from the bottom up.
+
+    Args:
+      names: of the values.
+      panels: what an axis shows -> series -> a value and the ends of its interval for each name.
+      limits: of all axes; by default each is as long as it needs.
+    """
+    figure, every = axes(len(panels), len(panels))
     figure.set_figheight(0.26 * len(names) + 1.2)
-    for k, (label, values) in enumerate(series.items()):
-        colour, marker = (("here", "o"), ("other", "s"), ("paper, other", "^"))[k]
-        place = np.arange(len(names)) + 0.16 * (0.5 * (len(series) - 1) - k)
-        middle, low, high = np.array(values, dtype=float).T
-        ax.hlines(place, low, high, color=_ROLES[colour], linewidth=1.2)
-        ax.plot(middle, place, marker, color=_ROLES[colour], markersize=4, label=label)
-    ax.axvline(0, color="#555555", linewidth=0.7)
-    ax.set_yticks(range(len(names)), list(names))
-    ax.grid(axis="x", color="#dddddd", linewidth=0.5)
-    ax.set(xlim=(-1.02, 1.02), xlabel="rank correlation with the generalisation gap")
-    _finish(ax, grid=False)
+    for ax, (title, series) in zip(every, panels.items(), strict=True):
+        for k, (label, values) in enumerate(series.items()):
+            colour, marker = (("here", "o"), ("other", "s"), ("paper, other", "^"))[k]
+            place = np.arange(len(names)) + 0.16 * (0.5 * (len(series) - 1) - k)
+            middle, low, high = np.array(values, dtype=float).T
+            ax.hlines(place, low, high, color=_ROLES[colour], linewidth=1.2)
+            ax.plot(middle, place, marker, color=_ROLES[colour], markersize=4, label=label or None)
+        ax.axvline(0, color="#555555", linewidth=0.7)
+        ax.set_yticks(range(len(names)), list(names) if ax is every[0] else [])
+        ax.grid(axis="x", color="#dddddd", linewidth=0.5)
+        ax.set(xlabel=title, xlim=limits)
+        _finish(ax, grid=False)
     return figure
 
 
@@ -380,4 +392,4 @@ def _logarithmic(ax: Axes, which: str, *limits: float) -> None:
     getattr(ax, f"set_{which}lim")(low, high)
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if high < 12 * low:
-        axis.set_minor_formatter(StrMethodFormatter("{x:.1g}"))
+        axis.set_minor_formatter(StrMethodFormatter("{x:g}"))

@@ -103,6 +103,22 @@ def test_the_defaults_are_the_config_that_is_handed_in():
     assert command.parse(config, "", ["--epochs", "8"])[0] == Toy("b", Inner(8))
 
 
+@pytest.mark.parametrize("flags", [["--dataset", "b"], ["--dataset=b", "--epochs", "9"]])
+def test_a_data_set_has_defaults_of_its_own(monkeypatch, tmp_path, flags):
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    def run(config, out, *, fresh, data_dir):
+        given.append((config, out))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit):
+        command.main("toy", run, drawn, Toy(), "", flags, sets={"b": Toy("b", Inner(5))})
+    epochs = 9 if "9" in flags else 5
+    assert given == [(Toy("b", Inner(epochs)), Path(f"results/toy/dataset=b,epochs={epochs}"))]
+
+
 def test_flat_joins_the_settings():
     assert command.flat(Toy()) == {"dataset": "a", "epochs": 3, "epsilons": (1e-3, 5e-4)}
 

@@ -212,9 +212,12 @@ def test_panels_have_the_lines_scales_and_marks_asked_for():
 
 
 def test_intervals_and_grids_are_drawn():
-    figure = plots.intervals(["a", "b"], {"tau": [(0.1, 0.0, 0.2), (0.5, np.nan, np.nan)]})
-    (ax,) = figure.axes
-    assert drawn(ax, "tau")[:, 0].tolist() == [0.1, 0.5]
+    values = [(0.1, 0.0, 0.2), (0.5, np.nan, np.nan)]
+    figure = plots.intervals(["a", "b"], {"x": {"tau": values}, "y": {"tau": values[::-1]}})
+    left, right = figure.axes
+    assert drawn(left, "tau")[:, 0].tolist() == [0.1, 0.5] and drawn(right, "tau")[:, 0].tolist() == [0.5, 0.1]
+    named = [[label.get_text() for label in ax.get_yticklabels()] for ax in (left, right)]
+    assert named == [["a", "b"], ["", ""]]
     table = plots.grid(["a", "b"], ["x"], [["·"], ["× 3"]]).axes[0].tables[0]
     assert table[1, 0].get_text().get_text() == "·" and table[2, 0].get_text().get_text() == "× 3"
     assert table[1, 0].get_facecolor() != table[2, 0].get_facecolor()
