@@ -331,8 +331,8 @@ def _escapes(finite: list[records.Row], cells: Mapping[str, Mapping[int, records
         )
     caption = (
         "Begun at the minimum of LB with as many updates as SB, with a new state of the optimiser and a rate that "
-        "grows over the first epoch of SB: SB, LB, and LB with the gradient noise of SB. Thin lines are seeds, thick "
-        "ones their mean."
+        "grows over the first epoch of SB: SB, LB, and LB with the gradient noise of SB. Thin lines are seeds, "
+        "thick ones their mean."
     )
     title = "Does noise leave a sharp minimum?"
     return report.Section(title, said, figure=plots.panels(panels), caption=caption, name="escape")
