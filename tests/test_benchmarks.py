@@ -23,6 +23,14 @@ def small_f1(monkeypatch):
     monkeypatch.setattr(models, "f1", partial(models.dense, widths=(8,)))
 
 
+@pytest.fixture
+def quick_to_compile():
+    """Few optimisations: a toy spends its time in the compiler."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory):
     """What `first_call` works on, in a store with its minima."""
@@ -53,7 +61,7 @@ def test_a_share_is_operations_over_seconds_beside_those_of_a_product(small_f1, 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_line_of_the_accelerator_is_measured_once(tmp_path, monkeypatch):
+def test_every_line_of_the_accelerator_is_measured_once(quick_to_compile, tmp_path, monkeypatch):
     """One precision, no second size of the tables, and the errors given: the others compile the same once more."""
 
     def measure():
