@@ -17,9 +17,9 @@ prepare = tfds_sets.prepare
 class Dataset(NamedTuple):
     """A classification data set on the default device; uint8 images are 0 to 255, unscaled."""
 
-    x_train: UInt8[Array, "m ..."] | Float32[Array, "m ..."]
+    x_train: UInt8[Array, "m ..."] | Float32[Array, "m ..."] | Int32[Array, "m ..."]
     y_train: Int32[Array, "m"]
-    x_test: UInt8[Array, "n ..."] | Float32[Array, "n ..."]
+    x_test: UInt8[Array, "n ..."] | Float32[Array, "n ..."] | Int32[Array, "n ..."]
     y_test: Int32[Array, "n"]
     num_classes: int
     name: str
@@ -70,8 +70,9 @@ def from_arrays(
     """Make a data set of your own arrays, checked and copied.
 
     Args:
-      x_train, x_test: uint8 images [m, ...], scaled by 1/255 where they are used, or floating-point features
-        [m, ...], which become float32 and are used as they are.
+      x_train, x_test: uint8 images [m, ...], scaled by 1/255 where they are used; or floating-point features,
+        which become float32; or tokens of any other integer type, which become int32. Features and tokens are
+        used as they are: give tokens below 256 as int32, not as uint8.
       y_train, y_test: integer labels [m], 0 to num_classes - 1.
       num_classes: by default the largest label of both splits + 1.
       name: what the data set is called in records.
@@ -123,12 +124,17 @@ def _digits() -> Dataset:
 
 def _features(argument: str, values: ArrayLike) -> np.ndarray:
     x = np.asarray(values)
-    if x.dtype != np.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{argument} must be uint8 images or floating features, got dtype {x.dtype}")
+    is_whole = np.issubdtype(x.dtype, np.integer)
+    if not is_whole and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{argument} must be uint8 images, floating features or integers, got dtype {x.dtype}")
     if x.ndim < 2 or 0 in x.shape:
         raise ValueError(f"{argument} must be [m, ...] with an example and a feature at least, got {x.shape}")
     if x.dtype == np.uint8:
         return x
+    if is_whole:
+        if x.min() < -(2**31) or x.max() >= 2**31:
+            raise ValueError(f"{argument} must be within int32, got {x.min()} to {x.max()}")
+        return x.astype(np.int32)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
     if not np.isfinite(x).all():

@@ -6,6 +6,7 @@ reads, and the precision of matrix products is set.
 
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -56,13 +57,15 @@ class _AtFlat:
     def __call__(self, fn: Callable, x: Float[Array, " n"]) -> Any:
         with precision():
             out = fn(self.layout.unravel(x))
-        if not self.scalar:
-            return out
-        single = jax.tree_util.all_leaves([out]) and jnp.shape(out) == ()
-        if not single or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
-            found = jax.eval_shape(lambda: out)
-            raise ValueError(f"loss returned {found}; it must return a floating-point scalar")
-        return jnp.asarray(out, x.dtype)
+        return scalar(out, x.dtype) if self.scalar else out
+
+
+def scalar(out: Any, dtype: Any) -> Array:
+    """What a loss returned, found to be one floating-point number."""
+    single = jax.tree_util.all_leaves([out]) and jnp.shape(out) == ()
+    if not single or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
+        raise ValueError(f"loss returned {jax.eval_shape(lambda: out)}; it must return a floating-point scalar")
+    return jnp.asarray(out, dtype)
 
 
 def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True) -> Flat:
@@ -86,11 +89,14 @@ def layout_of(params: PyTree) -> Layout:
     leaves, tree = jax.tree.flatten_with_path(params)
     if not leaves:
         raise ValueError("params has no leaves; it must be a pytree of floating-point arrays")
-    types = [getattr(leaf, "dtype", None) or np.result_type(leaf) for _, leaf in leaves]
+    types = [getattr(leaf, "dtype", type(leaf)) for _, leaf in leaves]
     for (path, _), dtype in zip(leaves, types, strict=True):
         if not jnp.issubdtype(dtype, jnp.floating):
-            name = jax.tree_util.keystr(path) or "itself"
-            raise ValueError(f"params{name} is of type {dtype}; every leaf must be floating point")
+            name, of = jax.tree_util.keystr(path) or " itself", getattr(dtype, "__name__", dtype)
+            raise ValueError(
+                f"params{name} is of type {of}; every leaf must be floating point: split off the others, as with "
+                "nnx.split, equinox.partition or hessian.part"
+            )
     shapes = tuple(np.shape(leaf) for _, leaf in leaves)
     return Layout(tree, shapes, tuple(map(jax.dtypes.canonicalize_dtype, types)))
 
@@ -124,6 +130,12 @@ def is_traced(*trees: PyTree) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def check_untraced(name: str, *trees: PyTree) -> None:
+    """Refuse a transformation of what decides by numbers how it goes on."""
+    if is_traced(*trees):
+        raise ValueError(f"{name} decides by numbers and cannot be traced; call it outside jit, vmap and grad")
+
+
 def stacked(arrays: Sequence[Any]) -> Any:
     """Arrays as one, on the host where they are known: nothing to compile, however many."""
     return jnp.stack(arrays) if is_traced(*arrays) else np.stack(jax.device_get(arrays))
@@ -145,6 +157,7 @@ def check_key(key: Any) -> None:
 def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
     """Refuse, by its name, what is not an integer from `least` up."""
     for name, number in counts.items():
+        _check_known(name, number)
         if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < least:
             raise ValueError(f"{name} is {number!r}; it must be an integer, {least} or more")
 
@@ -152,16 +165,50 @@ def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
 def check_positive(values: Mapping[str, Any]) -> None:
     """Refuse, by its name, what is not a finite number above 0."""
     for name, value in values.items():
-        if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        _check_known(name, value)
+        number = value.item() if isinstance(value, jax.Array) and value.ndim == 0 else value
+        is_real = isinstance(number, numbers.Real) and not isinstance(number, bool)
+        if not is_real or not 0 < float(number) < math.inf:
             raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
 
 
 def check_between(values: Mapping[str, Any], low: float, high: float = math.inf) -> None:
     """Refuse, by its name, what is not a finite number from `low` to `high`."""
     for name, value in values.items():
-        if not isinstance(value, numbers.Real) or not low <= float(value) <= high or not math.isfinite(value):
+        _check_known(name, value)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Real)
+            or not low <= float(value) <= high
+            or not math.isfinite(value)
+        ):
             where = f"from {low} up" if high == math.inf else f"from {low} to {high}"
             raise ValueError(f"{name} is {value!r}; it must be a number {where}")
+
+
+def _check_known(name: str, value: Any) -> None:
+    if is_traced(value):
+        raise ValueError(f"{name} is traced; it must be known outside jit, vmap and grad")
+
+
+def said(value: Float[Array, ""], level: int = 4) -> Float[Array, ""]:
+    """The value of a measure; a RuntimeWarning if it is not finite."""
+    if not is_traced(value) and not np.isfinite(value):
+        warn(f"the value is {value}: the loss was not finite where it was looked at", level)
+    return value
+
+
+def tell_rounded(f: Any, x: Float[Array, " n"], step: Float[Array, " n"]) -> None:
+    """A RuntimeWarning where a tenth of a step from x is lost when its end is cast to what the network reads."""
+    layout = f.func.layout
+    if not is_traced(x, step) and (lost := float(_lost(layout, x, step))) > 0.1:
+        types = ", ".join(sorted({str(jnp.dtype(dtype)) for dtype in layout.dtypes}))
+        warn(f"{lost:.0%} of a step of this size is lost in rounding to {types}; take params of a wider type", 4)
+
+
+def warn(what: str, level: int = 3) -> None:
+    """A RuntimeWarning where a measure is called, so many calls up."""
+    warnings.warn(what, RuntimeWarning, stacklevel=level)
 
 
 @jax.jit
@@ -171,6 +218,14 @@ def unit(v: Float[Array, " n"]) -> tuple[Array, Array]:
     v = v / jnp.where(top == 0, 1, top)
     length = jnp.linalg.norm(v)
     return top * length, v / jnp.where(length == 0, 1, length)
+
+
+@jax.jit(static_argnums=0)
+def _lost(layout: Layout, x: Array, step: Array) -> Array:
+    """The part of a step that the network does not see, by its length."""
+    read = _ravel(jax.tree.leaves(layout.unravel(x + step)), x.dtype) - x
+    length = unit(step)[0]
+    return unit(read - step)[0] / jnp.where(length == 0, 1, length)
 
 
 @jax.jit(static_argnums=1)

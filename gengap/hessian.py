@@ -1,11 +1,10 @@
 """The Hessian of a loss without forming it: eigenpairs, trace, spectral density.
 
 Everything is built on products $H v$ (Pearlmutter 1994), each of which costs about two gradients. `eigenpairs` and
-`density` look at numbers to end, so that they cannot be traced; `product` and `trace` can.
+`density` look at numbers to end, so that they cannot be traced; `product`, `part` and `trace` can.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -62,6 +61,7 @@ def product(loss: Loss, params: PyTree, v: PyTree) -> Any:
     >>> product(lambda x: x[0] * x[1] ** 2, jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])).tolist()
     [4.0, 2.0]
     """
+    flat.check_alike(params, v)
     f, x, layout = flat.of(loss, params)
     scale, w = lanczos.times(f, x, flat.of(len, v, scalar=False).x)
     return layout.unravel(scale * w, x.dtype)
@@ -142,7 +142,7 @@ def eigenpairs(
     if k > (most := min(len(x), max_products)):
         raise ValueError(f"k is {k}; it must be at most {most}, the parameters or max_products")
     ends = {"largest": (k, 0), "smallest": (0, k), "both": (k - k // 2, k // 2)}
-    if which not in ends:
+    if which not in [*ends]:
         raise ValueError(f"which is {which!r}; it must be 'largest', 'smallest' or 'both'")
     basis, goes_on = lanczos.Lanczos(f, x, key), True
     while goes_on and len(basis.T) < max_products:
@@ -156,10 +156,10 @@ def eigenpairs(
     close = residuals <= tolerance * np.abs(values).max()
     products = len(basis.T) + k
     if not np.isfinite(residuals).all():
-        warn("the Hessian is not finite, and its eigenvalues are NaN")
+        flat.warn("the Hessian is not finite, and its eigenvalues are NaN")
     elif goes_on or not close.all():
         more = ", and an eigenvalue further out may be left" if goes_on else ""
-        warn(f"after {products} products {np.sum(~close)} of {k} residuals are above the tolerance{more}")
+        flat.warn(f"after {products} products {np.sum(~close)} of {k} residuals are above the tolerance{more}")
     tree = layout.unravel(vectors, x.dtype)
     if only is not None:
         fixed = jax.tree.map(lambda leaf: np.zeros((k, *np.shape(leaf)), x.dtype), params)
@@ -236,7 +236,7 @@ def density(
     each = np.stack([np.exp(-0.5 * ((at[:, None] - v[None]) / spread) ** 2) @ S[0] ** 2 for v, S, _ in found])
     each /= spread * math.sqrt(2 * math.pi)
     if not np.isfinite(each).all():
-        warn("the Hessian is not finite, and its density is NaN")
+        flat.warn("the Hessian is not finite, and its density is NaN")
     mean, sem = each.mean(0), each.std(0, ddof=1) / math.sqrt(num_samples)
     return Density(jnp.array(at, x.dtype), jnp.array(mean, x.dtype), jnp.array(sem, x.dtype), 2 * products)
 
@@ -253,19 +253,7 @@ def estimate(samples: Sequence[Array], gradients: int) -> Estimate:
     with np.errstate(invalid="ignore"):
         scale = xp.max(xp.abs(values))
         sem = scale * xp.std(values / xp.where(scale == 0, 1, scale), ddof=1) / len(values) ** 0.5
-    return Estimate(said(jnp.asarray(xp.mean(values)), 5), jnp.asarray(sem), gradients)
-
-
-def said(value: Float[Array, ""], level: int = 4) -> Float[Array, ""]:
-    """The value of a measure; a RuntimeWarning if it is not finite."""
-    if not flat.is_traced(value) and not np.isfinite(value):
-        warn(f"the value is {value}: the loss was not finite where it was looked at", level)
-    return value
-
-
-def warn(what: str, level: int = 3) -> None:
-    """A RuntimeWarning where a measure is called, so many calls up."""
-    warnings.warn(what, RuntimeWarning, stacklevel=level)
+    return Estimate(flat.said(jnp.asarray(xp.mean(values)), 5), jnp.asarray(sem), gradients)
 
 
 def _name(path: Any) -> str:

@@ -27,8 +27,7 @@ class Lanczos:
     """
 
     def __init__(self, f: Callable, x: Array, key: Array) -> None:
-        if flat.is_traced(f, x, key):
-            raise ValueError("Lanczos iterations look at numbers to end; call them outside jit, vmap and grad")
+        flat.check_untraced("a Lanczos iteration", f, x, key)
         self.f, self.x, self.key, self.V = f, x, key, jnp.zeros((16, len(x)), x.dtype)
         self.T, self.left, self.v = np.zeros((0, 0)), np.zeros(0), None
         self.tails: dict[int, Array] = {}

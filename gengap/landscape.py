@@ -2,8 +2,8 @@
 
 A path is a function `alpha -> params`, a plane `(s, t) -> params`. Both are pytrees of the points that they go
 through, so that another pair of minima compiles nothing. A point is computed in float32 (float64 where the
-parameters are), and has the types of the first point that it is made of. All functions here can be traced, and
-refuse points of different shapes and leaves that are not floating point.
+parameters are), and has the types of the first point that it is made of. All functions can be traced by points,
+keys and places, and refuse points of different shapes and leaves that are not floating point.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,6 +70,9 @@ def _at(weights: Callable, points: tuple, alpha: Array) -> Any:
 
 def _combined(weights: tuple[Any, ...], points: tuple[PyTree, ...], *, wide: bool = False) -> Any:
     """A weighted sum of points, in the types of the first one, or in that in which it is computed."""
+    for w in weights:
+        if jnp.shape(w) != ():
+            raise ValueError(f"a path is taken at the shape {jnp.shape(w)}; it must be one number, see `along`")
     flats = [flat.of(len, point) for point in points]
     total = sum(jnp.asarray(w, one.x.dtype) * one.x for w, one in zip(weights, flats, strict=True))
     return flats[0].layout.unravel(total, flats[0].x.dtype if wide else None)
@@ -140,7 +143,6 @@ def _axes(a: PyTree, b: PyTree, c: PyTree) -> tuple[PyTree, PyTree, Array, Array
     return u, v, corners, second / jnp.linalg.norm(z - x)
 
 
-@jax.jit
 def filter_normalised(params: PyTree, key: Key[Array, ""]) -> Any:
     r"""A random direction in which every filter is as long as that of `params`.
 
@@ -150,15 +152,19 @@ def filter_normalised(params: PyTree, key: Key[Array, ""]) -> Any:
 
     Reference: Li et al., "Visualizing the Loss Landscape of Neural Nets", 2018, section 4.
     """
+    flat.check_key(key)
     _, x, layout = flat.of(len, params)
-    wide = layout.unravel(x, x.dtype)
+    return _filtered(layout.unravel(x, x.dtype), key)
 
+
+@jax.jit
+def _filtered(params: PyTree, key: Array) -> Any:
     def scaled(leaf: Array, d: Array) -> Array:
         axes = tuple(range(leaf.ndim - 1))
         ratio = jnp.sqrt((leaf**2).sum(axes, keepdims=True) / (d**2).sum(axes, keepdims=True))
         return ratio * d if leaf.ndim > 1 else jnp.zeros_like(d)
 
-    return jax.tree.map(scaled, wide, optax.tree.random_like(key, wide))
+    return jax.tree.map(scaled, params, optax.tree.random_like(key, params))
 
 
 def over(fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers) -> Any:
@@ -204,6 +210,7 @@ def connect(
     Reference: Garipov et al. (2018), eq. 2.
     """
     flat.check_alike(start, end)
+    flat.check_key(key)
     flat.check_counts({"steps": steps})
     loss = flat.as_pytree(loss)
     state = _half_way(optimizer, start, end)
@@ -226,7 +233,7 @@ def _descend(optimizer: Any, loss: Callable, ends: tuple, state: tuple, key: Arr
 
     def f(control: PyTree) -> Array:
         with flat.precision():
-            return loss(_combined(weights, (ends[0], control, ends[1])), loss_key)
+            return flat.scalar(loss(_combined(weights, (ends[0], control, ends[1])), loss_key), float)
 
     value, gradient = jax.value_and_grad(f)(control)
     update = optax.with_extra_args_support(optimizer).update
@@ -241,7 +248,7 @@ class Neighbourhood(NamedTuple):
       length: the distance.
       base_loss: at the point itself.
       losses: in random directions.
-      highest: the highest seen, in those and on an ascent; NaN where a look was NaN.
+      highest: the highest seen, in those and on an ascent; NaN where a look was NaN, with a RuntimeWarning.
     """
 
     length: Float[Array, "*b"]
@@ -250,26 +257,28 @@ class Neighbourhood(NamedTuple):
     highest: Float[Array, "*b"]
 
     @property
-    def share(self) -> Float[Array, "*b"]:
+    def share(self) -> Float[Array | np.ndarray, "*b"]:
         """The share of the random directions along which the loss rises by more than twice the median rise.
 
         NaN unless the median is above 0. In many dimensions it may be 0 though few directions are steep, since
         every random direction is a mixture of all.
         """
+        xp = jnp if flat.is_traced(self) else np
         rises = self.losses - self.base_loss[..., None]
-        median = jnp.median(rises, axis=-1, keepdims=True)
-        return jnp.where(median[..., 0] > 0, (rises > 2 * median).mean(-1), jnp.nan)
+        median = xp.median(rises, axis=-1, keepdims=True)
+        return xp.where(median[..., 0] > 0, (rises > 2 * median).mean(-1), xp.nan)
 
     @property
-    def mean_over_highest(self) -> Float[Array, "*b"]:
+    def mean_over_highest(self) -> Float[Array | np.ndarray, "*b"]:
         r"""The mean rise in random directions over the highest rise; NaN unless that is finite and above 0.
 
         Where f is quadratic with its minimum here, an estimate of $\mathrm{tr} H / (n \lambda_{max})$: k / n where
         the curvature is the same along k of n orthogonal directions, and none along the others.
         """
+        xp = jnp if flat.is_traced(self) else np
         highest = self.highest - self.base_loss
-        ratio = (self.losses.mean(-1) - self.base_loss) / highest
-        return jnp.where((highest > 0) & jnp.isfinite(highest), ratio, jnp.nan)
+        some = (highest > 0) & xp.isfinite(highest)
+        return xp.where(some, (self.losses.mean(-1) - self.base_loss) / xp.where(some, highest, 1), xp.nan)
 
 
 def neighbourhood(
@@ -297,14 +306,16 @@ def neighbourhood(
     """
     flat.check_positive({"epsilon": epsilon})
     flat.check_counts({"num_directions": num_directions, "max_evaluations": max_evaluations})
+    flat.check_key(key)
     f, x, _ = flat.of(loss, params)
     length, step = _length(x, epsilon), _direction(x, key, 0)
+    flat.tell_rounded(f, x, length * step)
     looks = [_look(f, Partial(_random_point, x, length, key), i) for i in range(num_directions)]
     for _ in range(max_evaluations):
         value, step = _climb(f, x, length, step)
         looks.append(value)
     values, base = _stacked(looks), _look(f, Partial(_random_point, x, 0.0, key), 0)
-    return Neighbourhood(length, base, values[:num_directions], values.max())
+    return Neighbourhood(length, base, values[:num_directions], flat.said(values.max()))
 
 
 @jax.jit

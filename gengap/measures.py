@@ -1,7 +1,8 @@
 """What sharpness is compared with: other measures of a minimum. Those of the Hessian alone are in `hessian`.
 
-Each takes a loss f (or a network) and params, the point x. It can be traced. A value that rests on a look that was
-not finite is NaN, with a RuntimeWarning outside `jit`; `pac_bayes_sigma` counts such a look as an error that rose.
+Each takes a loss f (or a network) and params, the point x. It can be traced by params, key and data, but not by a
+number such as rho. A value that rests on a look that was not finite is NaN, with a RuntimeWarning outside `jit`;
+`pac_bayes_sigma` counts such a look as an error that rose.
 """
 
 import itertools
@@ -16,7 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
 from gengap import ascent, flat, objective
-from gengap.hessian import Estimate, Loss, estimate, part, quadratic_form, said, warn
+from gengap.hessian import Estimate, Loss, estimate, part, quadratic_form
 
 
 def worst_case(
@@ -47,13 +48,14 @@ def worst_case(
     >>> float(worst_case(lambda x: 3 * x[0] + 4 * x[1], jnp.zeros(2), jax.random.key(0), rho=0.1))
     0.5
     """
-    f, x = _in_ball(loss, params, key, rho, eta, max_evaluations)
+    f, x, _ = _in_ball(loss, params, key, rho, eta, max_evaluations)
     delta, values = jnp.zeros_like(x), []
     for _ in range(max_evaluations):
         value, slope = _look(f, x, delta)
         delta = _towards(x, slope, key, rho, eta, adaptive)
         values.append(value)
-    return said(_highest(values, values[0], True))
+    flat.tell_rounded(f, x, delta)
+    return flat.said(_highest(values, values[0], True))
 
 
 def worst_case_linf(
@@ -74,12 +76,13 @@ def worst_case_linf(
     Reference: Andriushchenko et al., "A Modern Look at the Relationship between Sharpness and Generalization",
     2023, eq. 1 with p = infinity.
     """
-    f, x = _in_ball(loss, params, key, rho, eta, max_evaluations)
+    f, x, _ = _in_ball(loss, params, key, rho, eta, max_evaluations)
     look = partial(_look, f, x)
     centre = look(jnp.zeros_like(x))
     radius, starts = _box(x, centre[1], rho, eta, adaptive)
+    flat.tell_rounded(f, x, radius)
     top = ascent.maximise(look, radius, centre, starts, key, max_looks=max_evaluations)
-    return said(_highest([top.value], centre[0], top.finite))
+    return flat.said(_highest([top.value], centre[0], top.finite))
 
 
 def average_case(
@@ -104,6 +107,7 @@ def average_case(
     keys = flat.keys(key, num_samples)
     flat.check_positive({"rho": rho})
     f, x, _ = flat.of(loss, params)
+    flat.tell_rounded(f, x, rho * _sizes(x, 0.0, adaptive))
     base = _noisy(f, x, key, 0.0, adaptive)
     return estimate([_noisy(f, x, key, rho, adaptive) - base for key in keys], -(-num_samples // 2))
 
@@ -143,9 +147,10 @@ def pac_bayes_sigma(
     for _ in range(steps):
         errors = [_noisy(f, x, key, sigma, adaptive) for key in keys]
         low, sigma, high = _halved(low, sigma, high, errors, base, rise)
+    flat.tell_rounded(f, x, sigma * _sizes(x, 0.0, adaptive))
     if not flat.is_traced(high) and float(high) == float(np.asarray(largest, x.dtype)):
-        warn(f"the error does not rise by {rise} up to sigma = {largest}; the value is a lower bound")
-    return said(sigma)
+        flat.warn(f"the error does not rise by {rise} up to sigma = {largest}; the value is a lower bound")
+    return flat.said(sigma)
 
 
 def relative_flatness(
@@ -166,6 +171,8 @@ def relative_flatness(
     """
     keys = flat.keys(key, num_samples)
     f, w, layout = flat.of(*part(loss, params, lambda name: name == "/".join(layer)))
+    if len(layout.shapes[0]) < 2:
+        raise ValueError(f"layer is {tuple(layer)}, of shape {layout.shapes[0]}; it must be a kernel [..., d, m]")
     signs = (_outer_signs(w, key, layout.shapes[0][-1]) for key in keys)
     return estimate([quadratic_form(f, w, v) for v in signs], 2 * num_samples)
 
@@ -173,7 +180,7 @@ def relative_flatness(
 def distance(params: PyTree, start: PyTree) -> Float[Array, ""]:
     """The Euclidean distance from another point, such as where training began."""
     flat.check_alike(params, start)
-    return said(flat.unit(flat.of(len, params).x - flat.of(len, start).x)[0])
+    return flat.said(flat.unit(flat.of(len, params).x - flat.of(len, start).x)[0])
 
 
 def fisher_trace(
@@ -244,31 +251,37 @@ def noise_scale(
       small, large: the two batch sizes.
       num_samples: batches of each size; one gradient each.
 
+    Returns:
+      The scale and its parts; the scale is NaN, with a RuntimeWarning, where the estimate of the square is not
+      above 0.
+
     Reference: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, appendix A.1.
     """
     keys = flat.keys(key, num_samples, least=1)
     flat.check_counts({"small": small, "large": large})
     if small >= large:
         raise ValueError(f"small is {small} and large is {large}; small must be below large")
-    if len(x) != len(y):
-        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many")
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
+    flat.layout_of(params)
     slope = partial(_slope, flat.as_pytree(loss), params, x, y)
     lengths = flat.stacked([slope(key, size) for size in (small, large) for key in keys])
     top = lengths.max()  # squares of small numbers would be 0
     s, b = ((lengths / (top + (top == 0))) ** 2).reshape(2, num_samples).mean(1)
     square = (large * b - small * s) / (large - small)
     trace = (s - b) / (1 / small - 1 / large)
-    value = jnp.divide(trace, square)
-    return NoiseScale(said(value), jnp.asarray(top**2 * trace), jnp.asarray(top**2 * square))
+    xp = lengths.__array_namespace__()
+    value = xp.where(square > 0, trace / xp.where(square > 0, square, 1), xp.nan)
+    if not flat.is_traced(square) and not square > 0:
+        flat.warn(f"|G|^2 is {square:.3g}, not above 0, and the noise scale NaN; more samples may resolve it")
+    return NoiseScale(jnp.asarray(value), jnp.asarray(top**2 * trace), jnp.asarray(top**2 * square))
 
 
-def _in_ball(
-    loss: Loss, params: PyTree, key: Any, rho: float, eta: float, max_evaluations: int
-) -> tuple[Callable, Array]:
+def _in_ball(loss: Loss, params: PyTree, key: Any, rho: Any, eta: Any, max_evaluations: Any) -> flat.Flat:
     flat.check_key(key)
     flat.check_counts({"max_evaluations": max_evaluations})
-    flat.check_positive({"rho": rho} | ({} if eta == 0 else {"eta": eta}))
-    return flat.of(loss, params)[:2]
+    flat.check_positive({"rho": rho} | ({} if not flat.is_traced(eta) and eta == 0 else {"eta": eta}))
+    return flat.of(loss, params)
 
 
 def _sizes(x: Array, eta: Any, adaptive: bool) -> Array:
@@ -326,7 +339,7 @@ def _outer_signs(w: Array, key: Array, neurons: int) -> Array:
 
 
 def _logits(apply: Callable, x: Array, params: PyTree) -> Array:
-    return apply(params, objective.scale(x))
+    return objective.fitting(apply(params, objective.scale(x)), len(x), ndim=None)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -1,6 +1,7 @@
 """Minima: one network trained from one starting point with small batches and with large ones.
 
-On disk they are found by what they were trained with: whoever asks for the same finds the same.
+On disk they are found by what they were trained with: whoever asks for the same finds the same. Training looks at
+its losses to end, so that it cannot be traced.
 """
 
 import hashlib
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Key, PyTree
 
 from gengap import flat, growth, methods, objective, records, train
@@ -172,6 +172,7 @@ def find_along(
 
     Where training ends before, the last ones are what it ended at.
     """
+    flat.check_untraced("training", key, ds, start, seed)
     flat.check_key(key)
     flat.check_counts({"seed": seed}, least=0)
     for epoch in epochs:
@@ -180,6 +181,7 @@ def find_along(
     stop: dict[str, Any] = {"patience": patience, "tolerance": tolerance, "target": target}
     x0, batches_key = _begin(model.init, key, seed, ds.x_train[:2])
     x0 = x0 if start is None else start
+    flat.layout_of(x0)
     asked = {
         "network": model.name,
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(x0)),
@@ -205,7 +207,8 @@ def find_along(
         return [found[epoch] for epoch in epochs]
 
     # An impossible label or shape is named before anything is trained.
-    jax.eval_shape(objective.loss_and_accuracy(model.apply, ds.x_train, ds.y_train, chunk=chunk), x0)
+    train_loss = objective.loss_and_accuracy(model.apply, ds.x_train, ds.y_train, chunk=chunk, clip=clip)
+    jax.eval_shape(train_loss, x0)
     last = epochs[-1]
     optimizer = methods.optimizer(method, optimizer)
     state, history = train.start(x0, batches_key, optimizer=optimizer), None
@@ -288,7 +291,7 @@ def _begin(init: Callable, key: Array, seed: Array, x: Array) -> tuple[Any, Arra
 
 @jax.jit
 def _distance(a: PyTree, b: PyTree) -> Array:
-    return optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
+    return flat.unit(flat.of(len, a).x - flat.of(len, b).x)[0]
 
 
 def _fingerprint(tree: PyTree) -> str:

@@ -13,6 +13,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from gengap import flat, objective
+
 
 class Model(NamedTuple):
     """A network as pure functions of its parameters.
@@ -41,17 +43,19 @@ def f1(num_classes: int = 10) -> Model:
     >>> sum(leaf.size for leaf in jax.tree.leaves(params))
     1462794
     """
-    return _model(_Dense(num_classes, (512,) * 5), f"f1(num_classes={num_classes})")
+    return _model(f"f1(num_classes={num_classes})", _Dense, num_classes, (512,) * 5)
 
 
 def dense(num_classes: int = 10, *, widths: tuple[int, ...] = (512,) * 5) -> Model:
     """F1 with other widths: batch-normalised layers of ReLUs; images are flattened."""
-    return _model(_Dense(num_classes, widths), f"dense(num_classes={num_classes}, widths={widths})")
+    widths = tuple(widths)
+    flat.check_counts({f"widths[{i}]": width for i, width in enumerate(widths)})
+    return _model(f"dense(num_classes={num_classes}, widths={widths})", _Dense, num_classes, widths)
 
 
 def f2(num_classes: int = 1973) -> Model:
     """F2: seven batch-normalised layers of 512 ReLUs (App. B.2); 2,780,085 parameters on TIMIT (360 features)."""
-    return _model(_Dense(num_classes, (512,) * 7), f"f2(num_classes={num_classes})")
+    return _model(f"f2(num_classes={num_classes})", _Dense, num_classes, (512,) * 7)
 
 
 def c1(num_classes: int = 10) -> Model:
@@ -60,7 +64,7 @@ def c1(num_classes: int = 10) -> Model:
     The paper's "[64,5,5,2]-MaxPool(3)" is, as in the authors' code, a convolution of stride 1 and a 3x3 pool of
     stride 2, both with "same" padding. Dropout keeps half of each dense layer.
     """
-    return _model(_Shallow(num_classes), f"c1(num_classes={num_classes})")
+    return _model(f"c1(num_classes={num_classes})", _Shallow, num_classes)
 
 
 def c2(num_classes: int = 10, *, conv_dropout: bool = True) -> Model:
@@ -68,7 +72,7 @@ def c2(num_classes: int = 10, *, conv_dropout: bool = True) -> Model:
 
     `conv_dropout`, 0.3 and 0.4 between convolutions, is in the authors' code and not in the paper's text.
     """
-    return _model(_Deep(num_classes, conv_dropout), f"c2(num_classes={num_classes}, conv_dropout={conv_dropout})")
+    return _model(f"c2(num_classes={num_classes}, conv_dropout={conv_dropout})", _Deep, num_classes, conv_dropout)
 
 
 def c3(num_classes: int = 100) -> Model:
@@ -92,17 +96,20 @@ def population_statistics(model: Model, params: PyTree, x: Array, *, chunk: int 
     """
     if model.statistics is None:
         raise ValueError("population_statistics: the model has no batch norm (its statistics is None)")
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    flat.check_counts({"chunk": chunk, "len(x)": len(x)})
     statistics = jax.jit(model.statistics)
-    scale = 255 if x.dtype == jnp.uint8 else 1
     starts = range(0, max(len(x) - chunk, 0) + 1, chunk)
-    parts = [statistics(params, x[i : i + chunk] / scale) for i in starts]
+    parts = [statistics(params, objective.scale(x[i : i + chunk])) for i in starts]
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)
 
 
+def _model(name: str, network: Any, num_classes: Any, *how: Any) -> Model:
+    flat.check_counts({"num_classes": num_classes}, 2)
+    return _functions(network(int(num_classes), *how), name)
+
+
 @lru_cache(maxsize=64)
-def _model(network: nn.Module, name: str) -> Model:
+def _functions(network: nn.Module, name: str) -> Model:
     def run(params: PyTree, x: Array, frozen: PyTree = None, **how: Any) -> Any:
         variables = {"params": params} if frozen is None else {"params": params, "batch_stats": frozen}
         return network.apply(variables, x, frozen=frozen is not None, mutable=["batch_stats"], **how)

@@ -1,4 +1,4 @@
-"""What is minimised: cross entropy, and its mean over a whole data set, in chunks."""
+"""What is minimised: cross entropy, and its mean over a whole data set, in chunks. All of it can be traced."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
+
+from gengap import flat
 
 Inputs = Shaped[Array, "m ..."]
 
@@ -24,9 +27,18 @@ def cross_entropy(
       labels: classes, 0 to classes - 1; the loss of any other label is NaN.
       clip: if given, probabilities are clipped to [clip, 1 - clip]; Keras's 1e-7 caps a loss at 16.118.
 
+    Raises:
+      ValueError: logits and labels do not fit, or `clip` is not between 0 and 0.5.
+
     >>> float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0])  # log 4
     1.3862943649291992
     """
+    _check_labels("labels", labels)
+    fitting(logits, len(labels), what="logits are")
+    if clip is not None:
+        flat.check_positive({"clip": clip})
+        if not clip < 0.5:
+            raise ValueError(f"clip is {clip}; it must be below 0.5")
     loss = _nats(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels)
     return loss if clip is None else jnp.clip(loss, -jnp.log1p(-clip), -jnp.log(clip))
 
@@ -55,12 +67,15 @@ def _nats_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 def accuracy(logits: Float[Array, "b classes"], labels: Integer[Array, " b"]) -> Float[Array, " b"]:
-    """1 for each example whose largest logit is its label's, else 0."""
-    return (logits.argmax(-1) == labels).astype(jnp.float32)
+    """1 for each example whose largest logit is its label's, else 0; NaN where a logit is."""
+    _check_labels("labels", labels)
+    fitting(logits, len(labels), what="logits are")
+    right = (logits.argmax(-1) == labels).astype(jnp.float32)
+    return jnp.where(jnp.isnan(logits).any(-1), jnp.nan, right)
 
 
-def scale(x: Shaped[Array, "b ..."]) -> Float[Array, "b ..."]:
-    """uint8 images to [0, 1] by a factor of 1/255; floating-point features as they are."""
+def scale(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+    """uint8 images to [0, 1] by a factor of 1/255; features and tokens of other types as they are."""
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
@@ -72,7 +87,7 @@ def per_example(apply: Callable, apply_train: Callable | None = None, *, clip: f
     """
 
     def examples(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        logits = _fitting(apply(params, x) if apply_train is None else apply_train(params, x, key), y)
+        logits = fitting(apply(params, x) if apply_train is None else apply_train(params, x, key), len(y))
         return cross_entropy(logits, y, clip=clip), logits
 
     return examples
@@ -102,7 +117,7 @@ def over_dataset(
 
     Args:
       apply: `(params, x) -> logits [b, classes]`.
-      x, y: images (uint8, scaled by 1/255) or features (floating point), and their classes.
+      x, y: images (uint8, scaled by 1/255), features or tokens (any other type, as they are), and their classes.
       chunk: the most examples at once; with batch statistics f depends on it. The paper's code used 5000.
       clip: see `cross_entropy`.
 
@@ -113,14 +128,14 @@ def over_dataset(
     Raises:
       ValueError: `chunk` below 1, `x` and `y` of different lengths or empty, labels or logits that do not fit.
     """
-    return Partial(_mean_loss, _checked(_How(apply, chunk, clip), x, y), x, y)
+    return Partial(_mean_loss, *_checked(_How(apply, chunk, clip), x, y))
 
 
 def loss_and_accuracy(
     apply: Callable, x: Inputs, y: Integer[Array, " m"], *, chunk: int = 5000, clip: float | None = None
 ) -> Callable[[PyTree], tuple[Array, Array]]:
     """`params -> (mean loss in nats, accuracy from 0 to 1)` over a data set; else as `over_dataset`."""
-    return Partial(_means, _checked(_How(apply, chunk, clip), x, y), x, y)
+    return Partial(_means, *_checked(_How(apply, chunk, clip), x, y))
 
 
 def over_batches(
@@ -130,7 +145,7 @@ def over_batches(
 
     Its mean over keys is f (eq. 1) where the network looks at each example by itself. Else as `over_dataset`.
     """
-    return Partial(_batch_loss, _checked(_How(apply, size, clip), x, y, "size"), x, y)
+    return Partial(_batch_loss, *_checked(_How(apply, size, clip), x, y, "size"))
 
 
 # How a loss is computed; static under `jit`. The greatest label is -1 where it is not known yet.
@@ -138,32 +153,40 @@ def over_batches(
 @dataclass(frozen=True)
 class _How:
     apply: Callable
-    chunk: int
+    chunk: Any  # also of NumPy
     clip: float | None
     greatest: int = -1
 
 
-def _checked(how: _How, x: Any, y: Any, name: str = "chunk") -> _How:
+def _checked(how: _How, x: Any, y: Any, name: str = "chunk") -> tuple[_How, Any, Any]:
     """With the greatest label, once the data are found to be in order."""
-    if how.chunk < 1:
-        raise ValueError(f"{name} is {how.chunk}; it must be at least 1")
+    flat.check_counts({name: how.chunk})
+    how = replace(how, chunk=int(how.chunk))
+    x, y = (a if hasattr(a, "dtype") else np.asarray(a) for a in (x, y))
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
-    if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(f"y is {y.dtype}{list(y.shape)}; it must be one whole number for each example, its class")
+    _check_labels("y", y)
     if isinstance(y, jax.core.Tracer):
-        return how
+        return how, x, y
     labels = jax.device_get(y)
     if labels.min() < 0:
         raise ValueError(f"y has a label {labels.min()}; labels must be from 0 up")
-    return replace(how, greatest=int(labels.max()))
+    return replace(how, greatest=int(labels.max())), jnp.asarray(x), jnp.asarray(y)
 
 
-def _fitting(logits: Any, y: Array, greatest: int = -1) -> Array:
-    """Logits that fit the labels."""
+def _check_labels(name: str, y: Any) -> None:
+    if jnp.ndim(y) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
+        found = f"{y.dtype}{list(jnp.shape(y))}"
+        raise ValueError(f"{name} is {found}; it must be one whole number for each example, its class")
+
+
+def fitting(
+    logits: Any, rows: int, greatest: int = -1, *, ndim: int | None = 2, what: str = "apply returned"
+) -> Array:
+    """Logits [rows, ..., classes] of so many axes, found to fit so many rows and the greatest label."""
     shape = getattr(logits, "shape", type(logits))
-    if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != len(y) or shape[1] < 2:
-        raise ValueError(f"apply returned {shape}; it must return logits [{len(y)}, 2 classes or more]")
+    if not isinstance(shape, tuple) or not 2 <= len(shape) <= (ndim or 99) or shape[0] != rows or shape[-1] < 2:
+        raise ValueError(f"{what} {shape}; logits must be [{rows}, 2 classes or more]")
     if greatest >= shape[1]:
         raise ValueError(f"y has a label {greatest}; apply returned {shape[1]} logits, of labels from 0 up")
     return logits
@@ -171,11 +194,12 @@ def _fitting(logits: Any, y: Array, greatest: int = -1) -> Array:
 
 def _sums(how: _How, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:
     """The sums of loss and accuracy over some examples."""
-    logits = _fitting(how.apply(params, scale(x)), y, how.greatest)
+    logits = fitting(how.apply(params, scale(x)), len(y), how.greatest)
     return cross_entropy(logits, y, clip=how.clip).sum(), accuracy(logits, y).sum()
 
 
-def _batch_loss(how: _How, x: Array, y: Array, params: PyTree, key: Array) -> Array:
+def _batch_loss(how: _How, x: Array, y: Array, params: PyTree, key: Any) -> Array:
+    flat.check_key(key)
     where = jax.random.randint(key, (how.chunk,), 0, len(x))
     return _sums(how, params, x[where], y[where])[0] / how.chunk
 

@@ -3,11 +3,12 @@ r"""Sharpness, Metric 2.1 of Keskar et al. (2016): how far the loss rises within
 $$\phi_{x,f}(\epsilon, A) = \frac{(\max_{y \in C_\epsilon} f(x + A y)) - f(x)}{1 + f(x)} \times 100, \qquad
 C_\epsilon = \{ z \in R^p : |z_i| \le \epsilon (|(A^+ x)_i| + 1) \}$$ (eqs. 3 and 4).
 
-The loss is a function of the parameters alone. Every value is a lower bound of the maximum in the definition.
+The loss is a function of the parameters alone. Every value is a lower bound of the maximum in the definition. All
+functions can be traced by params, key, the data of a loss and epsilon; the Python loops unroll, and no warning is
+given then: look at `finite`.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -60,10 +61,11 @@ class SubspaceSharpness(Sharpness):
         return self.value.mean(-1)
 
     @property
-    def sem(self) -> Float[Array, "..."]:
+    def sem(self) -> Float[Array | np.ndarray, "..."]:
         """Standard error of the mean over the draws; NaN for a single draw."""
         draws = self.value.shape[-1]
-        return self.value.std(-1, ddof=1) / np.sqrt(draws) if draws > 1 else jnp.full_like(self.mean, jnp.nan)
+        # Of NumPy: jax_debug_nans would take it for a mistake.
+        return self.value.std(-1, ddof=1) / np.sqrt(draws) if draws > 1 else np.full(self.value.shape[:-1], np.nan)
 
     def interval(self, level: float = 0.95) -> Float[np.ndarray, "... 2"]:
         """Bootstrap interval of the mean over the draws (BCa); NaN below five."""
@@ -109,6 +111,7 @@ def full_space(
         look = line.counting(partial(_look, f, x, None))
         for e in epsilons:
             r, far = box(x, None, e), slope
+            flat.tell_rounded(f, x, r)
             for multiple in outside:
                 far = _useful(*look(multiple * r * jnp.sign(far)), far)
             starts = jnp.sign(jnp.stack([far, -slope] if outside else [slope]))
@@ -173,6 +176,8 @@ def random_subspaces(
     total = len(epsilons) * (_CLIMB * count + num_draws * max_evaluations)
     with shown.line(progress, total, "gradient") as line:
         look, size = line.counting(partial(_look, f, x, None)), _size(key, len(x), dim, entries)
+        for e in epsilons:  # a corner is that far from x along each parameter
+            flat.tell_rounded(f, x, e * size * math.sqrt(dim) * jnp.ones_like(x))
         ways = [_directions(look, x, slope, key, e * size, dim, count) for e in epsilons]
         for i in range(0, num_draws, draws_at_once):
             group = keys[i] if draws_at_once == 1 else keys[i : i + draws_at_once]
@@ -191,23 +196,37 @@ def random_subspaces(
 @partial(jax.jit, static_argnums=1)
 def draw_keys(key: Key[Array, ""], num_draws: int) -> Key[Array, " draws"]:
     """The keys of the matrices that `random_subspaces` draws: `subspace.draw(draw_keys(key, 10)[3], n, 100)`."""
+    flat.check_key(key)
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_draws))
 
 
 def restrict(loss: Callable, params: PyTree, A: Subspace | None) -> Partial:
     """`y -> f(x + A y)`, the function that Metric 2.1 maximises; A = I where `A` is `None`."""
     f, x, _ = flat.of(loss, params)
+    _check_rows(x, A)
     return Partial(_at, f, x, A)
 
 
-@jax.jit
 def box(params: PyTree, A: Subspace | None, epsilon: Any) -> Float[Array, " p"]:
     """The half-widths of the box, epsilon (|A^+ x| + 1) (eq. 3); A = I where `A` is `None`."""
     x = flat.of(len, params, scalar=False).x
+    _check_rows(x, A)
+    return _box(x, A, epsilon)
+
+
+def _check_rows(x: Array, A: Subspace | None) -> None:
+    if A is not None and A.n != len(x):
+        raise ValueError(f"A has {A.n} rows; it must have {len(x)}, one for each parameter")
+
+
+@jax.jit
+def _box(x: Array, A: Subspace | None, epsilon: Any) -> Array:
     return epsilon * (jnp.abs(x if A is None else subspace.pseudo_inverse_times(A, x)) + 1)
 
 
 def _at(f: Callable, x: Array, A: Subspace | None, y: Array) -> Array:
+    if jnp.shape(y) != (dim := len(x) if A is None else A.dim,):
+        raise ValueError(f"y has the shape {jnp.shape(y)}; it must be ({dim},)")
     return f(x + (y if A is None else subspace.times(A, y)))
 
 
@@ -238,7 +257,7 @@ def _draw(
     def one(key: Array) -> tuple[Subspace, Array, Array, list[Array]]:
         A = subspace.draw(key, *how[:2], entries=how[2])
         into = partial(subspace.transpose_times, A)
-        return A, box(x, A, 1.0), into(slope), [jnp.sign(jax.vmap(into)(way)) for way in ways]
+        return A, _box(x, A, 1.0), into(slope), [jnp.sign(jax.vmap(into)(way)) for way in ways]
 
     return jax.vmap(one)(keys) if keys.ndim else one(keys)
 
@@ -282,7 +301,7 @@ def _size(key: Array, n: int, dim: int, entries: subspace.Entries) -> Any:
 
 
 def _begin(
-    loss: Callable, params: PyTree, key: Any, epsilon: Any, counts: dict[str, int], num_directions: int = 0
+    loss: Callable, params: PyTree, key: Any, epsilon: Any, counts: dict[str, Any], num_directions: Any = 0
 ) -> tuple[Callable, Array, Array, Array, list[Any]]:
     """Check the arguments; f, x, f(x), the gradient there and the epsilons."""
     flat.check_key(key)
@@ -302,7 +321,7 @@ def _begin(
                 f"loss(params) is {base}; it must be finite and, as the metric divides by 1 + f, above -1"
             )
         if base < 0:
-            _tell(f"loss(params) is {base:.3g}, below 0: the metric divides by 1 + f")
+            flat.warn(f"loss(params) is {base:.3g}, below 0: the metric divides by 1 + f", 4)
     return f, x, base, slope, epsilons
 
 
@@ -328,13 +347,9 @@ def _checked(found: Any) -> Any:
     values, finite, base = np.asarray(found.value), np.asarray(found.finite), np.ravel(found.base_loss)[0]
     if not finite.all():
         lost = f"{np.sum(~finite)} of {finite.size} values are lower bounds only"
-        _tell(f"the loss was not finite somewhere in the box: {lost}")
+        flat.warn(f"the loss was not finite somewhere in the box: {lost}", 4)
     unit = 100 * 8 * jnp.finfo(values.dtype).eps * max(abs(base), 1) / (1 + base)
     if low := np.sum((values < unit) & finite):
         lost = f"{low} of {values.size} values of the sharpness are below {unit:.1g}"
-        _tell(f"{lost}, which {values.dtype} does not resolve at a loss of {base:.3g}")
+        flat.warn(f"{lost}, which {values.dtype} does not resolve at a loss of {base:.3g}", 4)
     return found
-
-
-def _tell(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -1,7 +1,8 @@
 """The subspace that Metric 2.1 looks into: the n x p matrix A, whose columns are directions in parameter space.
 
 A is an operator on flat vectors, held in tiles of rows. Random signs, the default, are held as bits: 188 MB for 15
-million parameters and 100 columns, where floats take 6 GB. A tile becomes floats where it is used.
+million parameters and 100 columns, where floats take 6 GB. A tile becomes floats where it is used. All
+functions can be traced.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
+
+from gengap import flat
 
 Entries = Callable[[Key[Array, ""], tuple[int, int]], Array]
 """A sampler of the entries of A: `(key, (p, n)) -> array [p, n]`, such as `jax.random.normal`."""
@@ -54,14 +57,22 @@ def draw(key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs) -> 
       dim: p, the columns.
       entries: sampler of the entries; those of any but `signs` are held as floats, so that A has to fit in memory.
 
+    Raises:
+      ValueError: a count below 1, or entries of another shape than [p, n].
+
     >>> A = draw(jax.random.key(0), 7, 5)
     >>> times(A, jnp.ones(5)).shape, transpose_times(A, jnp.ones(7)).shape
     ((7,), (5,))
     """
+    flat.check_key(key)
+    flat.check_counts({"n": n, "dim": dim})
     if entries is signs:
         return Subspace(_tiles_of_signs(key, dim, n), n, dim)
     count = -(-n // _ROWS)
     rows, width = entries(key, (dim, n)), -(-n // count)
+    if jnp.shape(rows) != (dim, n):
+        raise ValueError(f"entries returned the shape {jnp.shape(rows)}; it must be {(dim, n)}")
+    rows = rows if jnp.issubdtype(rows.dtype, jnp.floating) else rows.astype(float)
     rows = jnp.pad(rows, ((0, 0), (0, count * width - n)))
     return Subspace(rows.reshape(dim, count, width).swapaxes(0, 1), n, dim)
 

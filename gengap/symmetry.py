@@ -148,12 +148,14 @@ class Radial(NamedTuple):
 
     def to_eta(self, theta: PyTree) -> Any:
         """The new parameters of a point."""
+        flat.check_alike(theta, self.center)
         _, x, layout = flat.of(len, theta)
         d = x - flat.of(len, self.center).x
         return layout.unravel(((d**2).sum() + self.offset) ** self.power * d, d.dtype)
 
     def to_theta(self, eta: PyTree) -> Any:
         r"""The inverse, by Newton's method for $\log\|\theta - \hat\theta\|$ in 50 steps of at most 2."""
+        flat.check_alike(eta, self.center)
         (_, x, _), (_, center, layout) = flat.of(len, eta), flat.of(len, self.center)
         norm = jnp.linalg.norm(x)
         some = jnp.where(norm > 0, norm, 1)
@@ -189,7 +191,9 @@ def sharpened(
     Raises:
       ValueError: the Hessian has no positive diagonal entry there, or an argument is out of its range.
     """
+    flat.check_untraced("sharpened", loss, params)
     flat.check_positive({"bound": bound})
+    flat.layout_of(params)
     loss, where = flat.as_pytree(loss), layers[layer].out[0]
     size = _get(params, where).size
     sign = np.where(np.random.default_rng(0).random(size) < 0.5, -1.0, 1.0)
@@ -215,6 +219,7 @@ def collapsible(params: PyTree, layers: Sequence[Layer], epsilon: float, *, laye
     What makes the units of one layer is scaled down until all of it is within epsilon of 0. Where it is 0 the
     layer is silent, so that the full-space sharpness is at least that of a constant function's loss.
     """
+    flat.check_untraced("collapsible", params)
     largest = max(float(jnp.abs(_get(params, where)).max()) for where in layers[layer].out)
     return _scale_down(params, layers, layer, epsilon / max(largest, epsilon))
 
@@ -261,6 +266,8 @@ def audit(
       repeats: keys, at least 2.
       tolerance: relative; what arithmetic may change.
     """
+    flat.check_untraced("audit", params, key)
+    flat.check_key(key)
     flat.check_counts({"repeats": repeats}, 2)
     keys = jax.random.split(key, repeats)
     images = {name: move(params) for name, move in symmetries.items()}

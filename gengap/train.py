@@ -1,4 +1,4 @@
-"""Training: a Python loop around one compiled step, over data that lie on the device."""
+"""Training: a Python loop around one compiled step, over data that lie on the device. It cannot be traced."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -99,6 +99,7 @@ class TrainState(NamedTuple):
 @partial(jax.jit, static_argnames="optimizer")
 def start(params: PyTree, key: Key[Array, ""], *, optimizer: Any = ADAM) -> TrainState:
     """The state before the first step."""
+    flat.check_key(key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(params, optimizer.init(params), key, zero, zero, zero - 1)
 
@@ -200,6 +201,7 @@ def fit_side_by_side(
 
     Worth it on an accelerator that one run does not fill.
     """
+    flat.check_untraced("training", states, x, y)
     size = count(batch_size, len(x))
     flat.check_counts({"epochs": epochs, "patience": 1 if patience is None else patience})
     x, y = jnp.asarray(x), jnp.asarray(y)

@@ -327,7 +327,7 @@ def test_what_can_be_traced() -> None:
         one = trace(spectra[i], keys[i])
         np.testing.assert_allclose([found.value[i], found.sem[i]], [one.value, one.sem], rtol=1e-5, atol=1e-5)
     for measure in (hessian.eigenpairs, hessian.density):
-        with pytest.raises(ValueError, match="call them outside jit, vmap and grad"):
+        with pytest.raises(ValueError, match="call it outside jit, vmap and grad"):
             jax.vmap(lambda s, measure=measure: measure(Partial(half_square, s), x, KEY)[0])(spectra)
 
 
