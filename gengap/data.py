@@ -1,7 +1,9 @@
 """Data sets as arrays: a TFDS image-classification set by name, "digits" without a network, your own."""
 
 import os
+import zipfile
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -32,9 +34,11 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     each class (1437 images) are for training, the split drawn with a fixed seed. Every other name is a TFDS
     image-classification set. It is read without TensorFlow, from the newest version in `data_dir`, and prepared
     there first where it is missing (see `prepare`). Its "test" split is x_test, or else its "validation" split.
+    A name that ends in .npz is a file of your own arrays.
 
     Args:
-      name: "digits", or a TFDS name such as "mnist", "cifar10", "emnist/letters", "mnist:3.0.1".
+      name: "digits", a TFDS name such as "mnist", "cifar10", "emnist/letters", "mnist:3.0.1", or the path of an
+        .npz with x_train, y_train, x_test and y_test as of `from_arrays`, and num_classes if need be.
       data_dir: an existing TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets.
 
     Returns:
@@ -51,6 +55,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """
     if name == "digits":
         return _digits()
+    if name.endswith(".npz"):
+        return _from_file(Path(name))
     where, train, test, num_classes = tfds_sets.read(name, data_dir)
     try:
         return from_arrays(*train, *test, num_classes=num_classes, name=name)
@@ -110,6 +116,28 @@ def head(ds: Dataset, size: int) -> Dataset:
 def _check_integer(argument: str, value: Any, most: int, why: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= most:
         raise ValueError(f"{argument} must be an integer from 1 to {most}{why}, got {value!r}")
+
+
+def _from_file(path: Path) -> Dataset:
+    names = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in (*names, "num_classes") if name in file.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is no .npz file of arrays, or damaged: {error}") from None
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"{path} has no {', '.join(missing)}; it must have {', '.join(names)}")
+    classes = arrays.get("num_classes")
+    try:
+        return from_arrays(
+            *(arrays[name] for name in names),
+            num_classes=None if classes is None else int(classes),
+            name=path.stem,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from None
 
 
 def _digits() -> Dataset:

@@ -50,6 +50,7 @@ MAY_IMPORT_EXPERIMENTS = {
     "digits": {"tables"},
     "mnist": {"tables"},
     "cifar": {"tables"},
+    "timit": {"tables"},
     "claims": set(),
     "published": {"paper"},
     "paper": {
