@@ -231,6 +231,26 @@ def _reparametrised(space: str) -> Callable[[list[Row]], Tested]:
     return test
 
 
+def _against(name: str, other: str, sharper: bool | None = None) -> Callable[[list[Row]], Tested]:
+    """Whether one way of training tests better than another at each seed, or is sharper or flatter."""
+
+    def test(rows: list[Row]) -> Tested:
+        value = _test_accuracy if sharper is None else _full
+        found = {(row["method"], row["seed"]): value(row) for row in rows}
+        seeds = sorted({row["seed"] for row in rows})
+        pairs = [(a, b) for s in seeds if (a := found.get((name, s))) and (b := found.get((other, s)))]
+        return _means(pairs, " %" if sharper is None else ""), [
+            (a > b) is (sharper is not False) for a, b in pairs
+        ]
+
+    return test
+
+
+def _full(row: Row) -> float | None:
+    full = row.get("full")
+    return number(np.ravel(full["value"])[0]) if full and np.all(full["finite"]) else None
+
+
 def _grid(rows: list[Row]) -> Tested:
     runs = [row for row in rows if row.get("measures")]
     if len(runs) < 3:
@@ -289,6 +309,41 @@ CLAIMS = (
         _warm,
     ),
     Claim("Fig. 5", "the later LB begins, the flatter it ends", "C1 532 to 1", "warm_start", _rank("epoch", -1)),
+    Claim(
+        "sec. 4",
+        "noise is what LB lacks: with SB's noise and as many updates LB tests better than with the updates alone",
+        "not tested there",
+        "causes",
+        _against("LB + updates + noise", "LB + updates"),
+    ),
+    Claim(
+        "sec. 4",
+        "the same, flatter",
+        "not tested there",
+        "causes",
+        _against("LB + updates + noise", "LB + updates", sharper=False),
+    ),
+    Claim(
+        "Table 6",
+        "with augmentation LB tests better than without",
+        "C1 82.5 | 77.3 %",
+        "remedies",
+        _against("LB, augmentation", "LB, plain"),
+    ),
+    Claim(
+        "Table 7",
+        "with conservative training LB tests better than without",
+        "C1 78.4 | 77.3 %",
+        "remedies",
+        _against("LB, conservative", "LB, plain"),
+    ),
+    Claim(
+        "sec. 5",
+        "with conservative training LB is still sharper than SB",
+        "C1 520 | 29",
+        "remedies",
+        _against("LB, conservative", "SB, plain", sharper=True),
+    ),
     Claim(
         "Dinh et al.",
         "the same function can be made ten times sharper, full space",

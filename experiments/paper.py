@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from experiments import (
     batch_size,
+    causes,
     cifar,
     claims,
     command,
@@ -20,6 +21,7 @@ from experiments import (
     digits,
     landscape,
     mnist,
+    remedies,
     reparametrise,
     tables,
     trajectory,
@@ -52,7 +54,12 @@ FIGURES: dict[str, Any] = {
     "warm_start": warm_start,
     "trajectory": trajectory,
 }
-BESIDE: dict[str, Any] = {"reparametrise": reparametrise, "correlation": correlation}
+BESIDE: dict[str, Any] = {
+    "reparametrise": reparametrise,
+    "correlation": correlation,
+    "causes": causes,
+    "remedies": remedies,
+}
 """What claims are tested with too, where it has been run; it has figures of its own."""
 
 

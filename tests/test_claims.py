@@ -45,7 +45,7 @@ def test_claims_of_the_tables_hold_in_part_where_some_seeds_do():
     assert found(rows, "LB is sharper, random") == "does not hold"
     assert found(rows, "SB ends farther") == "holds"
     assert found(rows, "LB gets sharper") == "not tested"
-    assert claims.table(rows).findings[0].startswith("Of 17 claims ")
+    assert claims.table(rows).findings[0].startswith(f"Of {len(claims.CLAIMS)} claims ")
 
 
 def test_a_value_that_is_a_lower_bound_tests_nothing():
@@ -114,6 +114,26 @@ def test_claims_of_paths_directions_and_maps():
     assert (
         found(rows, "the same function can be") == "holds" and found(rows, "the same, random") == "does not hold"
     )
+
+
+def trained(part, method, accuracy, value):
+    full = {"value": value, "finite": True}
+    return row(part, method, 0, test_accuracy=accuracy, epsilon=1e-3, full=full)
+
+
+def test_claims_of_causes_and_remedies():
+    rows = [
+        trained("causes", "LB + updates", 0.8, 9.0),
+        trained("causes", "LB + updates + noise", 0.9, 10.0),
+        trained("remedies", "SB, plain", 0.9, 5.0),
+        trained("remedies", "LB, plain", 0.8, 90.0),
+        trained("remedies", "LB, augmentation", 0.85, 50.0),
+        trained("remedies", "LB, conservative", 0.75, 40.0),
+    ]
+    assert found(rows, "noise is what") == "holds" and found(rows, "the same, flatter") == "does not hold"
+    assert found(rows, "with augmentation") == "holds"
+    assert found(rows, "with conservative training LB tests") == "does not hold"
+    assert found(rows, "with conservative training LB is still") == "holds"
 
 
 def test_a_grid_with_too_few_runs_tests_nothing():
