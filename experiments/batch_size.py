@@ -7,7 +7,7 @@ Every batch size is trained for the same number of epochs, 100 in the paper, fro
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -18,10 +18,9 @@ from experiments import command, training
 from experiments.training import Training
 from gengap import ascent, minima, paper, plots, records, report, sharpness, train
 from gengap import statistics as stats
-from gengap.report import number, plain, sharpness_at
+from gengap.report import plain, sharpness_at
 
 EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
-DOTS: Any = (0, (1, 1))
 PAPER = (100, 250, 500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
 """For C1 on CIFAR-10; those for F2 are in proportion to a training set that is larger."""
 DIGITS = (16, 32, 64, 128, 256, 512, 1024)
@@ -117,7 +116,7 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
         every = [sorted((r for r in runs if r["seed"] == seed), key=lambda r: r["share"]) for seed in seeds]
         return [([100 * row["share"] for row in one], [value(row) for row in one]) for one in every]
 
-    accuracies = curves(lambda row: _times(100, number(row.get("test_accuracy"))))
+    accuracies = curves(lambda row: report.percent(row.get("test_accuracy")))
     found = stats.threshold(
         [x for xs, ys in accuracies for x, y in zip(xs, ys, strict=True) if y is not None],
         [y for _, ys in accuracies for y in ys if y is not None],
@@ -128,9 +127,10 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     marks = {found.batch_size: "threshold, here"} if found else {}
     marks |= {same.batch_size: f"threshold,\npaper's {network}"} if same else {}
     panels = plots.beside_paper(
-        plots.Panel(f"test accuracy, {_where(runs[0])}", "batch size (% of the training set)", "accuracy (%)",
+        plots.Panel(f"test accuracy, {report.where(runs[0])}", "batch size (% of the training set)",
+                      "accuracy (%)",
                       [*plots.seeds(accuracies, "here", "here", marker="o"),
-                       plots.Line(share, curve.y, f"paper, {network}", "paper", DOTS, 1.1)],
+                       plots.dotted((share, curve.y), f"paper, {network}")],
                       log_x=True, marks=marks), runs[0]["network"], network
     )  # fmt: skip
     rises = []
@@ -138,8 +138,7 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
         values = curves(lambda row: sharpness_at(row, epsilon))  # noqa: B023
         curve = theirs[f"sharp_{name}"]
         lines = [*plots.seeds(values, "here", "here", marker="o"),
-                 plots.Line([100 * B / size for B in curve.x], curve.y, f"paper, {network}", "paper",
-                              DOTS, 1.1)]  # fmt: skip
+                 plots.dotted(([100 * B / size for B in curve.x], curve.y), f"paper, {network}")]  # fmt: skip
         panels.append(plots.Panel(f"full space, epsilon {name}", "batch size (% of the training set)",
                                     "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
         rises += [stats.trend(xs, ys) for xs, ys in values]
@@ -170,14 +169,6 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     )
     title = "Accuracy and sharpness against batch size (Fig. 4)"
     return [*sections, report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig4")]
-
-
-def _where(row: Mapping[str, Any]) -> str:
-    return f"{row['network']} on {row['dataset']}"
-
-
-def _times(factor: float, value: float | None) -> float | None:
-    return None if value is None else factor * value
 
 
 if __name__ == "__main__":

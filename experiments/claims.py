@@ -91,8 +91,7 @@ def _means(pairs: Sequence[tuple[float, float]], unit: str = "") -> str:
 
 
 def _test_accuracy(row: Row) -> float | None:
-    value = number(row.get("test_accuracy"))
-    return None if value is None else 100 * value
+    return report.percent(row.get("test_accuracy"))
 
 
 def _gap(rows: list[Row]) -> Tested:

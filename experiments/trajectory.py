@@ -10,7 +10,7 @@ training loss.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -24,8 +24,6 @@ from gengap import statistics as stats
 from gengap.report import number, plain, sharpness_at, spread
 
 EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
-DOTS: Any = (0, (1, 1))
-SPARSE_DOTS: Any = (0, (1, 3))
 
 
 class Config(NamedTuple):
@@ -116,7 +114,7 @@ def _accuracy(rows: Sequence[records.Row]) -> report.Section | None:
         for split, dashes in (("train", "-"), ("test", "--")):
             curves = []
             for row in [r for r in runs if r["method"] == method]:
-                shares = [_times(100, share) for share in row["history"].get(f"{split}_accuracy") or []]
+                shares = [report.percent(share) for share in row["history"].get(f"{split}_accuracy") or []]
                 curves.append((list(range(1, len(shares) + 1)), shares))
                 if split == "test" and shares and shares[-1] is not None:
                     ends[method, row["seed"]] = shares[-1]
@@ -125,9 +123,7 @@ def _accuracy(rows: Sequence[records.Row]) -> report.Section | None:
             curve = theirs[f"{method}_{split}"]
             colour = "paper" if method == "SB" else "paper, other"
             label = f"paper, {network}, {method} {split}"
-            lines.append(
-                plots.Line(curve.x, curve.y, label, colour, DOTS if split == "train" else SPARSE_DOTS, 1.1)
-            )
+            lines.append(plots.dotted(curve, label, colour, gap=1 if split == "train" else 3))
     small, large = ({seed: v for (m, seed), v in ends.items() if m == method} for method in ("SB", "LB"))
     gaps = [small[seed] - large[seed] for seed in small if seed in large]
     paper_gap = theirs["SB_test"].y[-1] - theirs["LB_test"].y[-1]
@@ -140,7 +136,7 @@ def _accuracy(rows: Sequence[records.Row]) -> report.Section | None:
         f"{spread(drops['LB'])} (LB); the paper sees no peak after which it decays.",
     ]
     panels = plots.beside_paper(
-        plots.Panel(_where(runs[0]), "epoch", "accuracy (%)", lines), runs[0]["network"], network
+        plots.Panel(report.where(runs[0]), "epoch", "accuracy (%)", lines), runs[0]["network"], network
     )
     caption = "Training solid, test dashed; thin lines are seeds, thick ones their mean. Dots: the paper's curve."
     return report.Section(
@@ -164,8 +160,8 @@ def _along_training(rows: Sequence[records.Row]) -> report.Section | None:
                 lines.append(plots.Line(x, y, label, method, width=1.0, marker="o" if method == "SB" else "s"))
                 if epsilon == 1e-3:
                     ranks[method, seed] = stats.trend([-v for v in x], y)
-            lines += _dotted(theirs[f"{method}_{name}"], f"paper, {network}, {method}",
-                             "paper" if method == "SB" else "paper, other")  # fmt: skip
+            colour = "paper" if method == "SB" else "paper, other"
+            lines.append(plots.dotted(theirs[f"{method}_{name}"], f"paper, {network}, {method}", colour))
         panels.append(plots.Panel(f"epsilon {name}", "training loss f (nats)", "sharpness (% of 1 + f)", lines,
                                     log_x=True, log_y=True, flip_x=True))  # fmt: skip
     losses = [number(row.get("train_loss")) for key, one in points.items() if key[0] == "LB" for row in one]
@@ -288,18 +284,6 @@ def _points(rows: Sequence[records.Row]) -> dict[tuple[str, int], list[records.R
         if row.get("epoch") is not None and row.get("full"):
             found.setdefault((row["method"], row["seed"]), []).append(row)
     return {key: sorted(found[key], key=lambda row: row["epoch"]) for key in sorted(found, reverse=True)}
-
-
-def _dotted(curve: paper.Curve, label: str, colour: str) -> list[plots.Line]:
-    return [plots.Line(curve.x, curve.y, label, colour, DOTS, 1.1)]
-
-
-def _where(row: Mapping[str, Any]) -> str:
-    return f"{row['network']} on {row['dataset']}"
-
-
-def _times(factor: float, value: float | None) -> float | None:
-    return None if value is None else factor * value
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ SB is trained for 100 epochs in the paper, and LB for 100 from each of the itera
 """
 
 import math
-from collections.abc import Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -18,10 +17,9 @@ from experiments import command, training
 from experiments.training import Training
 from gengap import ascent, minima, paper, plots, records, report, sharpness
 from gengap import statistics as stats
-from gengap.report import number, sharpness_at
+from gengap.report import sharpness_at
 
 EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
-DOTS: Any = (0, (1, 1))
 
 
 class Config(NamedTuple):
@@ -110,26 +108,25 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     every = [sorted((r for r in starts if r["seed"] == s), key=lambda r: r["epoch"]) for s in sorted(base)]
     every = [one for one in every if one]
     accuracies = [
-        ([row["epoch"] for row in one], [_times(100, number(row.get("test_accuracy"))) for row in one])
-        for one in every
+        ([row["epoch"] for row in one], [report.percent(row.get("test_accuracy")) for row in one]) for one in every
     ]
     small = [
-        (x, [_times(100, base[one[0]["seed"]]["test_accuracy"][epoch - 1]) for epoch in x])
+        (x, [report.percent(base[one[0]["seed"]]["test_accuracy"][epoch - 1]) for epoch in x])
         for (x, _), one in zip(accuracies, every, strict=True)
     ]
     panels = plots.beside_paper(
-        plots.Panel(f"test accuracy, {_where(starts[0])}", "epoch of SB that LB begins from", "accuracy (%)",
+        plots.Panel(f"test accuracy, {report.where(starts[0])}", "epoch of SB that LB begins from", "accuracy (%)",
                       [*plots.seeds(small, "SB there", "SB", marker="o"),
                        *plots.seeds(accuracies, "LB begun there", "LB", marker="s"),
-                       *_dotted(theirs["SB_test"], f"paper, {network}, SB", "paper"),
-                       *_dotted(theirs["LB_piggyback_test"], f"paper, {network}, LB", "paper, other")],
+                       plots.dotted(theirs["SB_test"], f"paper, {network}, SB", "paper"),
+                       plots.dotted(theirs["LB_piggyback_test"], f"paper, {network}, LB", "paper, other")],
                       log_x=True), starts[0]["network"], network
     )  # fmt: skip
     falls = []
     for epsilon, name in EPSILONS:
         values = [([row["epoch"] for row in one], [sharpness_at(row, epsilon) for row in one]) for one in every]
         lines = [*plots.seeds(values, "LB begun there", "LB", marker="s"),
-                 *_dotted(theirs[f"sharp_{name}"], f"paper, {network}, LB", "paper, other")]  # fmt: skip
+                 plots.dotted(theirs[f"sharp_{name}"], f"paper, {network}, LB", "paper, other")]  # fmt: skip
         panels.append(plots.Panel(f"full space, epsilon {name}", "epoch of SB that LB begins from",
                                     "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
         falls += [stats.trend(x, y) for x, y in values]
@@ -152,18 +149,6 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     caption = "Above the epoch of SB from whose parameters LB began, with a new optimiser state."
     title = "Large batches begun from small-batch iterates (Fig. 5)"
     return [*sections, report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig5")]
-
-
-def _dotted(curve: paper.Curve, label: str, colour: str) -> list[plots.Line]:
-    return [plots.Line(curve.x, curve.y, label, colour, DOTS, 1.1)]
-
-
-def _where(row: Mapping[str, Any]) -> str:
-    return f"{row['network']} on {row['dataset']}"
-
-
-def _times(factor: float, value: float | None) -> float | None:
-    return None if value is None else factor * value
 
 
 if __name__ == "__main__":

@@ -217,6 +217,11 @@ class Line(NamedTuple):
     alpha: float = 1.0
 
 
+def dotted(curve: tuple[Numbers, Numbers], label: str, colour: str = "paper", gap: float = 1) -> Line:
+    """A curve of the paper."""
+    return Line(*curve, label, colour, (0, (1, gap)), 1.1)
+
+
 class Panel(NamedTuple):
     """Axes and the lines in them; `marks` are vertical lines that the legend names, x -> text."""
 

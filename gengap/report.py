@@ -224,6 +224,17 @@ def diverged(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def where(row: Row) -> str:
+    """The network and the data set of a row."""
+    return f"{row['network']} on {row['dataset']}"
+
+
+def percent(share: Any) -> float | None:
+    """A share in percent; `None` where it is no finite number."""
+    value = number(share)
+    return None if value is None else 100 * value
+
+
 def by_seed(frame: pd.DataFrame, method: str, column: str) -> dict[int, float]:
     """The finite values of a column by seed."""
     own = frame[frame["method"] == method].dropna(subset=[column])

@@ -1,8 +1,6 @@
 """Hessian measures against dense Hessians, known spectra and closed forms."""
 
-import contextlib
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,24 +11,9 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from gengap import data, hessian, minima, models, objective
+from tests.compiled import compiled
 
 KEY = jax.random.key(0)
-
-
-@contextlib.contextmanager
-def compiled() -> Iterator[list[str]]:
-    """The programs that XLA compiles meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @functools.cache

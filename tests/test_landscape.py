@@ -1,8 +1,5 @@
 """Paths, planes and neighbourhoods against their closed forms."""
 
-import contextlib
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 from jax.tree_util import Partial
 
 from gengap import landscape, models, objective
+from tests.compiled import compiled
 
 KEY = jax.random.key(0)
 
@@ -26,22 +24,6 @@ def same(a, b) -> bool:
 
 def square(params) -> jax.Array:
     return sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params))
-
-
-@contextlib.contextmanager
-def compiled() -> Iterator[list[str]]:
-    """The programs that XLA compiles meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 PATHS = {

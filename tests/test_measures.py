@@ -1,8 +1,6 @@
 """Each measure against its closed form, and the audit against what theory says of it."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +9,9 @@ import optax
 import pytest
 
 from gengap import measures, objective, symmetry
+from tests.compiled import compiled
 
 KEY = jax.random.key(0)
-
-
-@contextlib.contextmanager
-def compiled() -> Iterator[list[str]]:
-    """The programs that XLA compiles meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def rectified(params, x):

@@ -1,8 +1,6 @@
 """Maps of parameters: the function stays, the theorems do what they promise, the audit says what changed."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -13,6 +11,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from gengap import models, objective, symmetry
+from tests.compiled import compiled
 
 KEY = jax.random.key(0)
 
@@ -38,22 +37,6 @@ def plain(use_bias: bool, conv: bool = False) -> models.Model:
     return models.Model(
         lambda key, x: network.init(key, x)["params"], lambda params, x: network.apply({"params": params}, x)
     )
-
-
-@contextlib.contextmanager
-def compiled() -> Iterator[list[str]]:
-    """The programs that XLA compiles meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 NETWORKS = {
