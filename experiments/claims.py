@@ -23,7 +23,7 @@ WORDS = {
     "holds": "hold",
     "holds in part": "hold in part",
     "does not hold": "do not hold",
-    "not tested": "were not tested",
+    "not tested": "not tested",
 }
 Tested = tuple[str, list[bool]]
 """Our numbers in words, and whether each test came out as the paper says."""
@@ -57,10 +57,10 @@ def table(rows: Sequence[Row]) -> report.Section:
         word = verdict(tests)
         counts[word.split(":")[0]] += 1
         lines.append({"paper": where, "claim": claim, "there": theirs, "here": ours or report.DASH, "": word})
-    said = ", ".join(f"{count} {WORDS[word]}" for word, count in counts.items() if count)
+    said = ", ".join(f"{WORDS[word]}: {count}" for word, count in counts.items() if count)
     of = sorted({f"{row['network']} on {row['dataset']}" for row in rows if "network" in row})
     return report.Section(
-        f"The paper's claims, {', '.join(of)}", [f"Of {len(lines)} claims {said}."], pd.DataFrame(lines)
+        f"The paper's claims, {', '.join(of)}", [f"Of {len(lines)} claims, {said}."], pd.DataFrame(lines)
     )
 
 

@@ -45,7 +45,7 @@ def test_claims_of_the_tables_hold_in_part_where_some_seeds_do():
     assert found(rows, "LB is sharper, random") == "does not hold"
     assert found(rows, "SB ends farther") == "holds"
     assert found(rows, "LB gets sharper") == "not tested"
-    assert claims.table(rows).findings[0].startswith(f"Of {len(claims.CLAIMS)} claims ")
+    assert claims.table(rows).findings[0].startswith(f"Of {len(claims.CLAIMS)} claims, ")
 
 
 def test_a_value_that_is_a_lower_bound_tests_nothing():

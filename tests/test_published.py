@@ -1,0 +1,51 @@
+"""What is published is what its rows give, each row from a commit that exists, and the README quotes it."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from experiments import published
+
+ROOT = Path(__file__).parents[1]
+RUNS = sorted(path.parent for path in ROOT.glob("published/*/*/config.json"))
+README = (ROOT / "README.md").read_text()
+
+
+def rows():
+    return [json.loads(line) for run in RUNS for line in (run / "rows.jsonl").read_text().splitlines()]
+
+
+def test_every_row_says_which_commit_computed_it():
+    commits = {row["origin"]["commit"] for row in rows()}
+    assert commits and not any("dirty" in commit for commit in commits)
+    git = ["git", "-C", str(ROOT), "rev-list", "--count", "HEAD"]
+    if int(subprocess.run(git, capture_output=True, text=True, check=True).stdout) < 50:
+        pytest.skip("a shallow clone does not have the commits")
+    for commit in commits:
+        known = subprocess.run(["git", "-C", str(ROOT), "merge-base", "--is-ancestor", commit, "HEAD"])
+        assert known.returncode == 0, commit
+
+
+def test_the_reports_are_what_the_rows_give(tmp_path):
+    shutil.copytree(ROOT / "published", tmp_path / "published")
+    reports = [path.relative_to(tmp_path) for path in tmp_path.glob("published/*/*/report.md")]
+    for path in reports:
+        (tmp_path / path).unlink()
+    published.main(tmp_path / "published")
+    changed = [path for path in reports if (tmp_path / path).read_text() != (ROOT / path).read_text()]
+    assert reports and not changed
+
+
+def test_the_readme_quotes_what_is_published():
+    """Every line of its tables of results, and every number with decimals in what it says of them."""
+    results = README[README.index("## What came out") : README.index("## The paper's")].replace("\\", "")
+    there = "\n".join(path.read_text() for path in ROOT.glob("published/*/*/report.md")).replace("\\", "")
+    table = [re.sub(" +", " ", line) for line in results.splitlines() if re.match(r"\| [^-]", line)]
+    missing = [line for line in table if line not in re.sub(" +", " ", there)]
+    assert len(table) > 10 and not missing
+    said = re.sub(r"^\|.*$", "", results, flags=re.M)
+    assert not [number for number in re.findall(r"\d+\.\d+", said) if number not in there]
