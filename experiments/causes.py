@@ -304,11 +304,13 @@ def _escapes(finite: list[records.Row], cells: Mapping[str, Mapping[int, records
         for name, colour in zip(ESCAPES, ("SB", "LB", "other"), strict=True):
             curves = []
             for seed, looks in every[name].items():
+                if not looks:
+                    continue
                 at = [] if response == "distance" else [begun[seed]]
                 y = [_response(row, response) for row in (*at, *looks)]
                 y = y if response == "accuracy" else [10**value for value in y]
                 curves.append(([0] * len(at) + [row["steps"] for row in looks], y))
-            lines += plots.seeds([c for c in curves if c[0]], name, colour, marker="o")
+            lines += plots.seeds(curves, name, colour, marker="o")
         log = response != "accuracy"
         panels.append(plots.Panel(words, "updates from the LB minimum", "", lines, log_y=log))
     last = {name: {seed: looks[-1] for seed, looks in own.items() if looks} for name, own in every.items()}

@@ -43,7 +43,12 @@ TEST = 1000
 """test examples after each epoch; the tables are of all of them"""
 FLIPS = ("cifar10", "cifar100")
 """whose images may be mirrored"""
-PAPER = {"augmentation": paper.TABLE_6, "conservative": paper.TABLE_7}
+PAPER = {
+    ("augmentation", "SB"): paper.TABLE_6,
+    ("augmentation", "LB"): paper.TABLE_6,
+    ("conservative", "LB"): paper.TABLE_7,
+    ("plain", "SB"): paper.TABLE_7,
+}
 
 
 class Config(NamedTuple):
@@ -207,9 +212,7 @@ def _scatter(rows: list[records.Row], letters: Mapping[str, str]) -> report.Sect
                     xs, ys = [x[s] for s in seeds], [y[s] for s in seeds]
                     ax.plot(xs, ys, ".", color=looks[side], alpha=0.35, markersize=4)
                     middle = math.exp(np.mean(np.log(xs))), float(np.mean(ys))
-                    ax.plot(
-                        *middle, marker=f"${letter}$", linestyle="", color=looks[side], markersize=7, label=side
-                    )
+                    ax.text(*middle, letter, color=looks[side], ha="center", va="center", fontweight="bold")
         ax.set(xscale="log", xlabel="sharpness, full space (% of 1 + f)", ylabel="test accuracy (%)")
         ax.set_title(f"SB and LB with as many {'epochs' if sides[1] == 'LB' else 'updates'}")
     said = _said(rows, letters)
@@ -257,7 +260,7 @@ def _table(rows: list[records.Row], letters: Mapping[str, str]) -> report.Sectio
             own = [row for row in rows if (row["side"], row["remedy"]) == (side, name)]
             if not own:
                 continue
-            network, known = own[0]["network"], PAPER.get(name, {})
+            network, known = own[0]["network"], PAPER.get((name, side), {})
             gaps = [base[row["seed"]] - _accuracy(row) for row in own if row["seed"] in base]
             sharp = [value for row in own if (value := _sharpness(row)) is not None]
             lines.append(
