@@ -201,9 +201,7 @@ def said(value: Float[Array, ""], level: int = 4) -> Float[Array, ""]:
 def tell_rounded(f: Any, x: Float[Array, " n"], step: Float[Array, " n"]) -> None:
     """A RuntimeWarning where a tenth of a step from x is lost when its end is cast to what the network reads."""
     layout = f.func.layout
-    if set(layout.dtypes) == {x.dtype} or is_traced(x, step):
-        return
-    if (lost := float(_lost(layout, x, step))) > 0.1:
+    if not is_traced(x, step) and (lost := float(_lost(layout, x, step))) > 0.1:
         types = ", ".join(sorted({str(jnp.dtype(dtype)) for dtype in layout.dtypes}))
         warn(f"{lost:.0%} of a step of this size is lost in rounding to {types}; take params of a wider type", 4)
 

@@ -188,11 +188,15 @@ def test_an_interruption_is_one_sentence(tmp_path, seconds):
     """Also while the process imports."""
     run = [sys.executable, "-m", "experiments.digits"]
     quiet = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(run, cwd=tmp_path, env=quiet, stderr=subprocess.PIPE, text=True)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background work ignores it
+    try:
+        with subprocess.Popen(run, cwd=tmp_path, env=quiet, stderr=subprocess.PIPE, text=True) as process:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=60)[1]
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.returncode == 130 and said.endswith("goes on from here.\n") and "Traceback" not in said
 
 

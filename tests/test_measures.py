@@ -250,7 +250,7 @@ def test_what_can_be_traced() -> None:
             "pac_bayes_sigma": measures.pac_bayes_sigma(f, params, key, num_samples=2, steps=3),
             "relative_flatness": measures.relative_flatness(f, params, key, layer=layer, num_samples=3)[:2],
             "fisher_trace": measures.fisher_trace(logits, params, x, key, num_samples=2)[:2],
-            "noise_scale": measures.noise_scale(batch_loss, params, x, y, key, small=2, large=8, num_samples=3),
+            "noise_scale": measures.noise_scale(batch_loss, params, x, y, key, small=4, large=40, num_samples=3),
             "distance": measures.distance(params, jax.tree.map(jnp.zeros_like, params)),
         }
 

@@ -99,7 +99,7 @@ def test_every_command_runs_on_a_fresh_copy_and_leaves_it_clean(tmp_path: Path) 
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "gengap")], check=True)
     few = "--train-size 200 --epochs 1 --num-seeds 1"
     small = "--epochs 1 --num-seeds 1 --max-evaluations 2"
-    toy = {  # reparametrise takes minutes even so, and runs at toy size in the tests of experiments
+    toy = {  # the others take minutes even so, and run at toy size in the tests of experiments
         "digits": f"--train-size 200 {small} --num-draws 1 --num-directions 1",
         "mnist": f"--train-size 200 {small} --num-draws 1 --num-directions 1",
         "cifar": f"--train-size 150 {small} --num-draws 1 --num-directions 1 --network c1",
@@ -110,6 +110,7 @@ def test_every_command_runs_on_a_fresh_copy_and_leaves_it_clean(tmp_path: Path) 
         "warm_start": f"--train-size 200 {small} --starts 2",
         "landscape": f"{few} --examples 100 --points 4 --side 3 --num-directions 3 --steps 2",
         "paper": few,
+        "averages": few,
     }
     for line in RUNS:
         name = experiment(line)
