@@ -65,7 +65,8 @@ def main(
         nonlocal out
         settings, options = parse(own, doc, args)
         _check_devices()
-        out = options.out or out / experiment / records.run_name(flat(settings), flat(config))
+        default = flat(own) | {name: value for name, value in flat(config).items() if name == "dataset"}
+        out = options.out or out / experiment / records.run_name(flat(settings), default)
         out = out.expanduser()
         if out.exists() and not out.is_dir():
             raise ValueError(f"out is {out}; it must be a directory")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments import paper
+from experiments import claims, paper
 from gengap import records, report
 
 
@@ -30,6 +30,8 @@ def main(root: Path = Path("published")) -> None:
         own += [{**row, "part": run.experiment} for row in run.rows]
         sys.stdout.write(f"{path.parent}: {len(run.rows)} rows\n")
     for dataset, rows in gathered.items():
+        if not any(row["part"] in claims.TABLES for row in rows):
+            continue
         out = root / "paper" / ("default" if dataset == "digits" else f"dataset={dataset}")
         run = records.Run(out, "paper", {"dataset": dataset}, rows, [0.0])
         sys.stdout.write(f"{report.write('paper', paper.figures(rows), run, out)}\n")

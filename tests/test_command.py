@@ -114,8 +114,8 @@ def test_a_data_set_has_defaults_of_its_own(monkeypatch, tmp_path, flags):
 
     with pytest.raises(SystemExit):
         command.main("toy", run, drawn, Toy(), "", flags, sets={"b": Toy("b", Inner(5))})
-    epochs = 9 if "9" in flags else 5
-    assert given == [(Toy("b", Inner(epochs)), Path(f"results/toy/dataset=b,epochs={epochs}"))]
+    epochs, name = (9, "dataset=b,epochs=9") if "9" in flags else (5, "dataset=b")
+    assert given == [(Toy("b", Inner(epochs)), Path(f"results/toy/{name}"))]
 
 
 def test_flat_joins_the_settings():

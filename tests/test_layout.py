@@ -52,7 +52,7 @@ MAY_IMPORT_EXPERIMENTS = {
     "cifar": {"tables"},
     "timit": {"tables"},
     "claims": set(),
-    "published": {"paper"},
+    "published": {"claims", "paper"},
     "paper": {
         "batch_size",
         "causes",
