@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from experiments import command, training
 from experiments.training import Training
@@ -50,7 +50,10 @@ def run(
         raise ValueError(f"momentum is {config.momentum}; it must be from 0 to below 1")
     setting, ds = training.begin(config.training, data_dir)
     model = training.model(setting, ds)
-    f = jax.jit(training.loss(setting, model, ds))
+    f, apply = jax.jit(training.loss(setting, model, ds)), model.apply_frozen
+    of_batch = jax.jit(lambda params, x: model.statistics(params, objective.scale(x)))  # type: ignore[misc]
+    frozen = model._replace(apply=lambda both, x: apply(*both, x))  # type: ignore[misc]
+    f_frozen = jax.jit(training.loss(setting, frozen, ds))
     with records.opened("averages", command.flat(config._replace(training=setting)), out, fresh=fresh) as run:
         if not run.rows:
             training.say_how_long(setting, model, ds, 0, 2 * setting.num_seeds * setting.epochs)
@@ -67,9 +70,9 @@ def run(
                 every = every[: every[-1].epochs]  # after the end of training there is no other
                 averages, moving, before = None, [], 0
                 for one in every:
-                    own = model.statistics(one.params, objective.scale(ds.x_train[: one.batch_size]))  # type: ignore[misc]
+                    own = of_batch(one.params, ds.x_train[: one.batch_size])
                     averages = _averaged(averages, own, config.momentum ** (one.steps - before))
-                    moving.append(_frozen(setting, model, ds, one.params, averages))
+                    moving.append(f_frozen((one.params, averages)))
                     before = one.steps
                 steps = [one.steps for one in every]
                 run.add({**row, "steps": steps, "batch": [f(one.params) for one in every], "moving": moving})
@@ -82,16 +85,6 @@ def _averaged(averages: PyTree | None, own: PyTree, kept: float) -> Any:
     if averages is None:
         averages = jax.tree.map_with_path(lambda path, a: jnp.full_like(a, path[-1].key == "var"), own)
     return jax.tree.map(lambda a, b: kept * a + (1 - kept) * b, averages, own)
-
-
-def _frozen(setting: Training, model: Any, ds: Any, params: PyTree, averages: PyTree) -> Array:
-    """f with given statistics in batch norm."""
-
-    def apply(both: tuple[PyTree, PyTree], x: Array) -> Array:
-        return model.apply_frozen(*both, x)
-
-    f = objective.over_dataset(apply, ds.x_train, ds.y_train, chunk=setting.chunk, clip=setting.clip)
-    return f((params, averages))
 
 
 def figures(rows: list[records.Row]) -> list[report.Section]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from experiments import landscape, reparametrise, trajectory
 from gengap import report
 from gengap import statistics as stats
 from gengap.records import Row
@@ -101,21 +102,23 @@ def _gap(rows: list[Row]) -> Tested:
 
 def _no_decay(rows: list[Row]) -> Tested:
     drops = []
-    for row in rows:
-        if row["method"] == "LB" and (history := row["history"].get("test_accuracy")):
-            drops.append(100 * (max(history) - float(np.mean(history[-max(1, len(history) // 10) :]))))
+    for row in (row for row in rows if row["method"] == "LB"):
+        seen = [
+            share for one in row["history"].get("test_accuracy", ()) if (share := report.percent(one)) is not None
+        ]
+        if seen:
+            drops.append(max(seen) - float(np.mean(seen[-max(1, len(seen) // 10) :])))
     return (f"{plain(max(drops))} points below the peak at most" if drops else ""), [drop < 0.5 for drop in drops]
 
 
 def _sharper(space: str) -> Callable[[list[Row]], Tested]:
-    def value(row: Row, i: int) -> float | None:
-        if space == "full":
-            return sharpness_at(row, row["epsilons"][i]) if row.get("full") else None
-        drawn = row.get("random")
-        return float(np.mean(drawn["value"][i])) if drawn and all(drawn["finite"][i]) else None
-
     def test(rows: list[Row]) -> Tested:
-        every = [_pairs(rows, lambda row, i=i: value(row, i)) for i in range(len(rows[0]["epsilons"]))]  # type: ignore[misc]
+        found = report.sharpness(rows)
+        found = found[found["space"] == space].dropna(subset=["value"])
+        every = [
+            _pairs(group.to_dict("records"), lambda line: line["value"])
+            for _, group in found.groupby("epsilon", sort=False)
+        ]
         return "; ".join(map(_means, every)), [large > small for pairs in every for small, large in pairs]
 
     return test
@@ -127,31 +130,21 @@ def _distance(rows: list[Row]) -> Tested:
 
 
 def _steep(rows: list[Row]) -> Tested:
-    shares = [100 * row["directions"]["LB"]["mean_over_highest"] for row in rows if row.get("directions")]
+    every = [report.percent(row["directions"]["LB"]["mean_over_highest"]) for row in rows if row.get("directions")]
+    shares = [share for share in every if share is not None]
     return f"{plain(float(np.mean(shares)))} %" if shares else "", [share < 5 for share in shares]
 
 
 def _beyond(rows: list[Row]) -> Tested:
-    rises = []
-    for row in (row for row in rows if row.get("linear")):
-        at = np.interp([-0.25, 0, 1, 1.25], row["alphas"], np.array(row["linear"]["train_loss"], float))
-        rises.append((float(at[0] - at[1]), float(at[3] - at[2])))
+    every = [landscape.beyond(row["alphas"], row["linear"]["train_loss"]) for row in rows if row.get("linear")]
+    rises = [pair for pair in every if np.isfinite(pair).all()]
     return _means(rises), [large > small for small, large in rises]
-
-
-def _along(rows: list[Row]) -> dict[tuple[str, int], list[Row]]:
-    """The measured epochs of each method and seed."""
-    found: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        if row.get("epoch") and row.get("full"):
-            found.setdefault((row["method"], row["seed"]), []).append(row)
-    return {key: sorted(one, key=lambda row: row["epoch"]) for key, one in found.items()}
 
 
 def _trend(method: str, sign: int) -> Callable[[list[Row]], Tested]:
     def test(rows: list[Row]) -> Tested:
         ranks = []
-        for (own, _), points in _along(rows).items():
+        for (own, _), points in trajectory.points_along(rows).items():
             if own == method:
                 losses = [-(number(row["train_loss"]) or math.nan) for row in points]
                 ranks.append(stats.trend(losses, [sharpness_at(row, 1e-3) for row in points]))
@@ -162,16 +155,18 @@ def _trend(method: str, sign: int) -> Callable[[list[Row]], Tested]:
 
 
 def _equal_loss(rows: list[Row]) -> Tested:
-    along, ratios = _along(rows), []
-    for seed in {seed for _, seed in along}:
-        sides = [along.get((method, seed), []) for method in ("SB", "LB")]
-        curves = [[(number(row["train_loss"]), sharpness_at(row, 1e-3)) for row in side] for side in sides]
-        if not all(curves):
+    along, ratios = trajectory.points_along(rows), []
+    for seed in sorted({seed for _, seed in along}):
+        curves = []
+        for method in ("SB", "LB"):
+            points = [
+                row for row in along.get((method, seed), []) if row["epoch"] > 0 and number(row["train_loss"])
+            ]
+            curves.append(([row["train_loss"] for row in points], [sharpness_at(row, 1e-3) for row in points]))
+        if not all(losses for losses, _ in curves):
             continue
-        level = 1.05 * max(min(loss for loss, _ in curve if loss) for curve in curves)
-        small, large = (
-            stats.at_loss([loss for loss, _ in curve], [value for _, value in curve], level) for curve in curves
-        )
+        level = 1.05 * max(min(losses) for losses, _ in curves)
+        small, large = (stats.at_loss(*curve, level) for curve in curves)
         if math.isfinite(large / small):
             ratios.append(large / small)
     return f"LB {plain(float(np.mean(ratios)))} times as sharp" if ratios else "", [r > 1 for r in ratios]
@@ -209,19 +204,20 @@ def _rank(of: str, sign: int) -> Callable[[list[Row]], Tested]:
 
 def _warm(rows: list[Row]) -> Tested:
     base = {row["seed"]: row["history"]["test_accuracy"] for row in rows if row["method"] == "SB"}
-    better = [
-        row["test_accuracy"] >= base[row["seed"]][row["epoch"] - 1]
+    pairs = [
+        (row["test_accuracy"], base[row["seed"]][row["epoch"] - 1])
         for row in rows
         if row["method"] == "LB" and row.get("epoch") and row["seed"] in base
     ]
-    return f"in {sum(better)} of {len(better)} starts", better
+    better = [end >= begin for end, begin in pairs if None not in (end, begin)]
+    return (f"in {sum(better)} of {len(better)} starts" if better else ""), better
 
 
 def _reparametrised(space: str) -> Callable[[list[Row]], Tested]:
     def test(rows: list[Row]) -> Tested:
         times = []
         for row in (row for row in rows if row.get("maps")):
-            kept = [one for one in row["maps"] if (one["logits_change"] or 0) <= 1e-3 and number(one[space])]
+            kept = [one for one in reparametrise.unchanged(row["maps"]) if number(one[space])]
             own = next((one[space] for one in kept if one["factor"] == 1), None)
             if own:
                 times.append(max(one[space] for one in kept) / own)
@@ -310,14 +306,14 @@ CLAIMS = (
     Claim("Fig. 5", "the later LB begins, the flatter it ends", "C1 532 to 1", "warm_start", _rank("epoch", -1)),
     Claim(
         "sec. 4",
-        "noise is what LB lacks: with SB's noise and as many updates LB tests better than with the updates alone",
+        "with SB's noise and as many updates LB tests better than with the updates alone",
         "not tested there",
         "causes",
         _against("LB + updates + noise", "LB + updates"),
     ),
     Claim(
         "sec. 4",
-        "the same, flatter",
+        "with SB's noise and as many updates LB is flatter than with the updates alone",
         "not tested there",
         "causes",
         _against("LB + updates + noise", "LB + updates", sharper=False),
@@ -351,7 +347,11 @@ CLAIMS = (
         _reparametrised("full"),
     ),
     Claim(
-        "Dinh et al.", "the same, random subspaces", "an open question", "reparametrise", _reparametrised("random")
+        "Dinh et al.",
+        "the same function can be made ten times sharper, random subspaces",
+        "an open question",
+        "reparametrise",
+        _reparametrised("random"),
     ),
     Claim(
         "sec. 1",

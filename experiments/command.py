@@ -56,16 +56,17 @@ def main(
       sets: data set -> the default settings that `--dataset` with its name takes in place of `config`.
     """
     cache_compilations()
-    words = sys.argv[1:] if args is None else args
-    named = [word.removeprefix("--dataset=") for word in words]
-    own = next((default for name, default in sets.items() if name in named), config)
     out = Path("results")
 
     def work() -> None:
         nonlocal out
-        settings, options = parse(own, doc, args)
+        settings, options = parse(config, doc, args)
+        dataset = flat(settings).get("dataset", "")
+        default = flat(config)
+        if dataset in sets:
+            settings, options = parse(sets[dataset], doc, args)
+            default = flat(sets[dataset]) | {"dataset": default["dataset"]}
         _check_devices()
-        default = flat(own) | {name: value for name, value in flat(config).items() if name == "dataset"}
         out = options.out or out / experiment / records.run_name(flat(settings), default)
         out = out.expanduser()
         if out.exists() and not out.is_dir():

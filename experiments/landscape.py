@@ -203,9 +203,9 @@ def figures(rows: Sequence[records.Row]) -> list[Section]:
 def straight(runs: Sequence[records.Row]) -> Section:
     """Fig. 3: the straight line through both minima."""
     theirs = paper.figure("fig3_linear")[runs[0]["network"]]["train_xent"]
-    near, far = zip(*(_beyond(row["alphas"], row["linear"]["train_loss"]) for row in runs), strict=True)
+    near, far = zip(*(beyond(row["alphas"], row["linear"]["train_loss"]) for row in runs), strict=True)
     steeper = [large > small for small, large in zip(near, far, strict=True)]
-    here, there = ([plain(v) for v in pair] for pair in (map(statistics.fmean, (near, far)), _beyond(*theirs)))
+    here, there = ([plain(v) for v in pair] for pair in (map(statistics.fmean, (near, far)), beyond(*theirs)))
     between = [_barrier(row["alphas"], row["linear"]["train_loss"]) for row in runs]
     said = [
         *_ends(runs, "linear"),
@@ -371,7 +371,7 @@ def _ends(runs: Sequence[records.Row], path: str) -> list[str]:
     return [f"At the ends it has the minima's own losses to {max(errors):.1g} (relative)."] if errors else []
 
 
-def _beyond(alphas: Sequence[float], losses: Sequence[float | None]) -> tuple[float, float]:
+def beyond(alphas: Sequence[float], losses: Sequence[float | None]) -> tuple[float, float]:
     """f(-1/4) - f(0) and f(5/4) - f(1), between points by interpolation."""
     at = np.interp([-0.25, 0.0, 1.0, 1.25], alphas, np.array(losses, float))
     return float(at[0] - at[1]), float(at[3] - at[2])

@@ -203,7 +203,7 @@ def _reparametrised(rows: Sequence[records.Row]) -> report.Section | None:
     if not runs:
         return None
     said = [_kept(runs)]
-    runs = [{**row, "maps": [one for one in row["maps"] if (one["logits_change"] or 0) <= SAME]} for row in runs]
+    runs = [{**row, "maps": unchanged(row["maps"])} for row in runs]
     panels = []
     for space, space_words in NAMES.items():
         for name, words in WORDS.items():
@@ -275,11 +275,17 @@ def _round(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
+def unchanged(maps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The images whose logits stay the same."""
+    return [one for one in maps if (change := number(one["logits_change"])) is not None and change <= SAME]
+
+
 def _kept(runs: Sequence[records.Row]) -> str:
-    every = [one["logits_change"] for row in runs for one in row["maps"]]
-    kept = [change for change in every if change <= SAME]
+    every = [one for row in runs for one in row["maps"]]
+    kept = unchanged(every)
+    largest = max(one["logits_change"] for one in kept)
     return (
-        f"In {len(kept)} of {len(every)} images the logits stay the same to {max(kept):.1g} of the largest. In "
+        f"In {len(kept)} of {len(every)} images the logits stay the same to {largest:.1g} of the largest. In "
         "the others small weights meet the epsilon in a batch norm's variance and the logits change by more than "
         f"{SAME:g}; those are left out."
     )

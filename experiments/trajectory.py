@@ -146,7 +146,7 @@ def _accuracy(rows: Sequence[records.Row]) -> report.Section | None:
 
 def _along_training(rows: Sequence[records.Row]) -> report.Section | None:
     """Fig. 6: sharpness against cross entropy along training."""
-    points = _points(rows)
+    points = points_along(rows)
     if not points:
         return None
     network, theirs = paper.nearest("fig6_sharp_vs_xent", next(iter(points.values()))[0]["network"])
@@ -183,7 +183,7 @@ def _along_training(rows: Sequence[records.Row]) -> report.Section | None:
 def _equal_loss(rows: Sequence[records.Row]) -> report.Section | None:
     """SB against LB at the same training loss, which the paper does not compare."""
     # at the starting point the loss is far from that after the first epoch, too far to interpolate between
-    points = {key: [row for row in one if row["epoch"] > 0] for key, one in _points(rows).items()}
+    points = {key: [row for row in one if row["epoch"] > 0] for key, one in points_along(rows).items()}
     seeds = sorted({seed for method, seed in points} & {seed for m, seed in points if m == "LB"})
     levels = [10 ** (-k / 4) for k in range(2, 21)]
     panels, said = [], []
@@ -277,7 +277,7 @@ def _speedup(rows: Sequence[records.Row]) -> report.Section | None:
     )
 
 
-def _points(rows: Sequence[records.Row]) -> dict[tuple[str, int], list[records.Row]]:
+def points_along(rows: Sequence[records.Row]) -> dict[tuple[str, int], list[records.Row]]:
     """The measurements along training of each method and seed, by epoch."""
     found: dict[tuple[str, int], list[records.Row]] = {}
     for row in rows:

@@ -76,7 +76,8 @@ def terminal(sections: Sequence[Section], width: int = 100) -> str:
 
 def first_findings(directory: str | os.PathLike, width: int = 100) -> str:
     """What a report that is on disk says first, for a terminal."""
-    title, *lines = (Path(directory) / "report.md").read_text(encoding="utf-8").split("\n## ")[1].splitlines()
+    text = (Path(directory) / "report.md").read_text(encoding="utf-8")
+    title, *lines = [*text.partition("\n## ")[2].partition("\n## ")[0].splitlines(), ""]
     said = [re.sub(r"\\(.)", r"\1", line[2:]) for line in lines if line.startswith("- ")]
     return terminal([Section(title, said)], width)
 

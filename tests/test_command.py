@@ -103,6 +103,19 @@ def test_the_defaults_are_the_config_that_is_handed_in():
     assert command.parse(config, "", ["--epochs", "8"])[0] == Toy("b", Inner(8))
 
 
+def test_another_flag_with_the_name_of_a_data_set_is_not_meant(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    def run(config, out, **how):
+        given.append(config)
+        raise ValueError("enough")
+
+    with pytest.raises(SystemExit):
+        command.main("toy", run, drawn, Toy(), "", ["--out", "b"], sets={"b": Toy("b", Inner(5))})
+    assert given == [Toy()]
+
+
 @pytest.mark.parametrize("flags", [["--dataset", "b"], ["--dataset=b", "--epochs", "9"]])
 def test_a_data_set_has_defaults_of_its_own(monkeypatch, tmp_path, flags):
     monkeypatch.chdir(tmp_path)

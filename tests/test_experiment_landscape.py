@@ -105,7 +105,7 @@ def test_the_findings_follow_from_the_numbers():
     losses = [4.0, 1.0, 0.5, 2.0, 1.0, 9.0, 17.0]
     alphas = [-1, -0.5, 0, 0.5, 1, 1.5, 2]
     assert landscape._barrier(alphas, losses) == 1.0
-    assert landscape._beyond(alphas, losses) == (0.25, 4.0)
+    assert landscape.beyond(alphas, losses) == (0.25, 4.0)
     assert landscape._barrier(alphas, [*losses[:3], None, *losses[4:]]) == 0.0
 
 

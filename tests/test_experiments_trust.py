@@ -110,7 +110,10 @@ def test_averages_without_memory_are_batch_statistics(monkeypatch):
     small, large = run.rows
     assert large["steps"] == [1, 2] and small["steps"][-1] > 2
     np.testing.assert_allclose(large["moving"], large["batch"], rtol=1e-4)
+    kept, own = [], averages._averaged
+    monkeypatch.setattr(averages, "_averaged", lambda *args: kept.append(args[2]) or own(*args))
     slow = averages.run(averages.Config(setting, momentum=0.999999)).rows[1]
+    assert kept == [0.999999 ** small["steps"][0]] * 2 + [0.999999] * 2  # of the updates in each epoch
     assert abs(slow["moving"][-1] - slow["batch"][-1]) > 0.05
     section = averages.figures(run.rows)[0]
     assert "after 2.00 updates" in section.findings[0] and "9.11" in section.findings[0]

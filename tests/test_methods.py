@@ -530,3 +530,11 @@ def test_a_method_of_ones_own(plain):
     found = find(own)
     assert found.settings["changes"] == "focal(2) + ghost_batch_norm(4)"
     assert found.distance != plain.distance
+
+
+def test_every_ghost_batch_has_a_key_of_its_own():
+    def apply(params, x, key):
+        return jnp.broadcast_to(jax.random.normal(key), (len(x), 2))
+
+    ghosts = methods.ghost_batch_norm(3).network(apply)
+    assert len(set(ghosts({}, jnp.zeros((10, 1)), KEY)[:, 0].tolist())) == 3  # of four, three and three examples
