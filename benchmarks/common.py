@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from benchmarks import flops
 from experiments import command
-from gengap import data, minima, models, objective, records, train
+from gengap import data, methods, minima, models, objective, records, train
 
 STORE = Path("results/minima")
 
@@ -78,7 +78,7 @@ def training(network: str, train_size: int, batch_size: int, seeds: int = 1) -> 
     x, y = examples(network, train_size)
     keys = jax.random.split(jax.random.key(0), seeds)
     states = [train.start(model.init(key, objective.scale(x[:2])), key) for key in keys]
-    loss = objective.batch_loss(model.apply, model.apply_train)
+    loss = methods.batch_loss(methods.PLAIN, model.apply, model.apply_train)
 
     def epoch(states: Sequence[train.TrainState]) -> list[train.TrainState]:
         how: dict[str, Any] = {"batch_size": batch_size, "epochs": 1, "patience": None}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gengap import models, objective
+from gengap import methods, models
 
 SHAPES = {"f1": (28, 28, 1), "c1": (32, 32, 3), "c2": (32, 32, 3)}
 EXAMPLES = {"f1": 60_000, "c1": 50_000, "c2": 50_000}
@@ -44,7 +44,7 @@ def compiled(network: str, batch: int = 8) -> tuple[float, float]:
     model = getattr(models, network)(10)
     x, y = jnp.zeros((batch, *SHAPES[network])), jnp.zeros(batch, int)
     params = _params(network, x)
-    loss = objective.batch_loss(model.apply)
+    loss = methods.batch_loss(methods.PLAIN, model.apply)
 
     def operations(fn: Any) -> float:
         program = jax.jit(fn).lower(params, x, y, jax.random.key(0)).compile()

@@ -80,9 +80,17 @@ def own_key(key: Key[Array, ""], word: str) -> Key[Array, ""]:
 def examples(
     method: Method, apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None
 ) -> Callable:
-    """What a method makes of the loss: `(params, x, y, key) -> (losses [b], logits [b, classes])` of a batch x."""
+    """What a method makes of the loss: `(params, x, y, key) -> (losses [b], logits [b, classes])` of a batch x.
+
+    `apply_train`, `(params, x, key) -> logits`, stands in for `apply` where the network has dropout.
+    """
     network = method.network(apply_train or (lambda params, x, key: apply(params, x)))
-    changed = method.loss(objective.per_example(apply, network, clip=clip))
+
+    def plain(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
+        logits = objective.fitting(network(params, x, key), len(y))
+        return objective.cross_entropy(logits, y, clip=clip), logits
+
+    changed = method.loss(plain)
     return lambda params, x, y, key: changed(params, method.batch(objective.scale(x), key), y, key)
 
 
@@ -252,7 +260,7 @@ def adversarial(epsilon: float = 0.03, *, share: float = 0.5) -> Method:
         return both
 
     name = f"adversarial({epsilon}, share={share})"
-    return Method(name, loss=loss if epsilon and share else _same, gradients=3)
+    return Method(name, loss=loss, gradients=3) if epsilon and share else Method(name)
 
 
 @lru_cache(maxsize=64)
@@ -276,4 +284,5 @@ def stability(sigma: float = 0.04, *, weight: float = 0.01) -> Method:
 
         return stable
 
-    return Method(f"stability({sigma}, weight={weight})", loss=loss if weight else _same, gradients=2)
+    name = f"stability({sigma}, weight={weight})"
+    return Method(name, loss=loss, gradients=2) if weight else Method(name)

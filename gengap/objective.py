@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -77,32 +77,6 @@ def accuracy(logits: Float[Array, "b classes"], labels: Integer[Array, " b"]) ->
 def scale(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
     """uint8 images to [0, 1] by a factor of 1/255; features and tokens of other types as they are."""
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
-
-
-@lru_cache(maxsize=64)
-def per_example(apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None) -> Callable:
-    """`(params, x, y, key) -> (losses [b], logits [b, classes])` in training, of a batch that is scaled.
-
-    `apply_train`, `(params, x, key) -> logits`, stands in for `apply` where the network has dropout.
-    """
-
-    def examples(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        logits = fitting(apply(params, x) if apply_train is None else apply_train(params, x, key), len(y))
-        return cross_entropy(logits, y, clip=clip), logits
-
-    return examples
-
-
-@lru_cache(maxsize=64)
-def batch_loss(apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None) -> Callable:
-    """The loss that training descends, `(params, x, y, key) -> (mean loss, mean accuracy)`; `per_example` else."""
-    examples = per_example(apply, apply_train, clip=clip)
-
-    def loss(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        losses, logits = examples(params, scale(x), y, key)
-        return losses.mean(), accuracy(logits, y).mean()
-
-    return loss
 
 
 def over_dataset(

@@ -3,8 +3,8 @@
 Dinh, Pascanu, Bengio and Bengio, "Sharp Minima Can Generalize For Deep Nets", 2017, arXiv:1703.04933: where
 $\\phi(\\alpha z) = \\alpha \\phi(z)$ for $\\alpha > 0$, a layer's units can be scaled up and the weights that read
 them scaled down. Max pooling commutes with that. Parameters are nested dictionaries of floating-point arrays; a
-list of `Layer`, which `chain` makes for the networks of `models`, says which of them are what. `sharpened`,
-`collapsible` and `audit` decide by values and cannot be traced; the other maps can.
+list of `Layer`, which `chain` makes for the networks of `models`, says which of them are what. The maps can be
+traced; `audit` decides by values and cannot.
 """
 
 import itertools
@@ -91,21 +91,6 @@ def rescale(params: PyTree, layers: Sequence[Layer], activations: Sequence[float
     return params
 
 
-def alpha_scale(params: PyTree, layers: Sequence[Layer], alphas: Sequence[float]) -> Any:
-    r"""$T_\alpha: \theta_k \mapsto \alpha_k \theta_k$ with $\prod_k \alpha_k = 1$ (Definition 5), for K layers.
-
-    Biases are multiplied by $\prod_{l \le k} \alpha_l$ (appendix B), and with batch norm what `rescale` says. With
-    $\alpha_k = 1 / \beta$ for all layers but the last (Theorem 5) at least $r - \min_k n_k$ of the Hessian's r
-    eigenvalues that are not 0 pass any bound as $\beta$ grows.
-
-    Raises:
-      ValueError: another count, a product that is not 1, or a factor that is not above 0.
-    """
-    if len(alphas) != len(layers) or not math.isclose(math.prod(alphas), 1, rel_tol=1e-6):
-        raise ValueError(f"alphas is {tuple(alphas)}; there must be {len(layers)}, and their product must be 1")
-    return rescale(params, layers, list(itertools.accumulate(alphas[:-1], lambda a, b: a * b)))
-
-
 def scale_before_norm(params: PyTree, layers: Sequence[Layer], factors: Sequence[float]) -> Any:
     r"""The same function with what is before each batch norm multiplied: $w \mapsto c\, w$, $b \mapsto c\, b$.
 
@@ -132,96 +117,6 @@ def permute(params: PyTree, layers: Sequence[Layer], orders: Sequence[Int[Array,
         in_order = partial(jnp.take, indices=order, axis=1)
         params = _moved(params, (*layer.linear, *(layer.norm or ())), after, in_order, in_order)
     return params
-
-
-class Radial(NamedTuple):
-    r"""The change of parameters $\eta = (\|\theta - \hat\theta\|^2 + b)^a\, (\theta - \hat\theta)$ of section 5.1.
-
-    With $b > 0$ the Hessian in $\eta$ at $\hat\theta$ is $b^{-2a}$ times that in $\theta$, with a > -1/2 the
-    change is invertible: one number makes a minimum as flat or as sharp as one likes. `center` is $\hat\theta$,
-    `power` a, `offset` b.
-    """
-
-    center: PyTree
-    power: float
-    offset: float
-
-    def to_eta(self, theta: PyTree) -> Any:
-        """The new parameters of a point."""
-        flat.check_alike(theta, self.center)
-        _, x, layout = flat.of(len, theta)
-        d = x - flat.of(len, self.center).x
-        return layout.unravel(((d**2).sum() + self.offset) ** self.power * d, d.dtype)
-
-    def to_theta(self, eta: PyTree) -> Any:
-        r"""The inverse, by Newton's method for $\log\|\theta - \hat\theta\|$ in 50 steps of at most 2."""
-        flat.check_alike(eta, self.center)
-        (_, x, _), (_, center, layout) = flat.of(len, eta), flat.of(len, self.center)
-        norm = jnp.linalg.norm(x)
-        some = jnp.where(norm > 0, norm, 1)
-
-        def step(_: Any, log_r: Array) -> Array:
-            square = jnp.exp(2 * log_r)
-            slope = 1 + 2 * self.power * square / (square + self.offset)
-            error = log_r + self.power * jnp.log(square + self.offset) - jnp.log(some)
-            return log_r - jnp.clip(error / slope, -2.0, 2.0)
-
-        r = jnp.exp(jax.lax.fori_loop(0, 50, step, jnp.log(some)))
-        return layout.unravel(center + jnp.where(norm > 0, r / some, 1.0) * x)
-
-
-def sharpened(
-    loss: Callable, params: PyTree, layers: Sequence[Layer], bound: float, *, layer: int = 0
-) -> tuple[Any, Float[Array, ""]]:
-    r"""Theorem 4: parameters of the same function whose Hessian has a norm of at least `bound`.
-
-    A positive diagonal entry $\gamma$ of the Hessian in what makes the units of one layer becomes
-    $\gamma / a^2$ when they are scaled by $a = \sqrt{\gamma / M}$, and no diagonal entry is above the norm. The
-    entry is the one that an estimate of the diagonal from one product has largest (Bekas et al. 2007).
-
-    Args:
-      loss: `params -> scalar`.
-      params, layers: the network.
-      bound: M.
-      layer: which of the hidden layers to scale down.
-
-    Returns:
-      The parameters, and the diagonal entry there, which is a lower bound of the Hessian's norm.
-
-    Raises:
-      ValueError: the Hessian has no positive diagonal entry there, or an argument is out of its range.
-    """
-    flat.check_untraced("sharpened", loss, params)
-    flat.check_positive({"bound": bound})
-    flat.layout_of(params)
-    loss, where = flat.as_pytree(loss), layers[layer].out[0]
-    size = _get(params, where).size
-    sign = np.where(np.random.default_rng(0).random(size) < 0.5, -1.0, 1.0)
-    guess = int(np.argmax(sign * _curvature(loss, params, where, sign)))
-    unit = np.eye(1, size, guess)[0]
-    entry = float(_curvature(loss, params, where, unit)[guess])
-    if not entry > 0:
-        raise ValueError(f"the Hessian has no positive diagonal entry in {'/'.join(where)}; take another layer")
-    moved = _scale_down(params, layers, layer, min(1.0, 0.99 * math.sqrt(entry / bound)))
-    return moved, _curvature(loss, moved, where, unit)[guess]
-
-
-@partial(jax.jit, static_argnums=2)
-def _curvature(loss: Callable, params: PyTree, where: Where, v: Array) -> Array:
-    """The Hessian's block of one leaf, times v."""
-    f, x, _ = flat.of(lambda leaf: loss(_with(params, where, leaf)), _get(params, where))
-    return jax.jvp(jax.grad(f), (x,), (v.astype(x.dtype),))[1]
-
-
-def collapsible(params: PyTree, layers: Sequence[Layer], epsilon: float, *, layer: int = 0) -> Any:
-    r"""Section 4.3: parameters of the same function whose box of half-width epsilon holds a constant function.
-
-    What makes the units of one layer is scaled down until all of it is within epsilon of 0. Where it is 0 the
-    layer is silent, so that the full-space sharpness is at least that of a constant function's loss.
-    """
-    flat.check_untraced("collapsible", params)
-    largest = max(float(jnp.abs(_get(params, where)).max()) for where in layers[layer].out)
-    return _scale_down(params, layers, layer, epsilon / max(largest, epsilon))
 
 
 class Finding(NamedTuple):
@@ -305,12 +200,6 @@ def _check_count(params: PyTree, given: Sequence[Any], count: int) -> None:
     flat.layout_of(params)
     if len(given) != count:
         raise ValueError(f"{len(given)} are given; there must be {count}, one for each layer that is changed")
-
-
-def _scale_down(params: PyTree, layers: Sequence[Layer], layer: int, factor: float) -> Any:
-    if not 0 <= layer < len(layers) - 1:
-        raise ValueError(f"layer is {layer}; it must be from 0 to {len(layers) - 2}, a hidden layer")
-    return rescale(params, layers, [factor if k == layer else 1.0 for k in range(len(layers) - 1)])
 
 
 def _moved(params: PyTree, made: Sequence[Where], after: Layer, make: Callable, read: Callable) -> Any:

@@ -155,8 +155,8 @@ def fit(
     it is not finite.
 
     Args:
-      loss: `(params, x, y, key) -> (scalar, accuracy)`, such as `objective.batch_loss(...)`. With (loss, accuracy)
-        in the place of accuracy, that loss is what history and the rules for the end see.
+      loss: `(params, x, y, key) -> (scalar, (loss, accuracy))`, such as `methods.batch_loss(...)`: what is
+        descended, and what history and the rules for the end see.
       state: from `start`, or one to go on from. It is not modified.
       x, y: the training set.
       batch_size: examples, or a fraction of the training set.
@@ -276,8 +276,7 @@ def _step(
     def step(state: TrainState, sums: Any, batches: Any) -> Any:
         (at, losses, accuracies), (order, keys) = sums, batches
         batch = x[order[at]], y[order[at]], keys[at]
-        (value, told), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *batch)
-        reported, accuracy = told if isinstance(told, tuple) else (value, told)
+        (value, (reported, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *batch)
         extra = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, *batch)[0]}
         updates, opt_state = update(gradient, state.opt_state, state.params, **extra)
         lost = (state.diverged_at < 0) & ~jnp.isfinite(value)

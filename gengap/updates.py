@@ -3,7 +3,6 @@
 Each is a `methods.Method` around an optimiser; several go around each other, the first the innermost.
 """
 
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -14,22 +13,6 @@ from jaxtyping import Array, PyTree
 
 from gengap import flat, train
 from gengap.methods import Method
-
-
-def _changing(init: Callable, update: Callable) -> Callable:
-    """`Optimizer -> Optimizer`, from an `init` and an `update` that take the first one before their arguments."""
-
-    def change(own: train.Optimizer) -> train.Optimizer:
-        def updated(gradient: PyTree, state: Any, params: PyTree, **extra: Any) -> tuple[Any, Any]:
-            return update(own, gradient, state, params, extra)
-
-        return train.Optimizer(partial(init, own), updated, own.name)
-
-    return change
-
-
-def _init(own: train.Optimizer, params: PyTree) -> Any:
-    return own.init(params)
 
 
 @lru_cache(maxsize=64)
@@ -48,18 +31,17 @@ def sam(rho: float = 0.05, *, adaptive: bool = False) -> Method:
         step = jnp.where(length > 0, -rho / jnp.where(length > 0, length, 1), 0)
         return jax.tree.map(lambda t, g: step * t**2 * g, scale, gradient)
 
-    ascent = optax.stateless(climb)
+    def change(own: train.Optimizer) -> train.Optimizer:
+        def around(**extra: Any) -> Any:
+            inner = optax.GradientTransformation(own.init, partial(own.update, **extra))
+            return optax.contrib.sam(inner, optax.stateless(climb), opaque_mode=True)
 
-    def around(own: train.Optimizer, extra: dict[str, Any]) -> Any:
-        inner = optax.GradientTransformation(own.init, partial(own.update, **extra))
-        return optax.contrib.sam(inner, ascent, opaque_mode=True)
+        def update(gradient: PyTree, state: Any, params: PyTree, **extra: Any) -> Any:
+            slope = jax.grad(extra["value_fn"])
+            return around(**extra).update(gradient, state, params, grad_fn=lambda x, _: slope(x))
 
-    def update(own: train.Optimizer, gradient: PyTree, state: Any, params: PyTree, extra: dict) -> Any:
-        return around(own, extra).update(
-            gradient, state, params, grad_fn=lambda x, _: jax.grad(extra["value_fn"])(x)
-        )
+        return own._replace(init=around().init, update=update)
 
-    change = _changing(lambda own, params: around(own, {}).init(params), update)
     return Method(f"{'asam' if adaptive else 'sam'}({rho})", optimizer=change, gradients=2)
 
 
@@ -79,17 +61,19 @@ def conservative(strength: float = 1e-3, *, steps: int = 3) -> Method:
     flat.check_between({"strength": strength}, 0)
     flat.check_counts({"steps": steps})
 
-    def update(own: train.Optimizer, gradient: PyTree, state: Any, params: PyTree, extra: dict) -> Any:
-        moved, state = own.update(gradient, state, params, **extra)
-        for _ in range(steps - 1):
-            x = optax.apply_updates(params, moved)
-            slope = jax.tree.map(lambda g, d: g + strength * d, jax.grad(extra["value_fn"])(x), moved)
-            step, state = own.update(slope, state, x, **extra)
-            moved = jax.tree.map(jnp.add, moved, step)
-        return moved, state
+    def change(own: train.Optimizer) -> train.Optimizer:
+        def update(gradient: PyTree, state: Any, params: PyTree, **extra: Any) -> Any:
+            moved, state = own.update(gradient, state, params, **extra)
+            for _ in range(steps - 1):
+                x = optax.apply_updates(params, moved)
+                slope = jax.tree.map(lambda g, d: g + strength * d, jax.grad(extra["value_fn"])(x), moved)
+                step, state = own.update(slope, state, x, **extra)
+                moved = jax.tree.map(jnp.add, moved, step)
+            return moved, state
 
-    name = f"conservative({strength}, steps={steps})"
-    return Method(name, optimizer=_changing(_init, update), gradients=steps)
+        return own._replace(update=update)
+
+    return Method(f"conservative({strength}, steps={steps})", optimizer=change, gradients=steps)
 
 
 class _Averaged(NamedTuple):
@@ -106,25 +90,28 @@ def weight_averaging(decay: float = 0.99) -> Method:
     """
     flat.check_between({"decay": decay}, 0, 1)
 
-    def init(own: train.Optimizer, params: PyTree) -> _Averaged:
-        return _Averaged(own.init(params), params, jnp.zeros((), jnp.int32))
+    def change(own: train.Optimizer) -> train.Optimizer:
+        def init(params: PyTree) -> _Averaged:
+            return _Averaged(own.init(params), params, jnp.zeros((), jnp.int32))
 
-    def update(own: train.Optimizer, gradient: PyTree, state: Any, params: PyTree, extra: dict) -> Any:
-        moved, inner = own.update(gradient, state.own, params, **extra)
-        share, x = jnp.maximum(1 - decay, 1 / (state.steps + 1)), optax.apply_updates(params, moved)
-        average = optax.incremental_update(x, state.weight_average, share)
-        return moved, _Averaged(inner, average, state.steps + 1)
+        def update(gradient: PyTree, state: _Averaged, params: PyTree, **extra: Any) -> Any:
+            moved, inner = own.update(gradient, state.own, params, **extra)
+            share, x = jnp.maximum(1 - decay, 1 / (state.steps + 1)), optax.apply_updates(params, moved)
+            average = optax.incremental_update(x, state.weight_average, share)
+            return moved, _Averaged(inner, average, state.steps + 1)
 
-    return Method(f"weight_averaging({decay})", optimizer=_changing(init, update))
+        return own._replace(init=init, update=update)
+
+    return Method(f"weight_averaging({decay})", optimizer=change)
 
 
 @lru_cache(maxsize=64)
 def _scaled(name: str, then: Any) -> Method:
-    return Method(name, optimizer=lambda own: train.named(own.name, optax.chain(_as_optax(own), then)))
+    def change(own: train.Optimizer) -> train.Optimizer:
+        before = optax.GradientTransformationExtraArgs(own.init, own.update)
+        return train.named(own.name, optax.chain(before, then))
 
-
-def _as_optax(own: train.Optimizer) -> Any:
-    return optax.GradientTransformationExtraArgs(own.init, own.update)
+    return Method(name, optimizer=change)
 
 
 @lru_cache(maxsize=64)

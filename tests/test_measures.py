@@ -340,7 +340,7 @@ def test_the_audit_finds_what_theory_says() -> None:
             "noise": lambda p, key: jax.random.normal(key),
         },
         {
-            "alpha": lambda p: symmetry.alpha_scale(p, layers, [8.0, 0.5, 0.25]),
+            "alpha": lambda p: symmetry.rescale(p, layers, [8.0, 4.0]),
             "permutation": lambda p: symmetry.permute(p, layers, order),
         },
         params,

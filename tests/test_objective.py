@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gengap import objective
+from gengap import methods, objective
 
 CAP = -np.log(1e-7)
 cross_entropy = jax.jit(objective.cross_entropy)
@@ -317,25 +317,8 @@ def test_images_are_scaled_in_every_loss():
     p = jnp.array(2.0)
     assert float(objective.over_dataset(apply, x, y)(p)) == pytest.approx(expected, rel=1e-6)
     assert float(objective.loss_and_accuracy(apply, x, y)(p)[0]) == pytest.approx(expected, rel=1e-6)
-    loss, accuracy = jax.jit(objective.batch_loss(apply))(p, x, y, jax.random.key(0))
+    _, (loss, accuracy) = jax.jit(methods.batch_loss(methods.PLAIN, apply))(p, x, y, jax.random.key(0))
     assert float(loss) == pytest.approx(expected, rel=1e-6) and float(accuracy) == 0.5
-
-
-def test_batch_loss_trains_through_dropout_where_there_is_one():
-    x, y, key = jnp.ones((4, 2)), jnp.array([0, 1, 0, 1]), jax.random.key(5)
-
-    def apply_train(params, x, key):
-        return x * params * jax.random.uniform(key, x.shape)
-
-    loss, _ = jax.jit(objective.batch_loss(jnp.multiply, apply_train, clip=0.1))(jnp.array(9.0), x, y, key)
-    logits = 9.0 * np.asarray(jax.random.uniform(key, x.shape))
-    expected = np.clip(reference(logits, np.asarray(y)), -np.log(0.9), -np.log(0.1)).mean()
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_same_batch_loss_is_the_same_function():
-    assert objective.batch_loss(network, clip=1e-7) is objective.batch_loss(network, clip=1e-7)
-    assert objective.batch_loss(network, clip=1e-7) is not objective.batch_loss(network)
 
 
 def test_batches_are_an_unbiased_estimate_of_the_whole() -> None:

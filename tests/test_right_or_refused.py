@@ -18,6 +18,7 @@ from gengap import (
     hessian,
     landscape,
     measures,
+    methods,
     minima,
     models,
     objective,
@@ -84,11 +85,7 @@ CALLS = {
     "filter_normalised": lambda f, p, k: bare(landscape.filter_normalised)(p, k),
     "connect": lambda f, p, k: bare(landscape.connect)(lambda p, k: f(p), p, p, k, steps=1),
     "neighbourhood": lambda f, p, k: bare(landscape.neighbourhood)(f, p, k, num_directions=2, max_evaluations=1),
-    "to_eta": lambda f, p, k: bare(symmetry.Radial.to_eta)(symmetry.Radial(p, 1.0, 1.0), p),
-    "to_theta": lambda f, p, k: bare(symmetry.Radial.to_theta)(symmetry.Radial(p, 1.0, 1.0), p),
     "rescale": lambda f, p, k: bare(symmetry.rescale)(p, LAYERS, [1.0]),
-    "collapsible": lambda f, p, k: bare(symmetry.collapsible)(p, LAYERS, 1.0),
-    "sharpened": lambda f, p, k: bare(symmetry.sharpened)(f, p, LAYERS, 1.0),
 }
 # What takes a key, besides.
 WITH_KEY = {
@@ -111,7 +108,6 @@ KEYLESS = {
     "bezier",
     "over",
     "through",
-    "to_eta",
 }
 KEYLESS |= {"to_theta", "rescale", "collapsible", "sharpened"}
 LOSSLESS = {"box", "distance", "linear", "curvilinear", "bezier", "over", "through", "filter_normalised", "to_eta"}
@@ -212,11 +208,8 @@ def test_the_distance_of_float16_does_not_overflow():
 
 
 def test_other_shapes_are_refused_where_they_would_broadcast():
-    one = {"a": jnp.ones(1), "b": jnp.ones(1)}
     A = subspace.draw(KEY, 4, 2)
     for words, call in {
-        "shapes .* must be one": lambda: symmetry.Radial(one, 1.0, 1.0).to_eta(POINT),
-        "must be one": lambda: symmetry.Radial(POINT, 1.0, 1.0).to_theta(one),
         "different structures": lambda: hessian.product(linear, POINT, flat(POINT)),
         r"must be \(5,\)": lambda: sharpness.restrict(linear, POINT, None)(jnp.ones(1)),
         "A has 4 rows; it must have 5": lambda: sharpness.restrict(linear, POINT, A),
@@ -303,8 +296,6 @@ def test_what_decides_by_numbers_says_so():
         lambda key: minima.find(MODEL, DATA, key, 2, epochs=1),
         lambda key: train.fit(len, train.start(jnp.ones(2), key), DATA.x_train, DATA.y_train, batch_size=2),
         lambda key: hessian.eigenpairs(linear, jax.random.normal(key, (5,)), KEY),
-        lambda key: symmetry.sharpened(linear, {"a": jax.random.normal(key, (2, 2))}, LAYERS, 1.0),
-        lambda key: symmetry.collapsible({"a": jax.random.normal(key, (2, 2))}, LAYERS, 1.0),
         lambda key: symmetry.audit({}, {}, POINT, key),
     ):
         with pytest.raises(ValueError, match="decides by numbers and cannot be traced; call it outside jit, vmap"):
@@ -319,7 +310,9 @@ def test_tokens_pass_as_they_are_and_images_are_scaled():
     f = objective.over_dataset(lambda p, x: p[x], ds.x_train, ds.y_train)
     loss = (np.log1p(np.exp(-299 / 300)) + np.log1p(np.exp(-255 / 300))) / 2
     np.testing.assert_allclose(f(embed), loss, rtol=1e-6)
-    value, right = jax.jit(objective.batch_loss(lambda p, x: p[x]))(embed, ds.x_train, ds.y_train, KEY)
+    value, (_, right) = jax.jit(methods.batch_loss(methods.PLAIN, lambda p, x: p[x]))(
+        embed, ds.x_train, ds.y_train, KEY
+    )
     np.testing.assert_allclose([value, right], [loss, 1.0], rtol=1e-6)
     seen = models.Model(len, len, statistics=lambda p, x: x.max())
     images = jnp.array([[0, 51], [255, 0]], jnp.uint8)

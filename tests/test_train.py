@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax import lax
 
-from gengap import objective, train
+from gengap import methods, objective, train
 
 
 def begin(params, optimizer=train.ADAM, key=0):
@@ -42,8 +42,13 @@ def classes(m=12):
     return params, jnp.array(normal((m, 4)), jnp.float32), jnp.arange(m) % 3
 
 
+def alone(value):
+    """A loss that reports itself, and no accuracy."""
+    return value, (value, jnp.zeros(()))
+
+
 def squares(params, x, y, key):
-    return 0.5 * ((params[None] - x) ** 2).sum(1).mean(), jnp.zeros(())
+    return alone(0.5 * ((params[None] - x) ** 2).sum(1).mean())
 
 
 def test_full_batch_descent_on_a_quadratic_has_its_closed_form():
@@ -69,7 +74,7 @@ def test_the_first_steps_of_adam():
 
 def shown(params, x, y, key):
     """Its gradient counts the examples of the batch."""
-    return (params * x.sum(0)).sum(), jnp.zeros(())
+    return alone((params * x.sum(0)).sum())
 
 
 MOMENTS = optax.GradientTransformation(
@@ -151,7 +156,7 @@ NEXT = optax.chain(optax.masked(optax.sgd(1.0), (True, False)), optax.masked(opt
 def scripted(params, x, y, key):
     """Takes the values of a list one after another; params are the place in the list and the list."""
     at, values = params
-    return values[lax.stop_gradient(at).astype(int)] - (at - lax.stop_gradient(at)), jnp.zeros(())
+    return alone(values[lax.stop_gradient(at).astype(int)] - (at - lax.stop_gradient(at)))
 
 
 def follow(lists, *, steps=1, **how):
@@ -217,8 +222,8 @@ def test_a_seed_that_stops_leaves_the_batch(monkeypatch):
     assert sizes == [3, 3, 2, 1]
 
 
-CLASSES = objective.batch_loss(network)
-CONVOLUTION = objective.batch_loss(convolution)
+CLASSES = methods.batch_loss(methods.PLAIN, network)
+CONVOLUTION = methods.batch_loss(methods.PLAIN, convolution)
 
 
 def run(state, epochs=2, loss=CLASSES, m=12, **how):
@@ -340,7 +345,7 @@ def test_dropout_has_a_new_key_at_each_step():
 
     def loss(params, x, y, key):
         jax.debug.callback(lambda data: keys.append(tuple(map(int, data))), jax.random.key_data(key))
-        return jnp.sum(params**2), jnp.zeros(())
+        return alone(jnp.sum(params**2))
 
     train.fit(loss, begin(jnp.ones(2)), *classes()[1:], batch_size=4, epochs=2, patience=None)
     jax.effects_barrier()
