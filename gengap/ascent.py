@@ -201,21 +201,19 @@ def scipy_lbfgsb(
       tolerance: of the value and of the gradient; `None` for SciPy's own.
     """
     r = np.asarray(radius, np.float64)
-    seen = [(-np.inf, np.asarray(start))]
-    finite = True
+    best, finite = (-np.inf, np.asarray(start)), True
 
     def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal finite
+        nonlocal best, finite
         y = np.clip(z, -r, r).astype(radius.dtype)
         value, slope = (np.asarray(a, np.float64) for a in look(y))
         finite = finite and bool(np.isfinite(value) and np.isfinite(slope).all())
-        if np.isfinite(value):
-            seen.append((float(value), y))
+        if best[0] < value < np.inf:
+            best = float(value), y
         return -factor * float(value), -factor * slope
 
     options: dict[str, float] = {"maxiter": max_iterations, "maxfun": max_evaluations}
     options |= {} if tolerance is None else {"ftol": tolerance, "gtol": tolerance}
     bounds, z = scipy.optimize.Bounds(-r, r), np.asarray(start, np.float64)
     end = scipy.optimize.minimize(negative, z, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    value, point = max(seen, key=lambda one: one[0], default=(-np.inf, np.asarray(start)))
-    return Maximum(jnp.asarray(point), jnp.asarray(value), jnp.asarray(end.nfev), jnp.asarray(finite))
+    return Maximum(jnp.asarray(best[1]), jnp.asarray(best[0]), jnp.asarray(end.nfev), jnp.asarray(finite))

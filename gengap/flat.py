@@ -75,9 +75,15 @@ def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True) -> F
     >>> x.tolist(), float(f(x)), layout.unravel(2 * x)["b"].tolist()
     ([1.0, 1.0, 1.0, 3.0], 4.0, [2.0, 6.0])
     """
+    x, layout = ravel(params)
+    return Flat(Partial(_AtFlat(layout, scalar), as_pytree(fn)), x, layout)
+
+
+def ravel(params: PyTree) -> tuple[Float[Array, " n"], Layout]:
+    """A point as a flat vector, float32 (float64 where a leaf is), and its layout."""
     layout = layout_of(params)
     dtype = jnp.float64 if jnp.dtype(jnp.float64) in layout.dtypes else jnp.float32
-    return Flat(Partial(_AtFlat(layout, scalar), as_pytree(fn)), _ravel(jax.tree.leaves(params), dtype), layout)
+    return _ravel(jax.tree.leaves(params), dtype), layout
 
 
 def layout_of(params: PyTree) -> Layout:
@@ -165,25 +171,23 @@ def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
 def check_positive(values: Mapping[str, Any]) -> None:
     """Refuse, by its name, what is not a finite number above 0."""
     for name, value in values.items():
-        _check_known(name, value)
-        number = value.item() if isinstance(value, jax.Array) and value.ndim == 0 else value
-        is_real = isinstance(number, numbers.Real) and not isinstance(number, bool)
-        if not is_real or not 0 < float(number) < math.inf:
+        if not 0 < _number(name, value) < math.inf:
             raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
 
 
 def check_between(values: Mapping[str, Any], low: float, high: float = math.inf) -> None:
     """Refuse, by its name, what is not a finite number from `low` to `high`."""
     for name, value in values.items():
-        _check_known(name, value)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, numbers.Real)
-            or not low <= float(value) <= high
-            or not math.isfinite(value)
-        ):
+        if not low <= _number(name, value) <= high or value == math.inf:
             where = f"from {low} up" if high == math.inf else f"from {low} to {high}"
             raise ValueError(f"{name} is {value!r}; it must be a number {where}")
+
+
+def _number(name: str, value: Any) -> float:
+    """A number, also of NumPy or JAX; NaN for what is none."""
+    _check_known(name, value)
+    number = value.item() if isinstance(value, jax.Array) and value.ndim == 0 else value
+    return float(number) if isinstance(number, numbers.Real) and not isinstance(number, bool) else math.nan
 
 
 def _check_known(name: str, value: Any) -> None:

@@ -90,6 +90,8 @@ def gradient_noise(
       key: of z and of the network.
       draws: sets of z; the variance has a relative error of about sqrt(2 / draws) where one direction dominates.
     """
+    if len(x) < 2:
+        raise ValueError(f"x has {len(x)} example; the noise of a gradient shows between two or more")
     losses, pull = jax.vjp(lambda p: examples(p, x, y, key)[0], params)
     z = jax.random.normal(own_key(key, "gradient_noise"), (draws, len(x)), losses.dtype)
 

@@ -63,7 +63,7 @@ def product(loss: Loss, params: PyTree, v: PyTree) -> Any:
     """
     flat.check_alike(params, v)
     f, x, layout = flat.of(loss, params)
-    scale, w = lanczos.times(f, x, flat.of(len, v, scalar=False).x)
+    scale, w = lanczos.times(f, x, flat.ravel(v)[0])
     return layout.unravel(scale * w, x.dtype)
 
 

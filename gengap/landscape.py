@@ -73,9 +73,9 @@ def _combined(weights: tuple[Any, ...], points: tuple[PyTree, ...], *, wide: boo
     for w in weights:
         if jnp.shape(w) != ():
             raise ValueError(f"a path is taken at the shape {jnp.shape(w)}; it must be one number, see `along`")
-    flats = [flat.of(len, point) for point in points]
-    total = sum(jnp.asarray(w, one.x.dtype) * one.x for w, one in zip(weights, flats, strict=True))
-    return flats[0].layout.unravel(total, flats[0].x.dtype if wide else None)
+    vectors, layouts = zip(*map(flat.ravel, points), strict=True)
+    total = sum(jnp.asarray(w, x.dtype) * x for w, x in zip(weights, vectors, strict=True))
+    return layouts[0].unravel(total, vectors[0].dtype if wide else None)
 
 
 def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers) -> Any:
@@ -132,7 +132,7 @@ def through(a: PyTree, b: PyTree, c: PyTree) -> tuple[Plane, Float[Array, "3 2"]
 @jax.jit
 def _axes(a: PyTree, b: PyTree, c: PyTree) -> tuple[PyTree, PyTree, Array, Array]:
     """u, v, the coordinates of the points, and the sine of the angle at a."""
-    (_, x, layout), (_, y, _), (_, z, _) = (flat.of(len, point) for point in (a, b, c))
+    (x, layout), (y, _), (z, _) = map(flat.ravel, (a, b, c))
     length = jnp.linalg.norm(y - x)
     u = (y - x) / length
     first = u @ (z - x)
@@ -153,7 +153,7 @@ def filter_normalised(params: PyTree, key: Key[Array, ""]) -> Any:
     Reference: Li et al., "Visualizing the Loss Landscape of Neural Nets", 2018, section 4.
     """
     flat.check_key(key)
-    _, x, layout = flat.of(len, params)
+    x, layout = flat.ravel(params)
     return _filtered(layout.unravel(x, x.dtype), key)
 
 

@@ -180,7 +180,7 @@ def relative_flatness(
 def distance(params: PyTree, start: PyTree) -> Float[Array, ""]:
     """The Euclidean distance from another point, such as where training began."""
     flat.check_alike(params, start)
-    return flat.said(flat.unit(flat.of(len, params).x - flat.of(len, start).x)[0])
+    return flat.said(flat.unit(flat.ravel(params)[0] - flat.ravel(start)[0])[0])
 
 
 def fisher_trace(

@@ -291,7 +291,7 @@ def _begin(init: Callable, key: Array, seed: Array, x: Array) -> tuple[Any, Arra
 
 @jax.jit
 def _distance(a: PyTree, b: PyTree) -> Array:
-    return flat.unit(flat.of(len, a).x - flat.of(len, b).x)[0]
+    return flat.unit(flat.ravel(a)[0] - flat.ravel(b)[0])[0]
 
 
 def _fingerprint(tree: PyTree) -> str:

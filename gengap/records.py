@@ -204,6 +204,7 @@ def _origin() -> dict[str, Any]:
         "python": platform.python_version(),
         "device": device.device_kind if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores",
         "devices": jax.device_count(),
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

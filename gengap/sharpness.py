@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -51,8 +50,8 @@ class Sharpness(NamedTuple):
 class SubspaceSharpness(Sharpness):
     """The metric in several random subspaces; the last axis counts the draws.
 
-    The draws share the directions that their ascents begin in. Where these miss a basin, all draws do, and neither
-    the standard error nor the interval shows it.
+    The draws share the directions that their ascents begin in. Where these miss a basin, all draws do, and no
+    standard error shows it.
     """
 
     @property
@@ -66,17 +65,6 @@ class SubspaceSharpness(Sharpness):
         draws = self.value.shape[-1]
         # Of NumPy: jax_debug_nans would take it for a mistake.
         return self.value.std(-1, ddof=1) / np.sqrt(draws) if draws > 1 else np.full(self.value.shape[:-1], np.nan)
-
-    def interval(self, level: float = 0.95) -> Float[np.ndarray, "... 2"]:
-        """Bootstrap interval of the mean over the draws (BCa); NaN below five."""
-        values = np.asarray(self.value, np.float64)
-        if values.shape[-1] < 5:
-            return np.full((*values.shape[:-1], 2), np.nan)
-        if np.all(values == values[..., :1]):
-            return values[..., :2]
-        rng = np.random.default_rng(0)
-        found = scipy.stats.bootstrap((values,), np.mean, axis=-1, confidence_level=level, rng=rng)
-        return np.stack([found.confidence_interval.low, found.confidence_interval.high], -1)
 
 
 def full_space(
@@ -209,7 +197,7 @@ def restrict(loss: Callable, params: PyTree, A: Subspace | None) -> Partial:
 
 def box(params: PyTree, A: Subspace | None, epsilon: Any) -> Float[Array, " p"]:
     """The half-widths of the box, epsilon (|A^+ x| + 1) (eq. 3); A = I where `A` is `None`."""
-    x = flat.of(len, params, scalar=False).x
+    x, _ = flat.ravel(params)
     _check_rows(x, A)
     return _box(x, A, epsilon)
 

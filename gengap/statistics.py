@@ -47,27 +47,6 @@ def interval(values: Values, *, level: float = 0.95) -> Interval:
     return _bootstrap(float(x.mean()) if x.size else math.nan, x, np.mean, level)
 
 
-def sign_test(wins: int, pairs: int) -> float:
-    r"""The one-sided p-value of the sign test, $\sum_{i \ge wins} \binom{pairs}{i} 2^{-pairs}$.
-
-    Args:
-      wins: pairs with the expected sign.
-      pairs: all pairs without a tie.
-
-    Returns:
-      The probability of as many wins or more where either sign is as likely; 1 for no pairs.
-
-    Raises:
-      ValueError: wins is not between 0 and pairs.
-
-    >>> sign_test(5, 5)
-    0.03125
-    """
-    if not 0 <= wins <= pairs:
-        raise ValueError(f"wins is {wins}; it must be between 0 and pairs, {pairs}")
-    return float(scipy.stats.binomtest(wins, pairs, alternative="greater").pvalue) if pairs else 1.0
-
-
 def kendall(
     values: Values, gaps: Values, settings: Sequence[Mapping[str, Hashable]], *, level: float = 0.95
 ) -> Interval:
@@ -185,8 +164,9 @@ def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> 
         return f"{words}: no seed has both"
     wins, ties = sum(a > b for a, b in pairs), sum(a == b for a, b in pairs)
     n = len(pairs) - ties
+    p = scipy.stats.binomtest(wins, n, alternative="greater").pvalue if n else 1.0
     tied = f", {ties} tied and left out" if ties else ""
-    return f"{words} in {wins} of {n} seeds{tied} (sign test, p = {sign_test(wins, n):.2g} one-sided)"
+    return f"{words} in {wins} of {n} seeds{tied} (sign test, p = {p:.2g} one-sided)"
 
 
 class Threshold(NamedTuple):

@@ -204,6 +204,7 @@ def fit_side_by_side(
     flat.check_untraced("training", states, x, y)
     size = count(batch_size, len(x))
     flat.check_counts({"epochs": epochs, "patience": 1 if patience is None else patience})
+    flat.check_between({"tolerance": tolerance, "target": 0 if target is None else target}, 0)
     x, y = jnp.asarray(x), jnp.asarray(y)
     told = [dict(history) for history in histories] or [{} for _ in states]
     now = [_copy(state) for state in states]  # the steps below overwrite their argument

@@ -72,6 +72,7 @@ def test_a_row_says_where_it_came_from(done):
             "numpy",
             "python",
             "device",
+            "matmul_precision",
             "date",
         } <= origin.keys()
         assert origin["jax"] and 0 <= origin["seconds"] < 60

@@ -379,7 +379,7 @@ s = sharpness.full_space(f, p, key, max_evaluations=12)
 r = sharpness.random_subspaces(f, p, key, dim=3, num_draws=1, num_directions=1, max_evaluations=8)
 out = [s.value, r.value, hessian.trace(f, p, key, num_samples=2).value]
 out += [measures.worst_case(f, p, key, max_evaluations=2), measures.worst_case_linf(f, p, key, max_evaluations=8)]
-assert np.isnan(r.sem) and np.isnan(r.interval()).all()
+assert np.isnan(r.sem)
 near = landscape.neighbourhood(lambda p: 0 * f(p), p, key, num_directions=3, max_evaluations=1)
 assert np.isnan(near.share) and np.isnan(near.mean_over_highest)
 assert all(a.dtype == jnp.float32 and np.isfinite(a).all() and (a > 0).any() for a in out), out

@@ -294,18 +294,6 @@ def test_float32_parameters_stay_so_in_x64_mode():
         assert float(d.value) == pytest.approx(100 * 9 * (1.2**2 - 1) / 11, rel=1e-12)
 
 
-def test_the_bootstrap_interval_covers_the_mean_of_normal_draws_as_often_as_it_says():
-    interval = drawn_with(jnp.asarray(np.random.default_rng(0).normal(3, 1, (200, 12)))).interval(0.9)
-    assert interval.shape == (200, 2)
-    covered = np.mean((interval[:, 0] < 3) & (interval[:, 1] > 3))
-    assert 0.8 < covered < 0.95  # of 12 draws a bootstrap covers a little less than its level
-
-
-def test_no_interval_below_five_draws_and_none_around_equal_ones():
-    assert np.isnan(drawn_with(jnp.arange(4.0)).interval()).all()
-    np.testing.assert_array_equal(drawn_with(jnp.full(5, 3.0)).interval(), [3.0, 3.0])
-
-
 def test_a_rise_that_the_arithmetic_does_not_resolve_is_told():
     with pytest.warns(RuntimeWarning, match="2 of 2 values .* float32 does not resolve"):
         sharpness.full_space(lambda x: 1 + 1e-9 * x.sum(), jnp.ones(3), KEY, epsilon=(0.1, 0.01))
