@@ -2,7 +2,8 @@
 
     make published
 
-One report for each run, and below `paper/` one for each data set, as `make paper` makes it of all its runs.
+One report for each run, and below `paper/` one for each data set, as `make paper` makes it of all its runs, and one
+with the claims of all data sets side by side.
 """
 
 import importlib
@@ -29,12 +30,15 @@ def main(root: Path = Path("published")) -> None:
         own = gathered.setdefault(run.config["dataset"], [])
         own += [{**row, "part": run.experiment} for row in run.rows]
         sys.stdout.write(f"{path.parent}: {len(run.rows)} rows\n")
-    for dataset, rows in gathered.items():
-        if not any(row["part"] in claims.TABLES for row in rows):
-            continue
+    whole = {d: rows for d, rows in gathered.items() if any(row["part"] in claims.TABLES for row in rows)}
+    for dataset, rows in sorted(whole.items()):
         out = root / "paper" / ("default" if dataset == "digits" else f"dataset={dataset}")
         run = records.Run(out, "paper", {"dataset": dataset}, rows, [0.0])
         sys.stdout.write(f"{report.write('paper', paper.figures(rows), run, out)}\n")
+    if whole:
+        out, section = root / "paper" / "side_by_side", claims.side_by_side(whole[dataset] for dataset in sorted(whole))
+        run = records.Run(out, "paper", {"dataset": list(whole)}, sum(whole.values(), []), [0.0])
+        sys.stdout.write(f"{report.write('paper', [section], run, out)}\n")
 
 
 if __name__ == "__main__":

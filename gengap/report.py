@@ -193,17 +193,17 @@ def headline(rows: Sequence[Row]) -> str:
     largest = found[(found["space"] == "full") & (found["epsilon"] == found["epsilon"].max())]
     for (network, dataset), group in pd.DataFrame(rows).groupby(["network", "dataset"], sort=False):
         values = largest[(largest["network"] == network) & (largest["dataset"] == dataset)]
-        small, large = (by_seed(values, method, "value") for method in ("SB", "LB"))
+        small, large = by_seed(values, "value").values()
         parts = []
         if small and large and statistics.fmean(small.values()) > 0:
             ratio = statistics.fmean(large.values()) / statistics.fmean(small.values())
-            at = [statistics.fmean(by_seed(values, method, "loss").values()) for method in ("SB", "LB")]
+            at = [statistics.fmean(own.values()) for own in by_seed(values, "loss").values()]
             parts.append(
                 f"LB minima are {plain(ratio)} times as sharp as SB minima (full space, epsilon "
                 f"{values['epsilon'].iloc[0]:g}; measured at a training loss of {plain(at[0])} for SB and "
                 f"{plain(at[1])} for LB), {compare(large, small, 'LB sharper than SB')}"
             )
-        small, large = (by_seed(group, method, "test_accuracy") for method in ("SB", "LB"))
+        small, large = by_seed(group, "test_accuracy").values()
         if shared := [100 * (small[seed] - large[seed]) for seed in small if seed in large]:
             gap = statistics.fmean(shared)
             parts.append(
@@ -236,10 +236,12 @@ def percent(share: Any) -> float | None:
     return None if value is None else 100 * value
 
 
-def by_seed(frame: pd.DataFrame, method: str, column: str) -> dict[int, float]:
-    """The finite values of a column by seed."""
-    own = frame[frame["method"] == method].dropna(subset=[column])
-    return dict(zip(own["seed"].tolist(), own[column].tolist(), strict=True))
+def by_seed(frame: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
+    """Of SB and of LB the finite values of a column by seed, of the seeds that both have where there are any."""
+    known = frame.dropna(subset=[column])
+    found = {m: known[known["method"] == m].set_index("seed")[column].to_dict() for m in ("SB", "LB")}
+    shared = found["SB"].keys() & found["LB"].keys()
+    return {m: {s: v for s, v in own.items() if s in shared or not shared} for m, own in found.items()}
 
 
 def sharpness_figure(rows: Sequence[Row]) -> Section:
@@ -317,13 +319,13 @@ def _accuracy(rows: Sequence[Row]) -> Section:
     for (network, dataset), group in pd.DataFrame(rows).groupby(["network", "dataset"], sort=False):
         for split in ("train", "test"):
             line = {"network": f"{network} on {dataset}", "accuracy, %": split}
-            values = {m: [100 * v for v in by_seed(group, m, f"{split}_accuracy").values()] for m in ("SB", "LB")}
+            values = by_seed(group, f"{split}_accuracy")
             for method, own in values.items():
                 line[f"{method}, paper"] = theirs(paper.TABLE_2, network, method, split)
-                line[f"{method}, here"] = spread(own)
+                line[f"{method}, here"] = spread([100 * share for share in own.values()])
             line["n"] = str(max(map(len, values.values())))
             lines.append(line)
-        small, large = (by_seed(group, method, "test_accuracy") for method in ("SB", "LB"))
+        small, large = by_seed(group, "test_accuracy").values()
         said.append(f"{network} on {dataset}: {compare(small, large, 'SB tests better than LB')}.")
         if paper.DATASET.get(network, dataset) != dataset.split(":")[0]:
             said.append(f"The paper has {network} on {_NAMES[paper.DATASET[network]]}.")
@@ -335,15 +337,14 @@ def _sharpness(title: str, found: pd.DataFrame) -> Section:
     for (network, dataset, epsilon), group in found.groupby(["network", "dataset", "epsilon"], sort=False):
         table = paper.TABLE_3 if group["space"].iloc[0] == "full" else paper.TABLE_4
         line, means = {"network": f"{network} on {dataset}", "epsilon": f"{epsilon:g}"}, {}
-        values = {method: by_seed(group, method, "value") for method in ("SB", "LB")}
+        values = by_seed(group, "value")
         for method, own in values.items():
             line[f"{method}, paper"] = theirs(table, network, method, epsilon)
             line[f"{method}, here"] = spread(list(own.values()))
             means[method] = statistics.fmean(own.values()) if own else math.nan
         line["LB / SB"] = plain(means["LB"] / means["SB"] if means["SB"] else math.nan)
-        for method in values:
-            losses = by_seed(group, method, "loss").values()
-            line[f"f, {method}"] = plain(statistics.fmean(losses)) if losses else DASH
+        for method, losses in by_seed(group, "loss").items():
+            line[f"f, {method}"] = plain(statistics.fmean(losses.values())) if losses else DASH
         line["n"] = str(max(map(len, values.values())))
         lines.append(line)
         where = f"{network} on {dataset}, epsilon {epsilon:g}"
@@ -356,7 +357,7 @@ def _sharpness(title: str, found: pd.DataFrame) -> Section:
 def _distance(rows: Sequence[Row]) -> Section:
     lines = []
     for (network, dataset), group in pd.DataFrame(rows).groupby(["network", "dataset"], sort=False):
-        small, large = (by_seed(group, method, "distance") for method in ("SB", "LB"))
+        small, large = by_seed(group, "distance").values()
         ratios = [small[seed] / large[seed] for seed in small if large.get(seed)]
         cells = [spread(list(small.values())), spread(list(large.values())), spread(ratios), str(len(ratios))]
         names = ("SB", "LB", "SB / LB", "n")
