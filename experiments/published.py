@@ -36,8 +36,13 @@ def main(root: Path = Path("published")) -> None:
         run = records.Run(out, "paper", {"dataset": dataset}, rows, [0.0])
         sys.stdout.write(f"{report.write('paper', paper.figures(rows), run, out)}\n")
     if whole:
-        out, section = root / "paper" / "side_by_side", claims.side_by_side(whole[dataset] for dataset in sorted(whole))
-        run = records.Run(out, "paper", {"dataset": list(whole)}, sum(whole.values(), []), [0.0])
+        out, section = (
+            root / "paper" / "side_by_side",
+            claims.side_by_side(whole[dataset] for dataset in sorted(whole)),
+        )
+        run = records.Run(
+            out, "paper", {"dataset": list(whole)}, [row for rows in whole.values() for row in rows], [0.0]
+        )
         sys.stdout.write(f"{report.write('paper', [section], run, out)}\n")
 
 
