@@ -2,8 +2,8 @@
 
     make published
 
-One report for each run, and below `paper/` one for each data set, as `make paper` makes it of all its runs, and one
-with the claims of all data sets side by side.
+One report for each run. Below `paper/` there is one for each data set, as `make paper` makes it of all its runs,
+and one with the claims of all data sets side by side.
 """
 
 import importlib

@@ -85,9 +85,8 @@ def test_exp_digits_finds_large_batch_minima_sharper_in_every_seed(tmp_path: Pat
 @pytest.mark.data
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs CIFAR-10 in TFDS_DATA_DIR")
 def test_exp_cifar_at_reduced_size(tmp_path: Path) -> None:
-    line = next(line for line in COMMANDS if "--network c1" in line)
-    small = "--train-size 200 --epochs 1 --max-evaluations 3 --num-directions 1"
-    rows = results("cifar", shlex.join([*words(line)[1], *small.split()]), tmp_path / "run")
+    small = "--network c1 --num-seeds 1 --train-size 200 --epochs 1 --epsilons 1e-3"
+    rows = results("cifar", f"{small} --max-evaluations 3 --num-draws 1 --num-directions 1", tmp_path / "run")
     assert [row["method"] for row in rows] == ["SB", "LB"]
     assert all(len(row["full"]["value"]) == 1 for row in rows)
 
