@@ -48,6 +48,15 @@ def test_claims_of_the_tables_hold_in_part_where_some_seeds_do():
     assert claims.table(rows).findings[0].startswith(f"Of {len(claims.CLAIMS)} claims, ")
 
 
+def test_data_sets_stand_side_by_side():
+    rows = pair(0, (0.9, 0.8), (1.0, 9.0), (2.0, 1.0))
+    other = [one | {"dataset": "mnist", "test_accuracy": 1 - one["test_accuracy"]} for one in rows]
+    table = claims.side_by_side([rows, other]).table.set_index("claim")
+    assert table.loc["SB tests better than LB", "F1 on digits"] == "holds (90.00 % | 80.00 %)"
+    assert table.loc["SB tests better than LB", "F1 on mnist"] == "does not hold (10.00 % | 20.00 %)"
+    assert set(table.loc["LB gets sharper as its loss falls", ["F1 on digits", "F1 on mnist"]]) == {report.DASH}
+
+
 def test_a_value_that_is_a_lower_bound_tests_nothing():
     rows = pair(0, (0.9, 0.8), (1.0, 9.0), (1.0, 9.0))
     rows[1]["full"]["finite"] = rows[1]["random"]["finite"][0] = [False] * 2

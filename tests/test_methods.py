@@ -322,6 +322,8 @@ def test_the_noise_of_a_gradient_is_that_of_its_examples():
     found = growth.gradient_noise(methods.examples(PLAIN, linear), W, X, Y, KEY, draws=20_000)
     assert float(found.square) == pytest.approx((g.mean(0) ** 2).sum(), rel=1e-4)
     assert float(found.variance) == pytest.approx(np.trace(np.cov(g.T)) / 6, rel=0.03)
+    with pytest.raises(ValueError, match="x has 1 example"):
+        growth.gradient_noise(methods.examples(PLAIN, linear), W, X[:1], Y[:1], KEY)
 
 
 # The network

@@ -222,6 +222,12 @@ def test_a_seed_that_stops_leaves_the_batch(monkeypatch):
     assert sizes == [3, 3, 2, 1]
 
 
+@pytest.mark.parametrize("name", ["tolerance", "target"])
+def test_a_stop_that_could_never_come_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is nan"):
+        run(begin(classes()[0]), **{name: np.nan})
+
+
 CLASSES = methods.batch_loss(methods.PLAIN, network)
 CONVOLUTION = methods.batch_loss(methods.PLAIN, convolution)
 
