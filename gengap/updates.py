@@ -87,6 +87,7 @@ def weight_averaging(decay: float = 0.99) -> Method:
     """The minimum is an average of the iterates (`optax.incremental_update`); training and its history are plain.
 
     It is the plain mean of the first 1 / (1 - decay) iterates, then an exponential one (Polyak and Juditsky 1992).
+    In `combine` it goes last: a later piece that changes the step would not reach the average.
     """
     flat.check_between({"decay": decay}, 0, 1)
 
