@@ -268,7 +268,7 @@ def test_what_is_left_is_said_where_it_takes_minutes(capsys, done, seconds, said
         ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "2", "home/.cache/gengap/xla", "2.0"),
     ],
 )
-def test_what_is_compiled_is_kept_where_the_user_keeps_such_things(name, value, where, seconds):
+def test_what_is_compiled_is_kept_where_the_user_keeps_such_things(tmp_path, name, value, where, seconds):
     code = """
 import jax
 from experiments import command
@@ -276,9 +276,10 @@ command.cache_compilations()
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)
 """
     plain = {n: v for n, v in os.environ.items() if n != "XDG_CACHE_HOME" and not n.startswith("JAX_")}
-    environment = {**plain, "HOME": "home", name: value}
+    value = value if value.isdigit() else str(tmp_path / value)
+    environment = {**plain, "HOME": str(tmp_path / "home"), name: value}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == [where, seconds], done.stderr
+    assert done.stdout.split() == [str(tmp_path / where), seconds], done.stderr
 
 
 def started(*args):
