@@ -170,7 +170,7 @@ def say_what_is_left(run: records.Run, rows: int) -> None:
     if run.added and (left := rows - len(run.rows)) > 0:
         minutes = left * (run.begun[-1] - run.begun[0]) / run.added / 60
         if minutes > 1:
-            sys.stderr.write(f"{len(run.rows)} of {rows} rows are done; about {minutes:.0f} min are left.\n")
+            sys.stderr.write(f"{len(run.rows)} of {rows} rows are done; about {minutes:.0f} min left.\n")
 
 
 def _as_flags(message: str, settings: Sequence[str]) -> str:

@@ -248,7 +248,7 @@ def test_an_error_names_the_flag_that_was_typed(capsys):
 @pytest.mark.parametrize(
     ("done", "seconds", "said"),
     [
-        (2, 300.0, "2 of 6 rows are done; about 10 min are left.\n"),
+        (2, 300.0, "2 of 6 rows are done; about 10 min left.\n"),
         (2, 10.0, ""),
         (6, 900.0, ""),
         (0, 0.0, ""),
