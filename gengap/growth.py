@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Integer, Key, PyTree, Shaped
 
 from gengap import flat
+from gengap import progress as shown
 from gengap.methods import Method, own_key
 
 
@@ -102,7 +103,9 @@ def gradient_noise(
     return Noise(spread.mean() * len(x) / (len(x) - 1), square(jnp.ones_like(losses)))
 
 
-def growing(grow: Callable, fit: Callable, examples: Callable, x: Array, y: Array) -> Callable:
+def growing(
+    grow: Callable, fit: Callable, examples: Callable, x: Array, y: Array, progress: str | None = None
+) -> Callable:
     """`fit(state, *, batch_size, epochs, history, on_epoch)` with a batch size that `grow` sets after each epoch.
 
     The history has the batch sizes too, so that a run goes on as it would have.
@@ -116,15 +119,17 @@ def growing(grow: Callable, fit: Callable, examples: Callable, x: Array, y: Arra
             batch = jax.random.permutation(order, len(x))[:size]
             return gradient_noise(examples, state.params, x[batch], y[batch], own)
 
-        while True:
-            last = sizes[-1] if sizes else batch_size
-            size = min(grow(last, len(sizes), partial(noise, last)), len(x)) if sizes else batch_size
-            with_sizes = {"batch_size": np.array([*sizes, size])}
-            told = on_epoch and (lambda state, found, more=with_sizes: on_epoch(state, found | more))
-            end = min(len(sizes) + 1, epochs)
-            state, found = fit(state, batch_size=size, epochs=end, history=history, on_epoch=told, progress=None)
-            if len(found.get("train_loss", ())) == len(sizes):
-                return state, history
-            sizes, history = [*sizes, size], found | with_sizes
+        with shown.line(progress, epochs, "epoch", len(sizes)) as line:
+            while True:
+                last = sizes[-1] if sizes else batch_size
+                size = min(grow(last, len(sizes), partial(noise, last)), len(x)) if sizes else batch_size
+                with_sizes = {"batch_size": np.array([*sizes, size])}
+                told = on_epoch and (lambda state, found, more=with_sizes: on_epoch(state, found | more))
+                end = min(len(sizes) + 1, epochs)
+                state, found = fit(state, batch_size=size, epochs=end, history=history, on_epoch=told)
+                if len(found.get("train_loss", ())) == len(sizes):
+                    return state, history
+                sizes, history = [*sizes, size], found | with_sizes
+                line.update(1, {name: values[-1] for name, values in history.items()})
 
     return fit_all

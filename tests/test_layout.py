@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ascent": {"flat"},
     "data": {"tfds_sets"},
     "flat": set(),
-    "growth": {"flat", "methods"},
+    "growth": {"flat", "methods", "progress"},
     "hessian": {"flat", "lanczos"},
     "lanczos": {"flat"},
     "landscape": {"flat"},

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from gengap import data, growth, methods, minima, models, objective, train, updates
+from gengap import data, growth, methods, minima, models, objective, progress, train, updates
 from gengap.methods import PLAIN, Method, combine
 
 KEY = jax.random.key(5)
@@ -427,6 +428,14 @@ def test_doubling_and_what_the_history_says_of_it():
     found = find(growth.doubling(2, most=10), 3, epochs=6)
     assert found.history["batch_size"].tolist() == [3, 3, 6, 6, 10, 10]
     assert found.steps == 8 + 8 + 4 + 4 + 3 + 3 and len(found.history["train_loss"]) == 6
+
+
+def test_a_growing_batch_is_shown_as_it_grows(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    find(growth.doubling(1, most=12), 3, epochs=3, progress="F1, SB")
+    lines = capsys.readouterr().err.splitlines()
+    shown = [re.match(r"F1, SB: epoch (\d) of 3, .*batch_size (\d+)", line).groups() for line in lines]
+    assert shown == [("1", "3"), ("2", "6"), ("3", "12")]
 
 
 def test_byrds_test_grows_to_where_noise_and_gradient_are_equal():
