@@ -132,19 +132,20 @@ def _cells(loss: Callable, params: Any, draws: int, *how: Any) -> Any:
     """Each space and epsilon with what measures it."""
     f, x, _ = flat.of(loss, params)
     base, slope = _look(f, x, None, jnp.zeros_like(x))
+
+    @lru_cache
+    def ways(epsilon: float) -> Array:
+        return sharpness._directions(partial(_look, f, x, None), x, slope, KEY, epsilon, DIM, 6)
+
     for epsilon in EPSILONS:
-        ways: Any = None
 
         def full(epsilon: float = epsilon) -> Any:
             return _cell(f, x, None, (base, slope), epsilon, lambda n: _full_starts(f, x, slope, epsilon, n), *how)
 
         def drawn(i: int, epsilon: float = epsilon) -> Any:
-            nonlocal ways
-            if ways is None:
-                ways = sharpness._directions(partial(_look, f, x, None), x, slope, KEY, epsilon, DIM, 6)
             A = subspace.draw(sharpness.draw_keys(KEY, draws)[i], len(x), DIM)
             centre = base, subspace.transpose_times(A, slope)
-            starts = jnp.sign(jax.vmap(partial(subspace.transpose_times, A))(ways))
+            starts = jnp.sign(jax.vmap(partial(subspace.transpose_times, A))(ways(epsilon)))
             return _cell(f, x, A, centre, epsilon, lambda n: (starts, n), *how, i)
 
         yield f"full, {epsilon}", full
@@ -273,11 +274,12 @@ def _print(found: dict[str, Any], budgets: Sequence[int]) -> None:
         for method, rows in shares.items():
             columns = zip(rows.mean(0), rows.min(0), strict=True)
             print(f"  {method:22}" + "".join(f"  {mean:.3f} ({least:.2f})" for mean, least in columns))
-    print("\nthe scheme's mean over the draws of a minimum")
+    print("\nmean over the draws of a minimum, scheme | APGD")
     drawn = [name.rsplit(", ", 2) for name in found if ", random" in name]
     for minimum, epsilon in dict.fromkeys((minimum, epsilon) for minimum, _, epsilon in drawn):
-        means = _shares(found, f"{minimum}, random", f", {epsilon}")["scheme"].mean(0)
-        print(f"  {minimum + ', ' + epsilon:34}" + "".join(f"  {mean:.3f}" for mean in means))
+        shares = _shares(found, f"{minimum}, random", f", {epsilon}")
+        columns = zip(shares["scheme"].mean(0), shares["APGD"].mean(0), strict=True)
+        print(f"  {minimum + ', ' + epsilon:34}" + "".join(f"  {ours:.3f} | {apgd:.3f}" for ours, apgd in columns))
 
 
 def _draw(found: dict[str, Any], budgets: Sequence[int]) -> Figure:

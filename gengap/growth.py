@@ -103,15 +103,15 @@ def gradient_noise(
     return Noise(spread.mean() * len(x) / (len(x) - 1), square(jnp.ones_like(losses)))
 
 
-def growing(
-    grow: Callable, fit: Callable, examples: Callable, x: Array, y: Array, progress: str | None = None
-) -> Callable:
-    """`fit(state, *, batch_size, epochs, history, on_epoch)` with a batch size that `grow` sets after each epoch.
+def growing(grow: Callable, fit: Callable, examples: Callable, x: Array, y: Array) -> Callable:
+    """`fit` with a batch size that `grow` sets after each epoch; it takes the arguments of `fit_all`.
 
     The history has the batch sizes too, so that a run goes on as it would have.
     """
 
-    def fit_all(state: Any, *, batch_size: int, epochs: int, history: Any = None, on_epoch: Any = None) -> Any:
+    def fit_all(
+        state: Any, *, batch_size: int, epochs: int, history: Any, on_epoch: Any, progress: str | None
+    ) -> Any:
         sizes, history = [int(size) for size in (history or {}).get("batch_size", ())], history or {}
 
         def noise(size: int) -> Noise:
@@ -130,6 +130,6 @@ def growing(
                 if len(found.get("train_loss", ())) == len(sizes):
                     return state, history
                 sizes, history = [*sizes, size], found | with_sizes
-                line.update(1, {name: values[-1] for name, values in history.items()})
+                line.update(1, {name: values[-1] for name, values in sorted(history.items(), reverse=True)})
 
     return fit_all

@@ -247,12 +247,11 @@ def find_along(
         evaluate=objective.loss_and_accuracy(model.apply, ds.x_test, ds.y_test, chunk=chunk, clip=clip),
         **stop,
     )
-    if method.grow is PLAIN.grow:
-        fit = partial(fit, progress=progress)
-    else:
-        examples = methods.examples(method, **network)
-        fit = growth.growing(method.grow, fit, examples, ds.x_train, ds.y_train, progress)
-    state, history = fit(state, batch_size=size, epochs=last, history=history, on_epoch=after_epoch)
+    if method.grow is not PLAIN.grow:
+        fit = growth.growing(method.grow, fit, methods.examples(method, **network), ds.x_train, ds.y_train)
+    state, history = fit(
+        state, batch_size=size, epochs=last, history=history, on_epoch=after_epoch, progress=progress
+    )
     for epoch in epochs:
         if epoch not in found:
             keep(epoch, state, history)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import sharpness as bench
 from experiments import published
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +50,11 @@ def test_the_readme_quotes_what_is_published():
     assert len(table) > 10 and not missing
     said = re.sub(r"^\|.*$", "", results, flags=re.M)
     assert not [number for number in re.findall(r"\d+\.\d+", said) if number not in there]
+
+
+def test_the_readme_quotes_what_the_bench_prints(capsys):
+    bench._print(json.loads((ROOT / "published/bench/anytime.json").read_text()), bench.BUDGETS)
+    there = capsys.readouterr().out
+    said = README[README.index("`make bench` measures") : README.index("![Value over the best known")]
+    numbers = re.findall(r"(?<!\d)\.\d+", said)
+    assert len(numbers) == 10 and not [number for number in numbers if f"0{number}" not in there]
