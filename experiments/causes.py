@@ -53,7 +53,7 @@ class Config(NamedTuple):
     max_evaluations: int = 24
     """gradients to spend on each maximum"""
     num_directions: int = 2
-    """directions that the ascents in all subspaces begin in, at six gradients each"""
+    """directions besides the gradient that the ascents in all subspaces begin in, at six gradients each"""
     escape: tuple[int, ...] = (1, 2, 4, 8, 16)
     """epochs of SB from the LB minimum at which to look; LB is looked at after as many updates"""
 

@@ -30,7 +30,7 @@ class Config(NamedTuple):
     max_evaluations: int = 24
     """gradients to spend on each maximum"""
     num_directions: int = 6
-    """directions that the ascents in all subspaces begin in, at six gradients each"""
+    """directions besides the gradient that the ascents in all subspaces begin in, at six gradients each"""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     """of matrix products when sharpness is measured; the others are faster on accelerators"""
 

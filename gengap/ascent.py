@@ -10,7 +10,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Bool, Float, Int, Key
 
-METHOD = 3
+METHOD = 4
 """The version of the maximiser, for the record of a run: 1 was the first release's."""
 
 _STALLED = 2  # looks in a row without a better value, after which an ascent has stopped

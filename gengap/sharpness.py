@@ -125,9 +125,9 @@ def random_subspaces(
     """Metric 2.1 in random subspaces (Table 4): draws of A, each from a key of its own.
 
     The paper leaves the distribution of A open; here its entries are random signs. All epsilons look into the same
-    subspaces. The ascents of every draw begin at the corners that a few directions point to, which are found in
-    the full space once for a minimum. A draw depends on its key and on them alone: more draws leave the first ones
-    as they are.
+    subspaces. The ascents of every draw begin at the corner that the gradient at x points to, and at those of
+    some directions that are found in the full space once for a minimum. A draw depends on its key and on them
+    alone: more draws leave the first ones as they are.
 
     Args:
       loss: `params -> scalar`, in nats.
@@ -137,8 +137,7 @@ def random_subspaces(
       num_draws: matrices A.
       epsilon: one size of the box, or several; the result then has an axis of them.
       max_evaluations: gradients for each draw and epsilon.
-      num_directions: at six gradients each, for each epsilon; with 0 an ascent begins where the gradient at x
-        points.
+      num_directions: besides the gradient at x, at six gradients each, for each epsilon.
       entries: sampler of the entries of A, see `subspace.draw`.
       draws_at_once: under one `vmap`; more fill an accelerator that the gradient of one point does not.
       progress: what to call the line that shows how far it is; `None` shows none.
@@ -252,17 +251,15 @@ def _draw(
 
 def _directions(
     look: Callable, x: Array, slope: Array, key: Array, entry: Any, dim: int, count: int
-) -> Float[Array, "directions n"]:
-    r"""Directions in the full space in which the ascents of all draws begin, orthonormal.
+) -> Float[Array, "starts n"]:
+    r"""Directions in which the ascents of all draws begin: the gradient at x and others, which are orthonormal.
 
     Which examples a step pushes over belongs to the network and not to the subspace. The corner
     $r\,\mathrm{sign}(A^T g)$, seen along g, is a step of length $\rho \approx \epsilon \sigma p \sqrt{2/\pi}$ for
-    p columns of independent entries of standard deviation sigma. So a direction is the gradient after a few steps
-    to $\rho\, g / \|g\|$, orthogonal to the directions before it: independent ones can all miss a basin. The first
+    p columns of independent entries of standard deviation sigma. So each of those is the gradient after a few
+    steps to $\rho\, g / \|g\|$, orthogonal to those before it: independent ones can all miss a basin. The first
     look is as far away as a random corner of a subspace, $\epsilon \sigma \sqrt{p n}$.
     """
-    if not count:
-        return slope[None]
     near, far = dim * math.sqrt(2 / math.pi), math.sqrt(dim * len(x))
     found = jnp.zeros((count, len(x)), x.dtype)
     for i, way in enumerate(jax.random.normal(jax.random.fold_in(key, 2**32 - 1), found.shape, x.dtype)):
@@ -270,7 +267,7 @@ def _directions(
         for length in (far, *[near] * (_CLIMB - 1)):
             way = _orthogonal(found, _useful(*look(entry * length * way), way))
         found = found.at[i].set(way)
-    return found
+    return jnp.concatenate([slope[None], found])
 
 
 @jax.jit

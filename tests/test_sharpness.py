@@ -154,11 +154,12 @@ def test_more_draws_leave_the_first_ones_as_they_are(drawn):
     np.testing.assert_array_equal(few.value, drawn.value[:, :2])
 
 
-def test_directions_are_orthonormal_and_lead_to_the_highest_corners():
+def test_directions_are_the_gradient_and_orthonormal_ones_that_lead_to_the_highest_corners():
     f, x = (lambda x: 1 + jnp.cosh(3 * x[0]) + 0.1 * x[1]), jnp.zeros(20)
     ways = sharpness._directions(partial(sharpness._look, Partial(f), x, None), x, jnp.ones(20), KEY, 0.3, 3, 4)
-    np.testing.assert_allclose(ways[:2] @ ways[:2].T, np.eye(2), atol=1e-5)
-    assert abs(float(ways[0, 0])) > 0.9
+    np.testing.assert_array_equal(ways[0], jnp.ones(20))
+    np.testing.assert_allclose(ways[1:3] @ ways[1:3].T, np.eye(2), atol=1e-5)
+    assert abs(float(ways[1, 0])) > 0.9
 
 
 FEW = {"dim": 2, "num_draws": 2, "max_evaluations": 3, "num_directions": 1}
