@@ -143,7 +143,7 @@ def pac_bayes_sigma(
     flat.check_positive({"rise": rise, "largest": largest})
     f, x, _ = flat.of(error, params)
     low, sigma, high = (jnp.array(np.asarray(a, x.dtype)) for a in (0, largest / 2, largest))
-    base = _noisy(f, x, key, low, adaptive)
+    base = _noisy(f, x, key, low, adaptive)  # not 0.0, which would be compiled for itself
     for _ in range(steps):
         errors = [_noisy(f, x, key, sigma, adaptive) for key in keys]
         low, sigma, high = _halved(low, sigma, high, errors, base, rise)

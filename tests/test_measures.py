@@ -221,6 +221,17 @@ def test_a_look_that_is_not_finite_is_an_error_that_rose() -> None:
     np.testing.assert_allclose(found, 1 / jnp.abs(noise).max(), rtol=1e-3)
 
 
+def test_pac_bayes_sigma_compiles_its_error_once() -> None:
+    traces = []
+
+    def error(w):
+        traces.append(w)
+        return (w**2).sum()
+
+    measures.pac_bayes_sigma(error, jnp.zeros(20), KEY, num_samples=2, steps=3)
+    assert len(traces) == 1
+
+
 @pytest.mark.parametrize("factor", [1e-20, 1e20])
 def test_measures_go_with_the_loss(factor) -> None:
     """A multiple of the loss has the same multiple of each."""

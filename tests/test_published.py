@@ -52,9 +52,28 @@ def test_the_readme_quotes_what_is_published():
     assert not [number for number in re.findall(r"\d+\.\d+", said) if number not in there]
 
 
-def test_the_readme_quotes_what_the_bench_prints(capsys):
-    bench._print(json.loads((ROOT / "published/bench/anytime.json").read_text()), bench.BUDGETS)
-    there = capsys.readouterr().out
+def test_the_readme_quotes_what_the_bench_measured():
+    found = json.loads((ROOT / "published/bench/anytime.json").read_text())
+
+    def shares(cells, method="scheme", epsilon="", gradients=24):
+        return bench._shares(found, cells, epsilon)[method][:, bench.BUDGETS.index(gradients)]
+
+    full, random = ", full", ", random"
+    narrow, convolutional = "F1, narrow, LB, random", "convolutional, SB, random"
     said = README[README.index("`make bench` measures") : README.index("![Value over the best known")]
-    numbers = re.findall(r"(?<!\d)\.\d+", said)
-    assert len(numbers) == 10 and not [number for number in numbers if f"0{number}" not in there]
+    assert re.findall(r"(?<!\d)\.\d+", said) == [
+        text.lstrip("0")
+        for text in (
+            f"{shares(full).mean():.3f}",
+            f"{shares(full).min():.2f}",
+            f"{shares(full, 'SciPy').mean():.3f}",
+            f"{shares(random).mean():.3f}",
+            f"{shares(random).min():.2f}",
+            f"{shares(random, 'SciPy').mean():.3f}",
+            f"{shares(narrow, epsilon=', 0.001').mean():.3f}",
+            f"{shares(narrow, 'APGD', ', 0.001').mean():.3f}",
+            f"{shares(narrow, epsilon=', 0.001', gradients=48).mean():.3f}",
+            f"{shares(convolutional, epsilon=', 0.001').mean():.3f}",
+            f"{shares(convolutional, 'APGD', ', 0.001').mean():.3f}",
+        )
+    ]
