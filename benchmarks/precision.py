@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from benchmarks import common
-from gengap import ascent, data, models, objective, records, sharpness, subspace
+from gengap import ascent, data, models, objective, program, records, sharpness, subspace
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 
@@ -98,13 +98,9 @@ def problem(loss: Callable, params: Any, dim: int | None, key: Array | None = No
     """`y -> (f(x + A y), its gradient)`, and the half-widths of its box for epsilon 1."""
     n = sum(leaf.size for leaf in jax.tree.leaves(params))
     A = None if dim is None else subspace.draw(jax.random.key(0) if key is None else key, n, dim)
-    return partial(_look, sharpness.restrict(loss, params, A)), sharpness.box(params, A, 1.0)
-
-
-@partial(jax.jit, static_argnames="precision")
-def _look(fn: Callable, y: Array, precision: str = "float32") -> tuple[Array, Array]:
-    with jax.default_matmul_precision(precision):
-        return jax.value_and_grad(fn)(y)
+    fn = jax.value_and_grad(sharpness.restrict(loss, params, A))
+    looks = {name: program.compiled(fn, matmul=name) for name in PRECISIONS}
+    return lambda y, precision="float32": looks[precision](y), sharpness.box(params, A, 1.0)
 
 
 def _ascend(look: Callable, radius: Array) -> tuple[ascent.Maximum, float]:

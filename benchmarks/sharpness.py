@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks import common
-from gengap import ascent, data, flat, models, objective, records, sharpness, subspace
+from gengap import ascent, data, flat, models, objective, program, records, sharpness, subspace
 
 EPSILONS = (1e-3, 5e-4)
 BUDGETS = (3, 6, 12, 24, 48)
@@ -131,39 +131,42 @@ def main(
 def _cells(loss: Callable, params: Any, draws: int, *how: Any) -> Any:
     """Each space and epsilon with what measures it."""
     f, x, _ = flat.of(loss, params)
-    base, slope = _look(f, x, None, jnp.zeros_like(x))
+    look = program.compiled(partial(sharpness._look, f))
+    base, slope = look(x, None, jnp.zeros_like(x))
 
     @lru_cache
     def ways(epsilon: float) -> Array:
-        return sharpness._directions(partial(_look, f, x, None), x, slope, KEY, epsilon, DIM, 6)
+        return sharpness._directions(partial(look, x, None), x, slope, KEY, epsilon, DIM, 6)
 
     for epsilon in EPSILONS:
 
         def full(epsilon: float = epsilon) -> Any:
-            return _cell(f, x, None, (base, slope), epsilon, lambda n: _full_starts(f, x, slope, epsilon, n), *how)
+            return _cell(
+                look, x, None, (base, slope), epsilon, lambda n: _full_starts(look, x, slope, epsilon, n), *how
+            )
 
         def drawn(i: int, epsilon: float = epsilon) -> Any:
             A = subspace.draw(sharpness.draw_keys(KEY, draws)[i], len(x), DIM)
             centre = base, subspace.transpose_times(A, slope)
             starts = jnp.sign(jax.vmap(partial(subspace.transpose_times, A))(ways(epsilon)))
-            return _cell(f, x, A, centre, epsilon, lambda n: (starts, n), *how, i)
+            return _cell(look, x, A, centre, epsilon, lambda n: (starts, n), *how, i)
 
         yield f"full, {epsilon}", full
         for i in range(draws):
             yield f"random {i}, {epsilon}", partial(drawn, i)
 
 
-def _full_starts(f: Callable, x: Array, slope: Array, epsilon: float, budget: int) -> tuple[Array, int]:
+def _full_starts(look: Callable, x: Array, slope: Array, epsilon: float, budget: int) -> tuple[Array, int]:
     """As `sharpness.full_space` begins, and the looks that are left."""
     outside = sharpness._OUTSIDE if budget >= 6 else ()
     far, r = slope, sharpness.box(x, None, epsilon)
     for multiple in outside:
-        far = sharpness._useful(*_look(f, x, None, multiple * r * jnp.sign(far)), far)
+        far = sharpness._useful(*look(x, None, multiple * r * jnp.sign(far)), far)
     return jnp.sign(jnp.stack([far, -slope] if outside else [slope])), budget - len(outside)
 
 
 def _cell(
-    f: Callable,
+    evaluate: Callable,
     x: Array,
     A: Any,
     centre: tuple[Array, Array],
@@ -176,7 +179,7 @@ def _cell(
 ) -> dict[str, Any]:
     """Every method at every budget, and the best known value, as sharpness."""
     r = sharpness.box(x, A, epsilon)
-    look, key = partial(_look, f, x, A), sharpness.draw_keys(KEY, draw + 1)[draw]
+    look, key = partial(evaluate, x, A), jax.random.fold_in(jax.random.split(KEY, 4)[1], draw)
     values: dict[str, list[float]] = {method: [] for method in METHODS}
     for budget in budgets:
         corners, looks = begin(budget)
@@ -198,11 +201,6 @@ def _cell(
     best = max(tops + [value for row in values.values() for value in row])
     phi = partial(_phi, base=float(centre[0]))
     return {"best known": phi(best), **{method: list(map(phi, row)) for method, row in values.items()}}
-
-
-@jax.jit
-def _look(f: Callable, x: Array, A: Any, y: Array) -> tuple[Array, Array]:
-    return sharpness._look(f, x, A, y)
 
 
 def _record(look: Callable, r: Array, start: Array, most: int, factor: float) -> list[float]:

@@ -82,9 +82,11 @@ def run(
                     how["progress"] = f"{words}, full space"
                     row |= {
                         "epsilons": how["epsilon"],
-                        "full": sharpness.full_space(loss, found.params, key, **how),
+                        "full": sharpness.full_space(
+                            loss, found.params, training.key_of(setting, seed, "full"), **how
+                        ),
                     }
-                run.add({**row, "epochs": found.epochs, "maximiser": ascent.METHOD})
+                run.add({**row, "epochs": found.epochs, "maximiser": ascent.ASCENT_VERSION})
                 command.say_what_is_left(run, rows)
         return run
 

@@ -121,13 +121,13 @@ def run(
             for split, of in evaluate.items():
                 row[f"{split}_loss"], row[f"{split}_accuracy"] = of(found.params)
             if np.isfinite(row["train_loss"]):
-                key = jax.random.fold_in(jax.random.key(setting.seed), 2**31 + row["seed"])
+                of_full, of_random = (training.key_of(setting, row["seed"], space) for space in ("full", "random"))
                 how: Any = {"epsilon": config.epsilon, "max_evaluations": config.max_evaluations}
-                row |= {"epsilon": config.epsilon, "maximiser": ascent.METHOD}
-                row["full"] = sharpness.full_space(loss, found.params, key, **how)
+                row |= {"epsilon": config.epsilon, "maximiser": ascent.ASCENT_VERSION}
+                row["full"] = sharpness.full_space(loss, found.params, of_full, **how)
                 if "random" in spaces:
                     how |= {name: getattr(config, name) for name in ("dim", "num_draws", "num_directions")}
-                    row["random"] = sharpness.random_subspaces(loss, found.params, key, **how)
+                    row["random"] = sharpness.random_subspaces(loss, found.params, of_random, **how)
             run.add(row)
             command.say_what_is_left(run, rows)
 

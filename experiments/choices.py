@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 
 from experiments import command, training
 from experiments.training import Training
-from gengap import ascent, data, minima, models, objective, paper, records, report, sharpness, subspace
+from gengap import ascent, data, minima, models, objective, paper, program, records, report, sharpness, subspace
 from gengap.report import plain
 
 DIM = 100
@@ -59,6 +59,7 @@ def run(
     for name in ("examples", "num_draws", "max_evaluations"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    training.check_distinct({"epsilons": config.epsilons, "stages": config.stages})
     setting, ds = training.begin(config.training, data_dir)
     model = training.model(setting, ds)
     some = data.head(ds, min(config.examples, len(ds.x_train)))
@@ -68,15 +69,17 @@ def run(
         names = [*choices, *(f"after {epochs} epochs" for epochs in sorted(config.stages))]
         if all(run.has({"choice": name}) for name in names):
             return run
+        f = objective.over_dataset(model.apply, some.x_train, some.y_train)
         pair = training.pair(setting, model, ds, config.which, run.store)
         found = {method: minimum.params for method, minimum in pair.items()}
         for name, (note, measure) in choices.items():
             if not run.has({"choice": name}):
                 row: records.Row = {"choice": name, "note": note, "epsilons": config.epsilons}
                 row |= {method: measure(params) for method, params in found.items()}
-                run.add({**row, "maximiser": ascent.METHOD})
+                row["train_loss"] = {method: f(params) for method, params in found.items()}
+                run.add({**row, "maximiser": ascent.ASCENT_VERSION})
                 command.say_what_is_left(run, len(names))
-        default, f = choices["default"][1], objective.over_dataset(model.apply, some.x_train, some.y_train)
+        default = choices["default"][1]
         along = {
             method: minima.find_along(
                 *(model, ds, jax.random.key(setting.seed), size, config.stages),
@@ -91,7 +94,7 @@ def run(
                 row = {"choice": name, "note": "from the same starting point", "epsilons": config.epsilons}
                 row |= {method: default(stages[i].params) for method, stages in along.items()}
                 row["loss"] = {method: f(stages[i].params) for method, stages in along.items()}
-                run.add({**row, "maximiser": ascent.METHOD})
+                run.add({**row, "maximiser": ascent.ASCENT_VERSION})
         return run
 
 
@@ -99,7 +102,7 @@ def _choices(
     config: Config, model: models.Model, some: data.Dataset
 ) -> dict[str, tuple[str, Callable[[PyTree], Any]]]:
     """Name -> note and measurement of every choice; the first is the default one."""
-    key = jax.random.key(config.training.seed)
+    key = training.key_of(config.training, config.which, "random")
     loss = partial(objective.over_dataset, model.apply, some.x_train, some.y_train)
     scipy = partial(_by_scipy, config, key)
 
@@ -145,16 +148,12 @@ def _by_scipy(
     for draw_key in sharpness.draw_keys(key, config.num_draws):
         A = subspace.draw(draw_key, n, DIM)
         for values, epsilon in zip(found, config.epsilons, strict=True):
-            box, look = sharpness.box(params, A, epsilon), partial(_look, sharpness.restrict(f, params, A))
+            box = sharpness.box(params, A, epsilon)
+            look = program.compiled(jax.value_and_grad(sharpness.restrict(f, params, A)))
             start = jnp.zeros_like(box)
             top, base = ascent.scipy_lbfgsb(look, box, start, tolerance=tolerance).value, look(start)[0]
             values.append(100 * float((top - base) / (1 + base)))
     return found
-
-
-@jax.jit
-def _look(fn: Callable, y: Array) -> tuple[Array, Array]:
-    return jax.value_and_grad(fn)(y)
 
 
 def _symmetric(key: Array, shape: tuple[int, ...]) -> Array:

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
-from experiments import command
+from experiments import command, training
+from experiments.training import Training
 from gengap import (
     ascent,
     data,
@@ -99,7 +99,7 @@ def run(
             row = {"network": "dense", "dataset": ds.name, "method": method, "seed": seed}
             if not run.has(row):
                 setting = {"width": width, "batch size": batch_size, "learning rate": rate, "weight decay": decay}
-                row |= {"setting": setting | {"seed": seed}, "maximiser": ascent.METHOD}
+                row |= {"setting": setting | {"seed": seed}, "maximiser": ascent.ASCENT_VERSION}
                 run.add(row | _end_point(config, ds, setting, seed, run.store))
                 command.say_what_is_left(run, len(grid))
         return run
@@ -132,16 +132,16 @@ def _end_point(
         loss, accuracy = objective.loss_and_accuracy(model.apply, x, y)(params)
         row |= {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
     start = minima.starting_point(model, ds, key, seed)
-    return row | {"measures": _measures(config, ds, model, params, start, jax.random.fold_in(key, seed))}
+    return row | {"measures": _measures(config, ds, model, params, start, seed)}
 
 
 def _measures(
-    config: Config, ds: data.Dataset, model: models.Model, params: PyTree, start: PyTree, key: Array
+    config: Config, ds: data.Dataset, model: models.Model, params: PyTree, start: PyTree, seed: int
 ) -> dict[str, float]:
     some = data.head(ds, min(config.examples, len(ds.x_train)))
     x, y = some.x_train, some.y_train
     f = objective.over_dataset(model.apply, x, y)
-    error = Partial(_error, objective.loss_and_accuracy(model.apply, x, y))
+    error = partial(_error, objective.loss_and_accuracy(model.apply, x, y))
     last = ("Dense_2", "kernel")
     every: dict[str, Callable] = {
         "sharpness, full space, 1e-3": lambda p, k: sharpness.full_space(f, p, k, epsilon=1e-3).value,
@@ -164,7 +164,7 @@ def _measures(
         "length of the parameters": lambda p, k: optax.tree.norm(p),
         "training loss": lambda p, k: f(p),
     }
-    found = {name: measure(params, key) for name, measure in every.items()}
+    found = {name: measure(params, training.key_of(Training(), seed, name)) for name, measure in every.items()}
     return {name: float(np.asarray(getattr(value, "value", value))) for name, value in found.items()}
 
 

@@ -10,7 +10,8 @@ are not trained again. Three pairs on the digits take some 3 minutes on two core
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ def run(
                 continue
             ends = {method: found.params for method, found in pair.items()}
             start = minima.starting_point(model, ds, root, seed)
-            key = jax.random.fold_in(root, seed)
+            key = partial(training.key_of, setting, seed)
             if not run.has(row):
                 measured = {
                     **_along(config, ends, evaluate),
@@ -144,23 +145,26 @@ def _distances(start: PyTree, SB: PyTree, LB: PyTree) -> dict[str, Array]:
     return {name: optax.tree.norm(optax.tree.sub(*points)) for name, points in places.items()}
 
 
-def _directions(config: Config, loss: Any, params: PyTree, key: Array) -> dict[str, Any]:
+def _directions(config: Config, loss: Any, params: PyTree, key: Callable[[str], Array]) -> dict[str, Any]:
     """The loss in random directions, at the distance of the corners of the metric's box."""
-    of_directions = jax.random.fold_in(key, 1)
-    found = landscape.neighbourhood(loss, params, of_directions, num_directions=config.num_directions)
+    found = landscape.neighbourhood(loss, params, key("directions"), num_directions=config.num_directions)
     return {**found._asdict(), "share": found.share, "mean_over_highest": found.mean_over_highest}
 
 
-def _connection(config: Config, ends: dict, evaluate: dict, batches: Any, key: Array) -> dict[str, Any]:
+def _connection(
+    config: Config, ends: dict, evaluate: dict, batches: Any, key: Callable[[str], Array]
+) -> dict[str, Any]:
     """Loss and accuracy along the straight line and along a Bézier curve that was trained to be low."""
     small, large = ends.values()
-    control = landscape.connect(batches, small, large, jax.random.fold_in(key, 2), steps=config.steps)
+    control = landscape.connect(batches, small, large, key("connection"), steps=config.steps)
     paths = {"straight": landscape.linear(small, large), "curve": landscape.bezier(small, control, large)}
     alphas = np.linspace(0, 1, config.points)
     return {"alphas": alphas} | {name: _evaluated(evaluate, path, alphas) for name, path in paths.items()}
 
 
-def _planes(config: Config, loss: Any, points: dict[str, PyTree], key: Array) -> list[dict[str, Any]]:
+def _planes(
+    config: Config, loss: Any, points: dict[str, PyTree], key: Callable[[str], Array]
+) -> list[dict[str, Any]]:
     """The loss on the plane through three points, and on one of two random directions around each minimum."""
     plane, corners = landscape.through(*points.values())
     low, high = np.asarray(corners.min(0)), np.asarray(corners.max(0))
@@ -169,7 +173,7 @@ def _planes(config: Config, loss: Any, points: dict[str, PyTree], key: Array) ->
     name = "two minima, start" if "start" in points else "three minima"
     planes = [_on(loss, plane, s, t, name, dict(zip(points, corners, strict=True)))]
     for method in ("SB", "LB"):
-        u, v = (landscape.filter_normalised(points[method], jax.random.fold_in(key, i)) for i in (3, 4))
+        u, v = (landscape.filter_normalised(points[method], key(axis)) for axis in ("first axis", "second axis"))
         s = t = np.linspace(-1, 1, config.side)
         around = landscape.Plane(points[method], u, v)
         planes.append(_on(loss, around, s, t, f"around {method}", {method: (0, 0)}))

@@ -9,7 +9,6 @@ the regime adaptation of Hoffer et al. Strengths are those of the papers, or com
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
@@ -121,7 +120,7 @@ def run(
 ) -> records.Run:
     """Train, measure and record: a row for each remedy, side and seed.
 
-    Its seconds are those of training here; a minimum that lay on disk takes none.
+    Its seconds are those of training, also where the minimum lay on disk.
     """
     flat.check_counts({"max_evaluations": config.max_evaluations})
     flat.check_positive({"epsilon": config.epsilon})
@@ -152,7 +151,6 @@ def run(
                 if run.has(row):
                     continue
                 size, epochs = how_long[side]
-                begun = time.monotonic()
                 found = minima.find(
                     *(model, some, jax.random.key(setting.seed), size),
                     epochs=epochs,
@@ -160,16 +158,17 @@ def run(
                     progress=f"seed {seed + 1} of {setting.num_seeds}, {side}, {name}",
                     **training.how(setting, ds, size, seed, run.store),
                 )
-                row |= {"seconds": time.monotonic() - begun, "side": side, "remedy": name, "changes": method.name}
+                row |= {"seconds": found.seconds, "side": side, "remedy": name, "changes": method.name}
                 row |= {"batch_size": size, "epochs": found.epochs, "steps": found.steps}
                 row |= {"gradients": found.steps * method.gradients, "diverged_at": found.diverged_at}
                 for split, of in evaluate.items():
                     row[f"{split}_loss"], row[f"{split}_accuracy"] = of(found.params)
                 if np.isfinite(row["train_loss"]):
-                    key = jax.random.fold_in(jax.random.key(setting.seed), 2**31 + seed)
                     how: Any = {"epsilon": (config.epsilon,), "max_evaluations": config.max_evaluations}
-                    row |= {"epsilons": how["epsilon"], "maximiser": ascent.METHOD}
-                    row["full"] = sharpness.full_space(loss, found.params, key, **how)
+                    row |= {"epsilons": how["epsilon"], "maximiser": ascent.ASCENT_VERSION}
+                    row["full"] = sharpness.full_space(
+                        loss, found.params, training.key_of(setting, seed, "full"), **how
+                    )
                 run.add(row)
                 command.say_what_is_left(run, setting.num_seeds * len(asked))
         return run

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
 from experiments import command, training
@@ -88,17 +87,16 @@ def run(
             if done and (seed or run.has(audit)):
                 continue
             pair = training.pair(setting, model, ds, seed, run.store)
-            key = jax.random.fold_in(jax.random.key(setting.seed), seed)
             for method, minimum in pair.items():
                 row = training.row(setting, ds, method, seed)
                 if not run.has(row):
-                    maps = _curves(config, loss, logits, minimum.params, key)
-                    run.add({**row, "maps": maps, "maximiser": ascent.METHOD})
+                    maps = _curves(config, setting, loss, logits, minimum.params, seed)
+                    run.add({**row, "maps": maps, "maximiser": ascent.ASCENT_VERSION})
                     command.say_what_is_left(run, rows)
             if seed == 0 and not run.has(audit):
                 some = data.head(ds, min(config.examples, len(ds.x_train)))
-                found = _audit(config, setting, model, some, pair["LB"].params, key)
-                run.add({**audit, "audit": found, "maximiser": ascent.METHOD})
+                found = _audit(config, setting, model, some, pair["LB"].params)
+                run.add({**audit, "audit": found, "maximiser": ascent.ASCENT_VERSION})
         return run
 
 
@@ -117,17 +115,20 @@ def _moved(params: PyTree, name: str, factor: float) -> PyTree:
     return symmetry.rescale(params, layers, [factor] * (len(layers) - 1))
 
 
-def _curves(config: Config, f: Callable, logits: Callable, params: PyTree, key: Array) -> list[dict[str, Any]]:
+def _curves(
+    config: Config, setting: Training, f: Callable, logits: Callable, params: PyTree, seed: int
+) -> list[dict[str, Any]]:
     """Sharpness of the images under each map."""
     how: Any = {"epsilon": config.epsilon, "max_evaluations": config.max_evaluations}
+    of_full, of_random = (training.key_of(setting, seed, space) for space in ("full", "random"))
     own = logits(params)
     found = []
     for name in MAPS:
         for factor in config.factors:
             image = _moved(params, name, factor)
             change = jnp.abs(logits(image) - own).max() / jnp.abs(own).max()
-            full = sharpness.full_space(f, image, key, **how)
-            random = sharpness.random_subspaces(f, image, key, num_draws=config.num_draws, **how)
+            full = sharpness.full_space(f, image, of_full, **how)
+            random = sharpness.random_subspaces(f, image, of_random, num_draws=config.num_draws, **how)
             found.append(
                 {
                     "map": name,
@@ -143,7 +144,7 @@ def _curves(config: Config, f: Callable, logits: Callable, params: PyTree, key: 
 
 
 def _audit(
-    config: Config, setting: Training, model: Any, some: data.Dataset, params: PyTree, key: Array
+    config: Config, setting: Training, model: Any, some: data.Dataset, params: PyTree
 ) -> list[dict[str, Any]]:
     """Every measure against every map."""
     x, y = some.x_train, some.y_train
@@ -151,11 +152,13 @@ def _audit(
     both = objective.loss_and_accuracy(model.apply, x, y, chunk=setting.chunk)
     layers = symmetry.chain(params)
     sizes = [params[layer.kernel[0]]["kernel"].shape[-1] for layer in layers[:-1]]
-    keys = jax.random.split(key, len(sizes))
-    orders = [jax.random.permutation(k, n) for k, n in zip(keys, sizes, strict=True)]
-    vectors = [jnp.exp(jax.random.normal(k, (n,))) for k, n in zip(keys, sizes, strict=True)]
+    of_orders, of_vectors = (
+        jax.random.split(training.key_of(setting, 0, p), len(sizes)) for p in ("orders", "vectors")
+    )
+    orders = [jax.random.permutation(k, n) for k, n in zip(of_orders, sizes, strict=True)]
+    vectors = [jnp.exp(jax.random.normal(k, (n,))) for k, n in zip(of_vectors, sizes, strict=True)]
     alphas = [4.0, 0.5, *[1.0] * (len(sizes) - 2)]
-    error = Partial(_error, both)
+    error = partial(_error, both)
     every: dict[str, Callable] = {
         "training loss": lambda p, k: f(p),
         "sharpness, full space": lambda p, k: sharpness.full_space(f, p, k, epsilon=config.epsilon).value,
@@ -186,6 +189,7 @@ def _audit(
         "before batch norm": lambda p: _moved(p, MAPS[0], 3.0),
         "permutation": lambda p: symmetry.permute(p, layers, orders),
     }
+    key = training.key_of(setting, 0, "audit")
     return [one._asdict() for one in symmetry.audit(every, maps, params, key, repeats=config.repeats)]
 
 

@@ -94,15 +94,16 @@ def _measured(
     del row["settings"]
     for split, of in evaluate.items():
         row[f"{split}_loss"], row[f"{split}_accuracy"] = of(params)
-    row |= {"epsilons": config.epsilons, "dim": config.dim, "maximiser": ascent.METHOD}
+    row |= {"epsilons": config.epsilons, "dim": config.dim, "maximiser": ascent.ASCENT_VERSION}
     if not np.isfinite(row["train_loss"]):
         return row
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(setting.seed), 2**31), seed)
+    of_full, of_random = (training.key_of(setting, seed, space) for space in ("full", "random"))
     how: Any = {"epsilon": config.epsilons, "max_evaluations": config.max_evaluations}
     with jax.default_matmul_precision(config.precision):
-        row["full"] = sharpness.full_space(loss, params, key, progress=f"{words}, full space", **how)
+        row["full"] = sharpness.full_space(loss, params, of_full, progress=f"{words}, full space", **how)
         how |= {"dim": config.dim, "num_draws": config.num_draws, "num_directions": config.num_directions}
-        row["random"] = sharpness.random_subspaces(loss, params, key, progress=f"{words}, random subspaces", **how)
+        how["progress"] = f"{words}, random subspaces"
+        row["random"] = sharpness.random_subspaces(loss, params, of_random, **how)
     return row
 
 
@@ -120,6 +121,7 @@ def _check(config: Config, setting: Training, ds: Any, networks: Sequence[Networ
         raise ValueError(f"num_directions is {config.num_directions}; it must be at least 0")
     if not config.epsilons or not all(0 < epsilon < np.inf for epsilon in config.epsilons):
         raise ValueError(f"epsilons is {config.epsilons}; each must be above 0, and there must be one")
+    training.check_distinct({"epsilons": config.epsilons})
     for network in networks:
         model = training.model(setting._replace(network=network), ds)
         start = jax.eval_shape(lambda: minima.starting_point(model, ds, jax.random.key(0)))  # noqa: B023

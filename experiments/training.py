@@ -4,6 +4,7 @@ Experiments that are given the same settings find each other's minima.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -11,8 +12,9 @@ from time import monotonic
 from typing import Any, Literal, NamedTuple
 
 import jax
+from jaxtyping import Array, Key
 
-from gengap import data, minima, models, objective, train
+from gengap import data, methods, minima, models, objective, train
 from gengap.data import Dataset
 from gengap.models import Model
 
@@ -32,10 +34,10 @@ class Training(NamedTuple):
     """starting points; SB and LB share them"""
     seed: int = 0
     """of the random key that everything is drawn from"""
-    small_batch: float | None = None
-    """examples, or a fraction of the training set; by default 256, or a 45th of that set where it is less"""
-    large_batch: float = 0.1
-    """examples, or a fraction of the training set"""
+    small_batch: int | float | None = None
+    """examples, or with a point (0.05, 1.0) a share of the training set; by default 256, a 45th where less"""
+    large_batch: int | float = 0.1
+    """examples, or with a point a share of the training set"""
     optimizer: Literal["adam", "sgd", "adagrad"] = "adam"
     """adam has 0.9, 0.999 and 1e-8; sgd has a momentum of 0.9; none has a schedule"""
     learning_rate: float | None = None
@@ -51,7 +53,10 @@ class Training(NamedTuple):
     tolerance: float = 1e-3
     """the least improvement of the training loss that counts, in nats"""
     target: float | None = None
-    """stop after an epoch with a training loss below this, in nats; by default 0, on the digits 0.003"""
+    """stop after an epoch that ends with f, the mean loss of the training set, below this, in nats; 0: never; by
+    default 0, on the digits 0.003"""
+    train_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    """of matrix products in training; the others are faster on accelerators"""
     chunk: int = 5000
     """examples at once in full-data losses; batch norm takes its statistics over them"""
     clip: float | None = None
@@ -183,7 +188,7 @@ def evaluate(training: Training, model: Model, ds: Dataset) -> dict[str, Any]:
 
 def optimizer(training: Training, ds: Dataset, batch_size: float) -> train.Optimizer:
     """The optimiser for a batch size."""
-    rate = training.learning_rate or RATES[training.optimizer]
+    rate = RATES[training.optimizer] if training.learning_rate is None else training.learning_rate
     power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[training.scaling]
     m = len(ds.x_train)
     if power and training.small_batch is not None:
@@ -201,8 +206,22 @@ def how(training: Training, ds: Dataset, batch_size: float, seed: int, store: Pa
         "target": training.target or None,
         "clip": training.clip,
         "chunk": training.chunk,
+        "precision": training.train_precision,
         "store": store,
     }
+
+
+def key_of(training: Training, seed: int, purpose: str) -> Key[Array, ""]:
+    """The key of what is measured at the minima of a seed: one for each purpose, and none that training has."""
+    of_measures = jax.random.fold_in(jax.random.key(training.seed), 2**31)
+    return methods.own_key(jax.random.fold_in(of_measures, seed), purpose)
+
+
+def check_distinct(settings: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse, by its name, a list that has something twice."""
+    for name, values in settings.items():
+        if repeated := {value for value in values if list(values).count(value) > 1}:
+            raise ValueError(f"{name} has {', '.join(map(str, sorted(repeated)))} more than once")
 
 
 def pair(

@@ -85,8 +85,9 @@ def run(
                     measured = {"train_loss": train_loss, "train_accuracy": train_accuracy, "epsilons": epsilons}
                     if np.isfinite(train_loss):
                         how["progress"] = f"{words}, epoch {epoch}, full space"
-                        measured["full"] = sharpness.full_space(loss, params, key, **how)
-                    run.add({**row, "epoch": epoch, **measured, "maximiser": ascent.METHOD})
+                        of_full = training.key_of(setting, seed, "full")
+                        measured["full"] = sharpness.full_space(loss, params, of_full, **how)
+                    run.add({**row, "epoch": epoch, **measured, "maximiser": ascent.ASCENT_VERSION})
                     command.say_what_is_left(run, rows)
                 last = along[-1]
                 ended = {name: getattr(last, name) for name in ("batch_size", "steps", "diverged_at", "history")}

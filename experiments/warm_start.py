@@ -89,9 +89,11 @@ def run(
                     most["progress"] = f"{words}, LB after epoch {epoch} of SB, full space"
                     row |= {
                         "epsilons": most["epsilon"],
-                        "full": sharpness.full_space(loss, found.params, key, **most),
+                        "full": sharpness.full_space(
+                            loss, found.params, training.key_of(setting, seed, "full"), **most
+                        ),
                     }
-                run.add({**row, "maximiser": ascent.METHOD})
+                run.add({**row, "maximiser": ascent.ASCENT_VERSION})
                 command.say_what_is_left(run, rows)
         return run
 

@@ -1,9 +1,10 @@
 """A function of a pytree as a function of one flat vector: what every measure is computed on.
 
-Here, and nowhere else, arguments and the types of the parameters are checked, points are cast to what the network
-reads, and the precision of matrix products is set.
+Here, and nowhere else, arguments and the types of the parameters are checked, and points are cast to what the
+network reads.
 """
 
+import inspect
 import math
 import numbers
 import warnings
@@ -14,8 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+import optax
 from jaxtyping import Array, Float, PyTree
+
+from gengap import program
 
 
 @dataclass(frozen=True)
@@ -40,32 +43,12 @@ class Layout:
 class Flat(NamedTuple):
     """A function of a pytree and a point, both flat: `fn(x)` is `fn(params)`, and `layout.unravel(x)` is params.
 
-    `fn` is a pytree of what the given function holds, so that other data compile nothing; x is float32 (float64
-    where a leaf is).
+    x is float32 (float64 where a leaf is).
     """
 
-    fn: Partial
+    fn: Callable[[Float[Array, " n"]], Any]
     x: Float[Array, " n"]
     layout: Layout
-
-
-@dataclass(frozen=True)
-class _AtFlat:
-    layout: Layout
-    scalar: bool
-
-    def __call__(self, fn: Callable, x: Float[Array, " n"]) -> Any:
-        with precision():
-            out = fn(self.layout.unravel(x))
-        return scalar(out, x.dtype) if self.scalar else out
-
-
-def scalar(out: Any, dtype: Any) -> Array:
-    """What a loss returned, found to be one floating-point number."""
-    single = jax.tree_util.all_leaves([out]) and jnp.shape(out) == ()
-    if not single or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
-        raise ValueError(f"loss returned {jax.eval_shape(lambda: out)}; it must return a floating-point scalar")
-    return jnp.asarray(out, dtype)
 
 
 def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True) -> Flat:
@@ -76,7 +59,20 @@ def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True) -> F
     ([1.0, 1.0, 1.0, 3.0], 4.0, [2.0, 6.0])
     """
     x, layout = ravel(params)
-    return Flat(Partial(_AtFlat(layout, scalar), as_pytree(fn)), x, layout)
+
+    def at(x: Array) -> Any:
+        out = fn(layout.unravel(x))
+        return as_scalar(out, x.dtype) if scalar else out
+
+    return Flat(at, x, layout)
+
+
+def as_scalar(out: Any, dtype: Any) -> Array:
+    """What a loss returned, found to be one floating-point number."""
+    single = jax.tree_util.all_leaves([out]) and jnp.shape(out) == ()
+    if not single or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
+        raise ValueError(f"loss returned {jax.eval_shape(lambda: out)}; it must return a floating-point scalar")
+    return jnp.asarray(out, dtype)
 
 
 def ravel(params: PyTree) -> tuple[Float[Array, " n"], Layout]:
@@ -120,31 +116,15 @@ def check_alike(*points: PyTree) -> None:
                 )
 
 
-def as_pytree(fn: Callable) -> Partial:
-    """`fn` as an argument of a jitted function: what a `Partial` holds stays data, anything else is static."""
-    return fn if isinstance(fn, Partial) else Partial(fn)
-
-
-def precision() -> Any:
-    """Float32 matrix products, unless `jax.default_matmul_precision` asks for others around the call."""
-    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return jax.default_matmul_precision(asked or "float32")
-
-
-def is_traced(*trees: PyTree) -> bool:
-    """Whether a value is unknown, since a JAX transformation is looking at it."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
-
-
 def check_untraced(name: str, *trees: PyTree) -> None:
     """Refuse a transformation of what decides by numbers how it goes on."""
-    if is_traced(*trees):
+    if program.is_traced(*trees):
         raise ValueError(f"{name} decides by numbers and cannot be traced; call it outside jit, vmap and grad")
 
 
 def stacked(arrays: Sequence[Any]) -> Any:
     """Arrays as one, on the host where they are known: nothing to compile, however many."""
-    return jnp.stack(arrays) if is_traced(*arrays) else np.stack(jax.device_get(arrays))
+    return jnp.stack(arrays) if program.is_traced(*arrays) else np.stack(jax.device_get(arrays))
 
 
 def keys(key: Any, num_samples: Any, least: int = 2) -> list[Array]:
@@ -155,9 +135,23 @@ def keys(key: Any, num_samples: Any, least: int = 2) -> list[Array]:
 
 
 def check_key(key: Any) -> None:
-    """Refuse what is not one typed key."""
+    """Refuse what is not one typed key, and one whose numbers would depend on how many are drawn side by side."""
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
         raise ValueError(f"key is {key!r}; it must be one key, as from jax.random.key(0)")
+    if (kind := str(jax.random.key_impl(key))) not in ("fry", "threefry2x32"):
+        raise ValueError(
+            f"key is of kind {kind}, whose numbers change with how many are drawn at once; take "
+            'jax.random.key(0, impl="threefry2x32")'
+        )
+
+
+def as_array(name: str, value: Any) -> Any:
+    """One array, or a list of numbers as one."""
+    parts = value if isinstance(value, list | tuple) else []
+    array = value if hasattr(value, "dtype") else np.asarray(value)
+    if isinstance(value, Mapping) or any(hasattr(part, "shape") for part in parts) or array.dtype == object:
+        raise ValueError(f"{name} is of type {type(value).__name__}; it must be one array, with an example a row")
+    return array
 
 
 def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
@@ -191,21 +185,20 @@ def _number(name: str, value: Any) -> float:
 
 
 def _check_known(name: str, value: Any) -> None:
-    if is_traced(value):
+    if program.is_traced(value):
         raise ValueError(f"{name} is traced; it must be known outside jit, vmap and grad")
 
 
 def said(value: Float[Array, ""], level: int = 4) -> Float[Array, ""]:
     """The value of a measure; a RuntimeWarning if it is not finite."""
-    if not is_traced(value) and not np.isfinite(value):
+    if not program.is_traced(value) and not np.isfinite(value):
         warn(f"the value is {value}: the loss was not finite where it was looked at", level)
     return value
 
 
-def tell_rounded(f: Any, x: Float[Array, " n"], step: Float[Array, " n"]) -> None:
+def tell_rounded(layout: Layout, x: Float[Array, " n"], step: Float[Array, " n"]) -> None:
     """A RuntimeWarning where a tenth of a step from x is lost when its end is cast to what the network reads."""
-    layout = f.func.layout
-    if not is_traced(x, step) and (lost := float(_lost(layout, x, step))) > 0.1:
+    if not program.is_traced(x, step) and (lost := float(_lost(layout, x, step))) > 0.1:
         types = ", ".join(sorted({str(jnp.dtype(dtype)) for dtype in layout.dtypes}))
         warn(f"{lost:.0%} of a step of this size is lost in rounding to {types}; take params of a wider type", 4)
 
@@ -213,6 +206,24 @@ def tell_rounded(f: Any, x: Float[Array, " n"], step: Float[Array, " n"]) -> Non
 def warn(what: str, level: int = 3) -> None:
     """A RuntimeWarning where a measure is called, so many calls up."""
     warnings.warn(what, RuntimeWarning, stacklevel=level)
+
+
+def with_extras(transformation: Any) -> Callable:
+    """The update of an optax transformation: of `value`, `grad` and `value_fn` it takes those that it knows.
+
+    One that asks for `grad_fn`, as `optax.contrib.sam` does, gets the gradient of `value_fn`.
+    """
+    update = optax.with_extra_args_support(transformation).update
+    known = inspect.signature(update).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+        return update
+    names = {parameter.name for parameter in known}
+
+    def with_known(gradient: PyTree, state: Any, params: PyTree, **extra: Any) -> Any:
+        extra["grad_fn"] = lambda params, *_: jax.grad(extra["value_fn"])(params)
+        return update(gradient, state, params, **{name: extra[name] for name in extra.keys() & names})
+
+    return with_known
 
 
 @jax.jit

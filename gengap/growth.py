@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Integer, Key, PyTree, Shaped
 
-from gengap import flat
-from gengap import progress as shown
+from gengap import flat, program, train
 from gengap.methods import Method, own_key
 
 
@@ -38,7 +36,6 @@ class Noise(NamedTuple):
     square: Array
 
 
-@lru_cache(maxsize=64)
 def doubling(every: int, *, most: int) -> Method:
     """The batch doubles after every so many epochs, up to `most` examples (Smith et al. 2018)."""
     flat.check_counts({"every": every, "most": most})
@@ -49,7 +46,6 @@ def doubling(every: int, *, most: int) -> Method:
     return Method(f"doubling({every}, most={most})", grow=grow)
 
 
-@lru_cache(maxsize=64)
 def byrd(theta: float = 0.5, *, most: int) -> Method:
     r"""A batch with $\mathrm{tr}\,\Sigma / B > \theta^2 |g|^2$, a noisy gradient g, grows to where they are equal.
 
@@ -69,7 +65,6 @@ def byrd(theta: float = 0.5, *, most: int) -> Method:
     return Method(f"byrd({theta}, most={most})", grow=grow)
 
 
-@partial(jax.jit, static_argnames=("examples", "draws"))
 def gradient_noise(
     examples: Callable,
     params: PyTree,
@@ -93,6 +88,10 @@ def gradient_noise(
     """
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} example; the noise of a gradient shows between two or more")
+    return program.compiled(partial(_noise, examples, draws))(params, x, y, key)
+
+
+def _noise(examples: Callable, draws: int, params: PyTree, x: Array, y: Array, key: Array) -> Noise:
     losses, pull = jax.vjp(lambda p: examples(p, x, y, key)[0], params)
     z = jax.random.normal(own_key(key, "gradient_noise"), (draws, len(x)), losses.dtype)
 
@@ -103,33 +102,22 @@ def gradient_noise(
     return Noise(spread.mean() * len(x) / (len(x) - 1), square(jnp.ones_like(losses)))
 
 
-def growing(grow: Callable, fit: Callable, examples: Callable, x: Array, y: Array) -> Callable:
-    """`fit` with a batch size that `grow` sets after each epoch; it takes the arguments of `fit_all`.
+def sizes(
+    grow: Callable, first: int, examples: Callable, x: Array, y: Array
+) -> Callable[[train.TrainState, train.History], int]:
+    """The batch size of each epoch, from the first one, for `train.fit`."""
 
-    The history has the batch sizes too, so that a run goes on as it would have.
-    """
+    def size(state: train.TrainState, history: train.History) -> int:
+        done = history.get("batch_size", ())
+        if not len(done):
+            return first
+        last = int(done[-1])
 
-    def fit_all(
-        state: Any, *, batch_size: int, epochs: int, history: Any, on_epoch: Any, progress: str | None
-    ) -> Any:
-        sizes, history = [int(size) for size in (history or {}).get("batch_size", ())], history or {}
-
-        def noise(size: int) -> Noise:
+        def noise() -> Noise:
             order, own = jax.random.split(own_key(jax.random.fold_in(state.key, state.epoch), "grow"))
-            batch = jax.random.permutation(order, len(x))[:size]
+            batch = jax.random.permutation(order, len(x))[:last]
             return gradient_noise(examples, state.params, x[batch], y[batch], own)
 
-        with shown.line(progress, epochs, "epoch", len(sizes)) as line:
-            while True:
-                last = sizes[-1] if sizes else batch_size
-                size = min(grow(last, len(sizes), partial(noise, last)), len(x)) if sizes else batch_size
-                with_sizes = {"batch_size": np.array([*sizes, size])}
-                told = on_epoch and (lambda state, found, more=with_sizes: on_epoch(state, found | more))
-                end = min(len(sizes) + 1, epochs)
-                state, found = fit(state, batch_size=size, epochs=end, history=history, on_epoch=told)
-                if len(found.get("train_loss", ())) == len(sizes):
-                    return state, history
-                sizes, history = [*sizes, size], found | with_sizes
-                line.update(1, {name: values[-1] for name, values in sorted(history.items(), reverse=True)})
+        return min(grow(last, len(done), noise), len(x))
 
-    return fit_all
+    return size

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from gengap import flat, lanczos
@@ -25,7 +25,8 @@ class Eigenpairs(NamedTuple):
 
     Attributes:
       values: the outermost first; of both ends, the largest before the smallest.
-      vectors: as params with a leading axis, of length 1, in float32 or wider; 0 where a leaf is held fixed.
+      vectors: as params with a leading axis, of length 1, in float32 or wider; 0 where a leaf is held fixed, and
+        a leaf that is a function as it is.
       residuals: $\|H v - \lambda v\|$, from a product of its own. An eigenvalue is that near.
       converged: whether the residual is within the tolerance and no eigenvalue further out is left.
       products: with the Hessian, at two gradients each.
@@ -63,12 +64,12 @@ def product(loss: Loss, params: PyTree, v: PyTree) -> Any:
     """
     flat.check_alike(params, v)
     f, x, layout = flat.of(loss, params)
-    scale, w = lanczos.times(f, x, flat.ravel(v)[0])
+    scale, w = lanczos.product(f)(x, flat.ravel(v)[0])
     return layout.unravel(scale * w, x.dtype)
 
 
 def part(loss: Loss, params: PyTree, only: Only) -> tuple[Loss, PyTree]:
-    """The loss as a function of some leaves, the others held fixed, and these leaves by name; for any measure.
+    """The loss as a function of some leaves, the others held fixed, and these leaves by path; for any measure.
 
     Args:
       loss: `params -> scalar`.
@@ -81,15 +82,18 @@ def part(loss: Loss, params: PyTree, only: Only) -> tuple[Loss, PyTree]:
     >>> params = {"first": {"kernel": jnp.ones(2)}, "last": {"kernel": jnp.ones(3)}}
     >>> loss, last = part(lambda p: p["last"]["kernel"].sum(), params, lambda name: name.startswith("last/"))
     >>> list(last), float(loss(last))
-    (['last/kernel'], 3.0)
+    (["['last']['kernel']"], 3.0)
     """
     if only is None:
         return loss, params
-    leaves = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-    taken = {name: leaf for name, leaf in leaves.items() if only(name)}
+    leaves = jax.tree.leaves_with_path(params)
+    taken = {keystr(path): leaf for path, leaf in leaves if only(keystr(path, simple=True, separator="/"))}
     if not taken:
-        raise ValueError(f"only takes none of the leaves {', '.join(leaves)}")
-    return Partial(_at_part, flat.as_pytree(loss), params), taken
+        names = ", ".join(keystr(path, simple=True, separator="/") for path, _ in leaves)
+        raise ValueError(f"only takes none of the leaves {names}")
+    return lambda taken: loss(
+        jax.tree.map_with_path(lambda path, leaf: taken.get(keystr(path), leaf), params)
+    ), taken
 
 
 def eigenpairs(
@@ -144,7 +148,8 @@ def eigenpairs(
     ends = {"largest": (k, 0), "smallest": (0, k), "both": (k - k // 2, k // 2)}
     if which not in [*ends]:
         raise ValueError(f"which is {which!r}; it must be 'largest', 'smallest' or 'both'")
-    basis, goes_on = lanczos.Lanczos(f, x, key), True
+    times = lanczos.product(f)
+    basis, goes_on = lanczos.Lanczos(times, x, key), True
     while goes_on and len(basis.T) < max_products:
         basis.step()
         goes_on = basis.goes_on(*ends[which], tolerance)
@@ -152,7 +157,7 @@ def eigenpairs(
     weights = np.zeros((len(basis.V), k), x.dtype)
     weights[: len(basis.T)] = S[:, lanczos.outermost(values, *ends[which])]
     vectors = np.asarray(_combined(basis.V, weights))
-    found, residuals = np.array([_quotient(v, *lanczos.times(f, x, v)) for v in vectors], x.dtype).T
+    found, residuals = np.array([_quotient(v, *times(x, v)) for v in vectors], x.dtype).T
     close = residuals <= tolerance * np.abs(values).max()
     products = len(basis.T) + k
     if not np.isfinite(residuals).all():
@@ -162,9 +167,14 @@ def eigenpairs(
         flat.warn(f"after {products} products {np.sum(~close)} of {k} residuals are above the tolerance{more}")
     tree = layout.unravel(vectors, x.dtype)
     if only is not None:
-        fixed = jax.tree.map(lambda leaf: np.zeros((k, *np.shape(leaf)), x.dtype), params)
-        tree = jax.tree.map_with_path(lambda path, leaf: tree.get(_name(path), leaf), fixed)
-    tree = jax.tree.map(jnp.array, tree)
+        taken = tree
+
+        def whole(path: Any, leaf: Any) -> Any:
+            fixed = leaf if callable(leaf) else np.zeros((k, *np.shape(leaf)), x.dtype)
+            return taken.get(keystr(path), fixed)
+
+        tree = jax.tree.map_with_path(whole, params)
+    tree = jax.tree.map(lambda leaf: leaf if callable(leaf) else jnp.array(leaf), tree)
     return Eigenpairs(jnp.array(found), tree, jnp.array(residuals), jnp.array(close & (not goes_on)), products)
 
 
@@ -182,8 +192,9 @@ def trace(loss: Loss, params: PyTree, key: Key[Array, ""], *, num_samples: int =
     """
     keys = flat.keys(key, num_samples)
     f, x, _ = flat.of(loss, params)
+    form = quadratic_form(f)
     signs = (jax.random.rademacher(key, x.shape, x.dtype) for key in keys)
-    return estimate([quadratic_form(f, x, v) for v in signs], 2 * num_samples)
+    return estimate([form(x, v) for v in signs], 2 * num_samples)
 
 
 def density(
@@ -223,8 +234,8 @@ def density(
     if width is not None:
         flat.check_positive({"width": width})
     f, x, _ = flat.of(loss, params)
-    found, products = [], 0
-    for basis in (lanczos.Lanczos(f, x, key) for key in keys):
+    found, products, times = [], 0, lanczos.product(f)
+    for basis in (lanczos.Lanczos(times, x, key) for key in keys):
         while basis.v is not None and len(basis.T) < num_products:
             basis.step()
         found.append(basis.ritz())
@@ -241,9 +252,10 @@ def density(
     return Density(jnp.array(at, x.dtype), jnp.array(mean, x.dtype), jnp.array(sem, x.dtype), 2 * products)
 
 
-def quadratic_form(f: Callable, x: Array, v: Array) -> Array:
-    """v^T H v."""
-    return _quotient(v, *lanczos.times(f, x, v))[0]
+def quadratic_form(f: Callable) -> Callable[[Array, Array], Array]:
+    """`(x, v) -> v^T H v`."""
+    times = lanczos.product(f)
+    return lambda x, v: _quotient(v, *times(x, v))[0]
 
 
 def estimate(samples: Sequence[Array], gradients: int) -> Estimate:
@@ -254,14 +266,6 @@ def estimate(samples: Sequence[Array], gradients: int) -> Estimate:
         scale = xp.max(xp.abs(values))
         sem = scale * xp.std(values / xp.where(scale == 0, 1, scale), ddof=1) / len(values) ** 0.5
     return Estimate(flat.said(jnp.asarray(xp.mean(values)), 5), jnp.asarray(sem), gradients)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _at_part(loss: Callable, params: PyTree, taken: dict[str, Any]) -> Array:
-    return loss(jax.tree.map_with_path(lambda path, leaf: taken.get(_name(path), leaf), params))
 
 
 @jax.jit

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from gengap import flat
+from gengap import flat, program
 
 _CHANCE = 1e-3  # that there is an eigenvalue further out
 
@@ -18,6 +18,7 @@ class Lanczos:
     """Orthonormal vectors from random starts: what H times one has beside them all is the next.
 
     Attributes:
+      product: as `product` gives it.
       V: the vectors, in the first of its rows.
       T: v_i . H v_j for i <= j.
       left: the length of what H v_j has beside the vectors, if another start follows it.
@@ -26,9 +27,8 @@ class Lanczos:
       tails: what would have been the next of earlier starts, by the last row of each.
     """
 
-    def __init__(self, f: Callable, x: Array, key: Array) -> None:
-        flat.check_untraced("a Lanczos iteration", f, x, key)
-        self.f, self.x, self.key, self.V = f, x, key, jnp.zeros((16, len(x)), x.dtype)
+    def __init__(self, product: Callable, x: Array, key: Array) -> None:
+        self.product, self.x, self.key, self.V = product, x, key, jnp.zeros((16, len(x)), x.dtype)
         self.T, self.left, self.v = np.zeros((0, 0)), np.zeros(0), None
         self.tails: dict[int, Array] = {}
         self.begin()
@@ -50,7 +50,8 @@ class Lanczos:
         if j == len(self.V):
             self.V = jnp.concatenate([self.V, jnp.zeros_like(self.V)])
         self.V = _put(self.V, j, self.v)
-        scale, w = times(self.f, self.x, self.v)
+        scale, w = self.product(self.x, self.v)
+        flat.check_untraced("a Lanczos iteration", scale)
         along, self.v, left = _beside(self.V, w)
         self.left[self.first :] = 0
         self.T, self.left = np.pad(self.T, (0, 1)), np.append(self.left, float(scale) * float(left))
@@ -111,9 +112,12 @@ def outermost(values: np.ndarray, high: int, low: int) -> list[int]:
     return most + list(range(len(values) - len(most)))[:low]
 
 
-@jax.jit
-def times(f: Callable, x: Array, v: Array) -> tuple[Array, Array]:
-    """The largest entry of H v, and H v over it: squares of small numbers would be 0."""
+def product(f: Callable) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """`(x, v) -> ` the largest entry of H v, and H v over it: squares of small numbers would be 0."""
+    return program.compiled(partial(_product, f))
+
+
+def _product(f: Callable, x: Array, v: Array) -> tuple[Array, Array]:
     w = jax.jvp(jax.grad(f), (x,), (v,))[1]
     scale = jnp.max(jnp.abs(w))
     return scale, w / jnp.where(scale == 0, 1, scale)

@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from gengap import flat
+from gengap import flat, program
 
 _ADAM = optax.adam(1e-3)
 _LINEAR = Partial(lambda alpha: (1 - alpha, alpha))
@@ -93,8 +93,8 @@ def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers) -> Any:
     >>> along(lambda x: x[0] ** 2, path, [-1.0, 0.0, 2.0]).tolist()
     [1.0, 0.0, 4.0]
     """
-    fn, path = flat.as_pytree(fn), flat.as_pytree(path)
-    return _stacked([_look(fn, path, alpha) for alpha in _line("alphas", alphas)])
+    look = program.compiled(lambda alpha: fn(path(alpha)))
+    return _stacked([look(alpha) for alpha in _line("alphas", alphas)])
 
 
 class Plane(NamedTuple):
@@ -124,7 +124,7 @@ def through(a: PyTree, b: PyTree, c: PyTree) -> tuple[Plane, Float[Array, "3 2"]
     """
     flat.check_alike(a, b, c)
     u, v, corners, sine = _axes(a, b, c)
-    if not flat.is_traced(sine) and not sine > 1e-4:
+    if not program.is_traced(sine) and not sine > 1e-4:
         raise ValueError("a, b and c lie on one line, or two of them are the same point; they must span a plane")
     return Plane(a, u, v), corners
 
@@ -179,8 +179,8 @@ def over(fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers) -> A
       What `fn` returns with leading axes [rows, columns], as a contour plot wants it.
     """
     flat.check_alike(*plane)
-    fn, columns, rows = flat.as_pytree(fn), _line("s", s), _line("t", t)
-    return _stacked([_stacked([_look(fn, plane, x, y) for x in columns]) for y in rows])
+    look, columns, rows = program.compiled(lambda s, t: fn(plane(s, t))), _line("s", s), _line("t", t)
+    return _stacked([_stacked([look(x, y) for x in columns]) for y in rows])
 
 
 def connect(
@@ -212,31 +212,28 @@ def connect(
     flat.check_alike(start, end)
     flat.check_key(key)
     flat.check_counts({"steps": steps})
-    loss = flat.as_pytree(loss)
-    state = _half_way(optimizer, start, end)
+    state = program.compiled(partial(_half_way, optimizer))(start, end)
+    descend = program.compiled(partial(_descend, optimizer, loss), donate=(1,))
     for step in range(steps):
-        state = _descend(optimizer, loss, (start, end), state, key, step)
+        state = descend((start, end), state, jax.random.fold_in(key, step))
     return state[0]
 
 
-@partial(jax.jit, static_argnums=0)
 def _half_way(optimizer: optax.GradientTransformation, a: PyTree, b: PyTree) -> tuple:
     control = _combined((0.5, 0.5), (a, b), wide=True)
     return control, optimizer.init(control)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _descend(optimizer: Any, loss: Callable, ends: tuple, state: tuple, key: Array, step: Array) -> tuple:
+def _descend(optimizer: Any, loss: Callable, ends: tuple, state: tuple, key: Array) -> tuple:
     control, opt_state = state
-    alpha_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
+    alpha_key, loss_key = jax.random.split(key)
     weights = _BEZIER(jax.random.uniform(alpha_key))
 
     def f(control: PyTree) -> Array:
-        with flat.precision():
-            return flat.scalar(loss(_combined(weights, (ends[0], control, ends[1])), loss_key), float)
+        return flat.as_scalar(loss(_combined(weights, (ends[0], control, ends[1])), loss_key), float)
 
     value, gradient = jax.value_and_grad(f)(control)
-    update = optax.with_extra_args_support(optimizer).update
+    update = flat.with_extras(optimizer)
     updates, opt_state = update(gradient, opt_state, control, value=value, grad=gradient, value_fn=f)
     return optax.apply_updates(control, updates), opt_state
 
@@ -263,7 +260,7 @@ class Neighbourhood(NamedTuple):
         NaN unless the median is above 0. In many dimensions it may be 0 though few directions are steep, since
         every random direction is a mixture of all.
         """
-        xp = jnp if flat.is_traced(self) else np
+        xp = jnp if program.is_traced(self) else np
         rises = self.losses - self.base_loss[..., None]
         median = xp.median(rises, axis=-1, keepdims=True)
         return xp.where(median[..., 0] > 0, (rises > 2 * median).mean(-1), xp.nan)
@@ -275,7 +272,7 @@ class Neighbourhood(NamedTuple):
         Where f is quadratic with its minimum here, an estimate of $\mathrm{tr} H / (n \lambda_{max})$: k / n where
         the curvature is the same along k of n orthogonal directions, and none along the others.
         """
-        xp = jnp if flat.is_traced(self) else np
+        xp = jnp if program.is_traced(self) else np
         highest = self.highest - self.base_loss
         some = (highest > 0) & xp.isfinite(highest)
         return xp.where(some, (self.losses.mean(-1) - self.base_loss) / xp.where(some, highest, 1), xp.nan)
@@ -307,14 +304,18 @@ def neighbourhood(
     flat.check_positive({"epsilon": epsilon})
     flat.check_counts({"num_directions": num_directions, "max_evaluations": max_evaluations})
     flat.check_key(key)
-    f, x, _ = flat.of(loss, params)
-    length, step = _length(x, epsilon), _direction(x, key, 0)
-    flat.tell_rounded(f, x, length * step)
-    looks = [_look(f, Partial(_random_point, x, length, key), i) for i in range(num_directions)]
+    f, x, layout = flat.of(loss, params)
+    of_directions, of_climb = jax.random.split(key)
+    length, step = _length(x, epsilon), _direction(x, of_climb)
+    flat.tell_rounded(layout, x, length * step)
+    look = program.compiled(lambda x, length, key: f(x + length * _direction(x, key)))
+    base = look(x, jnp.zeros_like(length), jax.random.clone(of_directions))
+    looks = [look(x, length, jax.random.fold_in(of_directions, i)) for i in range(num_directions)]
+    climb = program.compiled(partial(_climb, f), donate=(2,))
     for _ in range(max_evaluations):
-        value, step = _climb(f, x, length, step)
+        value, step = climb(x, length, step)
         looks.append(value)
-    values, base = _stacked(looks), _look(f, Partial(_random_point, x, 0.0, key), 0)
+    values = _stacked(looks)
     return Neighbourhood(length, base, values[:num_directions], flat.said(values.max()))
 
 
@@ -324,24 +325,13 @@ def _length(x: Array, epsilon: Array) -> Array:
 
 
 @jax.jit
-def _direction(x: Array, key: Array, i: Array) -> Array:
-    return flat.unit(jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype))[1]
+def _direction(x: Array, key: Array) -> Array:
+    return flat.unit(jax.random.normal(key, x.shape, x.dtype))[1]
 
 
-def _random_point(x: Array, length: Array, key: Array, i: Array) -> Array:
-    return x + length * _direction(x, key, i)
-
-
-@partial(jax.jit, donate_argnums=3)
 def _climb(f: Callable, x: Array, length: Array, step: Array) -> tuple[Array, Array]:
     value, gradient = jax.value_and_grad(f)(x + length * step)
     return value, flat.unit(gradient)[1]
-
-
-@jax.jit
-def _look(fn: Callable, path: Callable, *place: Array) -> Any:
-    with flat.precision():
-        return fn(path(*place))
 
 
 def _stacked(looks: list[Any]) -> Any:
@@ -349,7 +339,7 @@ def _stacked(looks: list[Any]) -> Any:
 
 
 def _line(name: str, values: Any) -> Any:
-    values = jnp.asarray(values, float) if flat.is_traced(values) else np.asarray(values, float)
+    values = jnp.asarray(values, float) if program.is_traced(values) else np.asarray(values, float)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"{name} has the shape {values.shape}; it must be a list of at least one number")
     return values

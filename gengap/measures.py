@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import ascent, flat, objective
+from gengap import ascent, flat, objective, program
 from gengap.hessian import Estimate, Loss, estimate, part, quadratic_form
 
 
@@ -48,13 +47,13 @@ def worst_case(
     >>> float(worst_case(lambda x: 3 * x[0] + 4 * x[1], jnp.zeros(2), jax.random.key(0), rho=0.1))
     0.5
     """
-    f, x, _ = _in_ball(loss, params, key, rho, eta, max_evaluations)
-    delta, values = jnp.zeros_like(x), []
+    f, x, layout = _in_ball(loss, params, key, rho, eta, max_evaluations)
+    look, delta, values = program.compiled(partial(_look, f)), jnp.zeros_like(x), []
     for _ in range(max_evaluations):
-        value, slope = _look(f, x, delta)
+        value, slope = look(x, delta)
         delta = _towards(x, slope, key, rho, eta, adaptive)
         values.append(value)
-    flat.tell_rounded(f, x, delta)
+    flat.tell_rounded(layout, x, delta)
     return flat.said(_highest(values, values[0], True))
 
 
@@ -76,11 +75,11 @@ def worst_case_linf(
     Reference: Andriushchenko et al., "A Modern Look at the Relationship between Sharpness and Generalization",
     2023, eq. 1 with p = infinity.
     """
-    f, x, _ = _in_ball(loss, params, key, rho, eta, max_evaluations)
-    look = partial(_look, f, x)
+    f, x, layout = _in_ball(loss, params, key, rho, eta, max_evaluations)
+    look = partial(program.compiled(partial(_look, f)), x)
     centre = look(jnp.zeros_like(x))
     radius, starts = _box(x, centre[1], rho, eta, adaptive)
-    flat.tell_rounded(f, x, radius)
+    flat.tell_rounded(layout, x, radius)
     top = ascent.maximise(look, radius, centre, starts, key, max_looks=max_evaluations)
     return flat.said(_highest([top.value], centre[0], top.finite))
 
@@ -106,10 +105,11 @@ def average_case(
     """
     keys = flat.keys(key, num_samples)
     flat.check_positive({"rho": rho})
-    f, x, _ = flat.of(loss, params)
-    flat.tell_rounded(f, x, rho * _sizes(x, 0.0, adaptive))
-    base = _noisy(f, x, key, 0.0, adaptive)
-    return estimate([_noisy(f, x, key, rho, adaptive) - base for key in keys], -(-num_samples // 2))
+    f, x, layout = flat.of(loss, params)
+    flat.tell_rounded(layout, x, rho * _sizes(x, 0.0, adaptive))
+    noisy = program.compiled(partial(_noisy, f, adaptive))
+    base = noisy(x, jax.random.clone(key), jnp.zeros_like(rho, x.dtype))
+    return estimate([noisy(x, key, jnp.asarray(rho, x.dtype)) - base for key in keys], -(-num_samples // 2))
 
 
 def pac_bayes_sigma(
@@ -141,14 +141,15 @@ def pac_bayes_sigma(
     keys = flat.keys(key, num_samples, least=1)
     flat.check_counts({"steps": steps})
     flat.check_positive({"rise": rise, "largest": largest})
-    f, x, _ = flat.of(error, params)
+    f, x, layout = flat.of(error, params)
     low, sigma, high = (jnp.array(np.asarray(a, x.dtype)) for a in (0, largest / 2, largest))
-    base = _noisy(f, x, key, low, adaptive)  # not 0.0, which would be compiled for itself
+    noisy = program.compiled(partial(_noisy, f, adaptive))
+    base = noisy(x, jax.random.clone(key), low)  # not 0.0, which would be compiled for itself
     for _ in range(steps):
-        errors = [_noisy(f, x, key, sigma, adaptive) for key in keys]
+        errors = [noisy(x, jax.random.clone(key), sigma) for key in keys]
         low, sigma, high = _halved(low, sigma, high, errors, base, rise)
-    flat.tell_rounded(f, x, sigma * _sizes(x, 0.0, adaptive))
-    if not flat.is_traced(high) and float(high) == float(np.asarray(largest, x.dtype)):
+    flat.tell_rounded(layout, x, sigma * _sizes(x, 0.0, adaptive))
+    if not program.is_traced(high) and float(high) == float(np.asarray(largest, x.dtype)):
         flat.warn(f"the error does not rise by {rise} up to sigma = {largest}; the value is a lower bound")
     return flat.said(sigma)
 
@@ -174,7 +175,8 @@ def relative_flatness(
     if len(layout.shapes[0]) < 2:
         raise ValueError(f"layer is {tuple(layer)}, of shape {layout.shapes[0]}; it must be a kernel [..., d, m]")
     signs = (_outer_signs(w, key, layout.shapes[0][-1]) for key in keys)
-    return estimate([quadratic_form(f, w, v) for v in signs], 2 * num_samples)
+    form = quadratic_form(f)
+    return estimate([form(w, v) for v in signs], 2 * num_samples)
 
 
 def distance(params: PyTree, start: PyTree) -> Float[Array, ""]:
@@ -205,16 +207,16 @@ def fisher_trace(
       num_samples: gradients, at least 2.
       chunk: the most rows of x at once.
     """
-    keys = flat.keys(key, num_samples)
+    keys, x = flat.keys(key, num_samples), flat.as_array("x", x)
     flat.check_counts({"chunk": chunk, "len(x)": len(x)})
     ends = np.linspace(0, len(x), -(-len(x) // chunk) + 1).astype(int)
-    chunks = [Partial(_logits, flat.as_pytree(apply), x[a:b]) for a, b in itertools.pairwise(ends)]
-    every = [flat.of(logits, params, scalar=False) for logits in chunks]
+    v, layout = flat.ravel(params)
+    score = program.compiled(partial(_score, apply, layout), donate=(0,))
     samples = []
     for key in keys:
-        total, positions = jnp.zeros_like(every[0].x), 0
-        for j, (logits, v, _) in enumerate(every):
-            total, positions = _score(total, positions, logits, v, key, j)
+        total, positions = jnp.zeros_like(v), jnp.zeros((), int)
+        for j, (a, b) in enumerate(itertools.pairwise(ends)):
+            total, positions = score(total, positions, x[a:b], v, jax.random.fold_in(key, j))
         samples.append(flat.unit(total)[0] ** 2 / positions)
     return estimate(samples, num_samples)
 
@@ -257,22 +259,26 @@ def noise_scale(
 
     Reference: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, appendix A.1.
     """
-    keys = flat.keys(key, num_samples, least=1)
-    flat.check_counts({"small": small, "large": large})
+    flat.check_key(key)
+    flat.check_counts({"small": small, "large": large, "num_samples": num_samples})
+    x, y = flat.as_array("x", x), flat.as_array("y", y)
     if small >= large:
         raise ValueError(f"small is {small} and large is {large}; small must be below large")
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
     flat.layout_of(params)
-    slope = partial(_slope, flat.as_pytree(loss), params, x, y)
-    lengths = flat.stacked([slope(key, size) for size in (small, large) for key in keys])
+    lengths = []
+    for size, of_size in zip((small, large), jax.random.split(key), strict=True):
+        slope = program.compiled(partial(_slope, loss, size))
+        lengths += [slope(params, x, y, own) for own in flat.keys(of_size, num_samples, least=1)]
+    lengths = flat.stacked(lengths)
     top = lengths.max()  # squares of small numbers would be 0
     s, b = ((lengths / (top + (top == 0))) ** 2).reshape(2, num_samples).mean(1)
     square = (large * b - small * s) / (large - small)
     trace = (s - b) / (1 / small - 1 / large)
     xp = lengths.__array_namespace__()
     value = xp.where(square > 0, trace / xp.where(square > 0, square, 1), xp.nan)
-    if not flat.is_traced(square) and not square > 0:
+    if not program.is_traced(square) and not square > 0:
         flat.warn(f"|G|^2 is {square:.3g}, not above 0, and the noise scale NaN; more samples may resolve it")
     return NoiseScale(jnp.asarray(value), jnp.asarray(top**2 * trace), jnp.asarray(top**2 * square))
 
@@ -280,7 +286,7 @@ def noise_scale(
 def _in_ball(loss: Loss, params: PyTree, key: Any, rho: Any, eta: Any, max_evaluations: Any) -> flat.Flat:
     flat.check_key(key)
     flat.check_counts({"max_evaluations": max_evaluations})
-    flat.check_positive({"rho": rho} | ({} if not flat.is_traced(eta) and eta == 0 else {"eta": eta}))
+    flat.check_positive({"rho": rho} | ({} if not program.is_traced(eta) and eta == 0 else {"eta": eta}))
     return flat.of(loss, params)
 
 
@@ -288,7 +294,6 @@ def _sizes(x: Array, eta: Any, adaptive: bool) -> Array:
     return jnp.abs(x) + eta if adaptive else jnp.ones_like(x)
 
 
-@jax.jit
 def _look(f: Callable, x: Array, delta: Array) -> tuple[Array, Array]:
     return jax.value_and_grad(f)(x + delta)
 
@@ -315,8 +320,7 @@ def _highest(values: list[Array], base: Array, finite: Array) -> Array:
     return jnp.where(finite & jnp.isfinite(every).all(), every.max() - base, jnp.nan)
 
 
-@partial(jax.jit, static_argnames="adaptive")
-def _noisy(f: Callable, x: Array, key: Array, rho: Array, adaptive: bool) -> Array:
+def _noisy(f: Callable, adaptive: bool, x: Array, key: Array, rho: Array) -> Array:
     return f(x + rho * _sizes(x, 0.0, adaptive) * jax.random.normal(key, x.shape, x.dtype))
 
 
@@ -338,27 +342,22 @@ def _outer_signs(w: Array, key: Array, neurons: int) -> Array:
     return jnp.outer(z, jnp.dot(r, W, precision="highest")).ravel()
 
 
-def _logits(apply: Callable, x: Array, params: PyTree) -> Array:
-    return objective.fitting(apply(params, objective.scale(x)), len(x), ndim=None)
-
-
-@partial(jax.jit, donate_argnums=0)
 def _score(
-    total: Array, positions: Array, logits: Callable, v: Array, key: Array, j: Array
+    apply: Callable, layout: flat.Layout, total: Array, positions: Array, x: Array, v: Array, key: Array
 ) -> tuple[Array, Array]:
     """Added to a total: the gradient of the log probabilities of labels that the network draws."""
 
     def log_probability(v: Array) -> tuple[Array, int]:
-        p = jax.nn.log_softmax(logits(v).astype(v.dtype))
-        labels = jax.random.categorical(jax.random.fold_in(key, j), jax.lax.stop_gradient(p))
+        logits = objective.fitting(apply(layout.unravel(v), objective.scale(x)), len(x), ndim=None)
+        p = jax.nn.log_softmax(logits.astype(v.dtype))
+        labels = jax.random.categorical(key, jax.lax.stop_gradient(p))
         return jnp.take_along_axis(p, labels[..., None], -1).sum(), labels.size
 
     slope, size = jax.grad(log_probability, has_aux=True)(v)
     return total + slope, positions + size
 
 
-@partial(jax.jit, static_argnums=5)
-def _slope(loss: Callable, params: PyTree, x: Array, y: Array, key: Array, size: int) -> Array:
+def _slope(loss: Callable, size: int, params: PyTree, x: Array, y: Array, key: Array) -> Array:
     """The length of the gradient of a batch."""
     which = jax.random.randint(key, (size,), 0, len(x))
     f, v, _ = flat.of(lambda params: loss(params, x[which], y[which]), params)

@@ -9,7 +9,7 @@ for the batch size.
 import math
 import zlib
 from collections.abc import Callable
-from functools import lru_cache, partial, reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ class Method(NamedTuple):
     """What differs from plain training.
 
     Attributes:
-      name: all settings in words, by which minima are found.
+      name: all settings in words, for records.
       batch: `(x, key) -> x`, of the batch [b, ...] after images are scaled to [0, 1].
       network: `apply -> apply`, of `(params, x, key) -> logits [b, classes]` in training. f is without it.
       loss: `examples -> examples`, of `(params, x, y, key) -> (losses [b], logits [b, classes])`. Training
@@ -52,7 +52,6 @@ class Method(NamedTuple):
 PLAIN = Method("")
 
 
-@lru_cache(maxsize=256)
 def combine(*methods: Method) -> Method:
     """Methods in one: of two that change the same thing, the second takes what the first made of it.
 
@@ -76,7 +75,6 @@ def own_key(key: Key[Array, ""], word: str) -> Key[Array, ""]:
     return jax.random.fold_in(key, zlib.crc32(word.encode()))
 
 
-@lru_cache(maxsize=256)
 def examples(
     method: Method, apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None
 ) -> Callable:
@@ -94,7 +92,6 @@ def examples(
     return lambda params, x, y, key: changed(params, method.batch(objective.scale(x), key), y, key)
 
 
-@lru_cache(maxsize=256)
 def batch_loss(
     method: Method, apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None
 ) -> Callable:
@@ -109,7 +106,6 @@ def batch_loss(
     return loss
 
 
-@lru_cache(maxsize=256)
 def optimizer(method: Method, plain: Any) -> Any:
     """The optimiser of a method, from a named or any other optax transformation."""
     if method.optimizer is _same:
@@ -125,7 +121,6 @@ def parameters(state: train.TrainState) -> Any:
 # The batch
 
 
-@lru_cache(maxsize=64)
 def augmentation(*, flip: float = 0.5, degrees: float = 10.0, shift: float = 0.2) -> Method:
     """Each image by itself mirrored, rotated and shifted at random; appendix E.1 has these defaults.
 
@@ -164,7 +159,6 @@ def _moved(flip: float, degrees: float, shift: float, x: Array, key: Array) -> A
 # The network
 
 
-@lru_cache(maxsize=64)
 def ghost_batch_norm(size: int) -> Method:
     """Batch-norm statistics over groups of about `size` examples of each batch (Hoffer et al. 2017).
 
@@ -195,7 +189,6 @@ def ghost_batch_norm(size: int) -> Method:
 # The loss
 
 
-@lru_cache(maxsize=64)
 def matched_noise(small_batch: int) -> Method:
     r"""Weights that give the gradient of a batch of B the covariance of one of `small_batch`, $B_S$.
 
@@ -222,7 +215,6 @@ def matched_noise(small_batch: int) -> Method:
     return Method(f"matched_noise({small_batch})", loss=loss)
 
 
-@lru_cache(maxsize=64)
 def label_smoothing(amount: float = 0.1) -> Method:
     r"""$(1 - a) f_i - \frac aK \sum_k \log p_k$: a label shares the amount a with all classes (Szegedy 2016)."""
     flat.check_between({"amount": amount}, 0, 1)
@@ -237,7 +229,6 @@ def label_smoothing(amount: float = 0.1) -> Method:
     return Method(f"label_smoothing({amount})", loss=loss if amount else _same)
 
 
-@lru_cache(maxsize=64)
 def adversarial(epsilon: float = 0.03, *, share: float = 0.5) -> Method:
     r"""Training on FGSM's examples: $(1 - c) f_i(x) + c f_i(x + \epsilon\, \mathrm{sign} \nabla_x f(x))$.
 
@@ -263,7 +254,6 @@ def adversarial(epsilon: float = 0.03, *, share: float = 0.5) -> Method:
     return Method(name, loss=loss, gradients=3) if epsilon and share else Method(name)
 
 
-@lru_cache(maxsize=64)
 def stability(sigma: float = 0.04, *, weight: float = 0.01) -> Method:
     r"""$f_i(x) - \alpha \sum_k p_k(x) \log p_k(x + \sigma z)$: the same answer for a noisy input.
 

@@ -1,7 +1,7 @@
 """Minima: one network trained from one starting point with small batches and with large ones.
 
-On disk they are found by what they were trained with: whoever asks for the same finds the same. Training looks at
-its losses to end, so that it cannot be traced.
+On disk they are found by what they were trained with: data, starting point, what a step computes, when training
+ends. Names are labels. Training looks at its losses to end, so that it cannot be traced.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import re
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from gengap import flat, growth, methods, objective, records, train
+from gengap import flat, growth, methods, objective, program, records, train
 from gengap.data import Dataset
 from gengap.methods import PLAIN, Method
 from gengap.models import Model
 
-METHOD = 1
-"""The version of the training. With another one, minima on disk are not found again."""
+TRAINING_VERSION = 2
+"""With another one, minima on disk are not found again."""
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 
@@ -39,6 +38,7 @@ class Minimum(NamedTuple):
       epochs, steps: done.
       diverged_at: the step at which the loss was no longer finite; `None` where it always was.
       distance: from the starting point, Euclidean.
+      seconds: that training took, also where it was found on disk.
       history: loss and accuracy per epoch, see `train.History`.
       settings: what it was trained with.
     """
@@ -49,6 +49,7 @@ class Minimum(NamedTuple):
     steps: int
     diverged_at: int | None
     distance: float
+    seconds: float
     history: train.History
     settings: dict[str, Any]
 
@@ -78,13 +79,14 @@ def find_pair(
     target: float | None = None,
     clip: float | None = None,
     chunk: int = 5000,
+    precision: str | None = None,
     store: str | PathLike | None = None,
     progress: str | None = None,
 ) -> tuple[Minimum, Minimum]:
     """Train a small-batch (SB) and a large-batch (LB) minimum from one starting point; the rest is as of `find`.
 
     Args:
-      small_batch, large_batch: in examples, or as a fraction of the training set.
+      small_batch, large_batch: in examples, or as a share of the training set, see `train.count`.
 
     Returns:
       The SB and the LB minimum.
@@ -94,7 +96,7 @@ def find_pair(
         train.count(size, len(ds.x_train))
     how: dict[str, Any] = {"seed": seed, "optimizer": optimizer, "method": method, "epochs": epochs}
     how |= {"patience": patience, "tolerance": tolerance, "target": target}
-    how |= {"clip": clip, "chunk": chunk, "store": store}
+    how |= {"clip": clip, "chunk": chunk, "precision": precision, "store": store}
     small, large = (
         find(model, ds, key, size, progress=progress and f"{progress}, {name}", **how)
         for name, size in sizes.items()
@@ -118,6 +120,7 @@ def find(
     target: float | None = None,
     clip: float | None = None,
     chunk: int = 5000,
+    precision: str | None = None,
     store: str | PathLike | None = None,
     progress: str | None = None,
 ) -> Minimum:
@@ -127,25 +130,28 @@ def find(
       model, ds: the network and the data set.
       key: of everything random; `seed` is folded into it, so that a seed gives the same minimum whichever others
         are trained.
-      batch_size: in examples, or as a fraction of the training set.
+      batch_size: in examples, or as a share of the training set, see `train.count`.
       seed: number of the starting point, from 0 up.
       start: parameters to begin at, in place of the seed's own starting point.
-      optimizer: any optax transformation; a named one (`train.adam`, `train.named`) where there is a `store`.
+      optimizer: any optax transformation.
       method: what differs from plain training, see `methods` and `updates`.
-      epochs, patience, tolerance, target: when training stops, see `train.fit`.
+      epochs, patience, tolerance: when training stops, see `train.fit`.
+      target: stop after an epoch that ends with f, the mean loss over the training set, below this, in nats.
       clip: see `objective.cross_entropy`.
-      chunk: examples at once when the test set is evaluated.
+      chunk: examples at once when f and the test set are evaluated.
+      precision: of matrix products in training, see `train.fit`.
       store: a directory. A minimum in it that was trained with the same of all the above is returned; a new one is
-        written to it, and on the way there, every 20 s, a checkpoint from which a run that was killed goes on.
+        written to it, and on the way there, every 20 s, a checkpoint from which a run that was killed goes on. The
+        same is what is computed, and the labels; of a method's `grow` it is the code and what that closes over.
       progress: what to call the line that shows how far training is; `None` shows none.
 
     Raises:
-      ValueError: a number out of its range, `store` without names, or a file in it that is damaged or of other
-        settings than its name says.
+      ValueError: a number out of its range, or a file in the store that is damaged or of other settings than its
+        name says.
     """
     how: dict[str, Any] = {"seed": seed, "start": start, "optimizer": optimizer, "method": method}
     how |= {"patience": patience, "tolerance": tolerance, "target": target}
-    how |= {"clip": clip, "chunk": chunk, "store": store, "progress": progress}
+    how |= {"clip": clip, "chunk": chunk, "precision": precision, "store": store, "progress": progress}
     return find_along(model, ds, key, batch_size, (epochs,), **how)[0]
 
 
@@ -165,6 +171,7 @@ def find_along(
     target: float | None = None,
     clip: float | None = None,
     chunk: int = 5000,
+    precision: str | None = None,
     store: str | PathLike | None = None,
     progress: str | None = None,
 ) -> list[Minimum]:
@@ -177,25 +184,37 @@ def find_along(
     flat.check_counts({"seed": seed}, least=0)
     for epoch in epochs:
         flat.check_counts({"epochs": epoch})
-    size, epochs = train.count(batch_size, len(ds.x_train)), sorted({int(epoch) for epoch in epochs})
+    size, epochs = train.count(batch_size, len(ds.x_train)), sorted(int(epoch) for epoch in epochs)
     stop: dict[str, Any] = {"patience": patience, "tolerance": tolerance, "target": target}
     x0, batches_key = _begin(model.init, key, seed, ds.x_train[:2])
     x0 = x0 if start is None else start
     flat.layout_of(x0)
+    # An impossible label or shape is named before anything is trained.
+    of_train, of_test = (
+        objective.loss_and_accuracy(model.apply, x, y, chunk=chunk, clip=clip)
+        for x, y in ((ds.x_train, ds.y_train), (ds.x_test, ds.y_test))
+    )
+    jax.eval_shape(of_train, x0)
+    precision = precision or program.asked_precision()
+    label, optimizer = getattr(optimizer, "name", ""), methods.optimizer(method, optimizer)
+    network: Any = {"apply": model.apply, "apply_train": model.apply_train, "clip": clip}
+    loss, state = methods.batch_loss(method, **network), train.start(x0, batches_key, optimizer=optimizer)
     asked = {
         "network": model.name,
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(x0)),
         "data": ds.name,
         "data_sha256": _fingerprint((ds.x_train, ds.y_train, ds.x_test, ds.y_test)),
-        "optimizer": getattr(optimizer, "name", ""),
+        "optimizer": label,
         "batch_size": size,
         "key": [str(jax.random.key_impl(key)), *np.ravel(jax.random.key_data(key)).tolist()],
         "seed": seed,
-        "start": None if start is None else _fingerprint(start),
+        "start": _fingerprint(state),
+        "computation": _computation(loss, optimizer, precision, method.grow, state, (of_train, of_test), size, ds),
+        "precision": precision,
         "clip": clip,
         "chunk": chunk,
         **stop,
-        "method": METHOD,
+        "version": TRAINING_VERSION,
         **({} if method == PLAIN else {"changes": method.name}),
     }
     settings = {
@@ -203,54 +222,64 @@ def find_along(
     }
     paths = {} if store is None else {epoch: _path(Path(store), one) for epoch, one in settings.items()}
     found = {e: load(path, like=x0, settings=settings[e]) for e, path in paths.items() if path.exists()}
-    if len(found) == len(epochs):
+    if found.keys() == settings.keys():
         return [found[epoch] for epoch in epochs]
 
-    # An impossible label or shape is named before anything is trained.
-    train_loss = objective.loss_and_accuracy(model.apply, ds.x_train, ds.y_train, chunk=chunk, clip=clip)
-    jax.eval_shape(train_loss, x0)
-    last = epochs[-1]
-    optimizer = methods.optimizer(method, optimizer)
-    state, history = train.start(x0, batches_key, optimizer=optimizer), None
+    last, history, before = epochs[-1], None, 0.0
     checkpoint = paths[last].with_suffix(".checkpoint.npz") if paths else None
     if checkpoint and checkpoint.exists():
         header, told, leaves = _read(checkpoint, settings[last])
         if all(epoch in found or epoch > header["epochs"] for epoch in epochs):
             state, history = _as_tree(checkpoint, header, leaves, state), told
-    saved = time.monotonic()
+            before = header["seconds"]
+    began = saved = time.monotonic()
 
     def keep(epoch: int, state: train.TrainState, history: train.History) -> None:
         params = jax.tree.map(jnp.copy, methods.parameters(state))  # the next step overwrites its argument
-        diverged_at = int(state.diverged_at) if state.diverged_at >= 0 else None
-        distance = float(_distance(params, x0))
-        done = int(state.epoch), int(state.step)
-        found[epoch] = Minimum(params, size, *done, diverged_at, distance, history, settings[epoch])
+        found[epoch] = Minimum(
+            params=params,
+            batch_size=size,
+            epochs=int(state.epoch),
+            steps=int(state.step),
+            diverged_at=int(state.diverged_at) if state.diverged_at >= 0 else None,
+            distance=float(_distance(params, x0)),
+            seconds=round(before + time.monotonic() - began, 3),
+            history=history,
+            settings=settings[epoch],
+        )
         if paths:
             rest = found[epoch]._asdict()
             _write(paths[epoch], rest.pop("params"), rest.pop("history"), rest)
 
     def after_epoch(state: train.TrainState, history: train.History) -> None:
         nonlocal saved
+        now = time.monotonic()
         if (epoch := int(state.epoch)) in settings and epoch not in found:
             keep(epoch, state, history)
-        elif checkpoint and time.monotonic() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
-            _write(checkpoint, state, history, {"settings": settings[last], "epochs": epoch})
+        elif checkpoint and now - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+            header = {"settings": settings[last], "epochs": epoch, "seconds": before + now - began}
+            _write(checkpoint, state, history, header)
             saved = time.monotonic()
 
-    network: Any = {"apply": model.apply, "apply_train": model.apply_train, "clip": clip}
-    fit: Callable = partial(
-        train.fit,
-        methods.batch_loss(method, **network),
-        x=ds.x_train,
-        y=ds.y_train,
-        optimizer=optimizer,
-        evaluate=objective.loss_and_accuracy(model.apply, ds.x_test, ds.y_test, chunk=chunk, clip=clip),
-        **stop,
-    )
+    batches: Any = size
     if method.grow is not PLAIN.grow:
-        fit = growth.growing(method.grow, fit, methods.examples(method, **network), ds.x_train, ds.y_train)
-    state, history = fit(
-        state, batch_size=size, epochs=last, history=history, on_epoch=after_epoch, progress=progress
+        examples = methods.examples(method, **network)
+        batches = growth.sizes(method.grow, size, examples, ds.x_train, ds.y_train)
+    state, history = train.fit(
+        loss,
+        state,
+        ds.x_train,
+        ds.y_train,
+        batch_size=batches,
+        optimizer=optimizer,
+        epochs=last,
+        objective=lambda params: of_train(params)[0],
+        evaluate=of_test,
+        precision=precision,
+        history=history,
+        on_epoch=after_epoch,
+        progress=progress,
+        **stop,
     )
     for epoch in epochs:
         if epoch not in found:
@@ -279,15 +308,44 @@ def load(path: str | PathLike, *, like: PyTree | None = None, settings: dict[str
     """
     header, history, leaves = _read(Path(path), settings)
     params = _as_tree(Path(path), header, leaves, like)
+    header = {"seconds": float("nan"), **header}  # files of the first version have none
     rest = {name: header[name] for name in Minimum._fields if name not in ("params", "history")}
     return Minimum(params=params, history=history, **rest)
 
 
-@partial(jax.jit, static_argnums=0)
-def _begin(init: Callable, key: Array, seed: Array, x: Array) -> tuple[Any, Array]:
+def _begin(init: Callable, key: Array, seed: Any, x: Array) -> tuple[Any, Array]:
     """A seed's starting point, and the key of its batches."""
-    of_start, of_batches = jax.random.split(jax.random.fold_in(key, seed))
-    return init(of_start, objective.scale(x)), of_batches
+
+    def begin(key: Array, seed: Array, x: Array) -> tuple[Any, Array]:
+        of_start, of_batches = jax.random.split(jax.random.fold_in(key, seed))
+        return init(of_start, objective.scale(x)), of_batches
+
+    return program.compiled(begin)(key, seed, x)
+
+
+def _computation(
+    loss: Callable, optimizer: Any, precision: str, grow: Callable, state: Any, ends: Any, size: int, ds: Dataset
+) -> str:
+    """What a step, and the losses that training is followed by, compute."""
+    batches, sums = train.epoch_of(len(ds.x_train), size, state.key, state.epoch)
+    step = program.fingerprint(
+        train.training_step(loss, optimizer, precision), state, sums, batches, ds.x_train, ds.y_train
+    )
+    followed = program.fingerprint(lambda ends, params: [end(params) for end in ends], ends, state.params)
+    return f"{step} {followed} {_code(grow)}"
+
+
+def _code(fn: Any) -> str:
+    """A function of Python's by its code and what that closes over."""
+    if (code := getattr(fn, "__code__", None)) is None:
+        return repr(fn)
+    inside = [cell.cell_contents for cell in fn.__closure__ or ()]
+    words = [
+        code.co_code.hex(),
+        *map(repr, code.co_names),
+        *(repr(c) for c in code.co_consts if not hasattr(c, "co_code")),
+    ]
+    return hashlib.sha256(" ".join([*words, *map(_code, inside), repr(fn.__defaults__)]).encode()).hexdigest()[:16]
 
 
 @jax.jit
@@ -298,19 +356,14 @@ def _distance(a: PyTree, b: PyTree) -> Array:
 def _fingerprint(tree: PyTree) -> str:
     digest = hashlib.sha256()
     for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
+        array = np.ascontiguousarray(_raw(leaf))
         digest.update(f"{jax.tree_util.keystr(where)} {array.dtype} {array.shape} ".encode())
         digest.update(array.view(np.uint8).data if array.size and array.ndim else array.tobytes())
     return digest.hexdigest()[:16]
 
 
 def _path(store: Path, settings: dict[str, Any]) -> Path:
-    """Where a minimum is kept. A store finds by names: what has none would be taken for something else."""
-    named = {"network": 'model._replace(name="mlp")', "optimizer": 'train.named("lion", optax.lion(1e-4))'}
-    named["changes"] = 'method._replace(name="flips")'
-    for what, way in named.items():
-        if not settings.get(what, True):
-            raise ValueError(f"the {what} has no name, by which the store would find its minima: take {way}")
+    """Where a minimum is kept."""
     words = f"{settings['network']} {settings['data']} B{settings['batch_size']} seed{settings['seed']}"
     short = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return store / f"{re.sub('[^A-Za-z0-9]+', '-', words)[:80].strip('-')}-{short}.npz"

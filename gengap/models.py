@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from gengap import flat, objective
+from gengap import flat, objective, program
 
 
 class Model(NamedTuple):
@@ -97,7 +97,7 @@ def population_statistics(model: Model, params: PyTree, x: Array, *, chunk: int 
     if model.statistics is None:
         raise ValueError("population_statistics: the model has no batch norm (its statistics is None)")
     flat.check_counts({"chunk": chunk, "len(x)": len(x)})
-    statistics = jax.jit(model.statistics)
+    statistics = program.compiled(model.statistics)
     starts = range(0, max(len(x) - chunk, 0) + 1, chunk)
     parts = [statistics(params, objective.scale(x[i : i + chunk])) for i in starts]
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)

@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import flat
+from gengap import flat, program
 
 Inputs = Shaped[Array, "m ..."]
 
@@ -33,7 +32,7 @@ def cross_entropy(
     >>> float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0])  # log 4
     1.3862943649291992
     """
-    _check_labels("labels", labels)
+    labels = _classes("labels", labels)
     fitting(logits, len(labels), what="logits are")
     if clip is not None:
         flat.check_positive({"clip": clip})
@@ -68,7 +67,7 @@ def _nats_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 def accuracy(logits: Float[Array, "b classes"], labels: Integer[Array, " b"]) -> Float[Array, " b"]:
     """1 for each example whose largest logit is its label's, else 0; NaN where a logit is."""
-    _check_labels("labels", labels)
+    labels = _classes("labels", labels)
     fitting(logits, len(labels), what="logits are")
     right = (logits.argmax(-1) == labels).astype(jnp.float32)
     return jnp.where(jnp.isnan(logits).any(-1), jnp.nan, right)
@@ -98,12 +97,13 @@ def over_dataset(
 
     Returns:
       `params -> scalar`, differentiable any number of times, a pytree of its data: handed to a jitted function as
-      an argument it compiles once for all data of one shape and one greatest label.
+      an argument it compiles once for all data of one shape and one greatest label. Called by itself it reads
+      `apply` anew, which takes as long as tracing it: jit it where it is called often.
 
     Raises:
       ValueError: `chunk` below 1, `x` and `y` of different lengths or empty, labels or logits that do not fit.
     """
-    return Partial(_mean_loss, *_checked(_How(apply, chunk, clip), x, y))
+    return Partial(_mean, *_checked(_How(apply, chunk, clip), x, y))
 
 
 def loss_and_accuracy(
@@ -137,10 +137,10 @@ def _checked(how: _How, x: Any, y: Any, name: str = "chunk") -> tuple[_How, Any,
     """With the greatest label, once the data are found to be in order."""
     flat.check_counts({name: how.chunk})
     how = replace(how, chunk=int(how.chunk))
-    x, y = (a if hasattr(a, "dtype") else np.asarray(a) for a in (x, y))
+    x, y = flat.as_array("x", x), flat.as_array("y", y)
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
-    _check_labels("y", y)
+    y = _classes("y", y)
     if isinstance(y, jax.core.Tracer):
         return how, x, y
     labels = jax.device_get(y)
@@ -149,10 +149,12 @@ def _checked(how: _How, x: Any, y: Any, name: str = "chunk") -> tuple[_How, Any,
     return replace(how, greatest=int(labels.max())), jnp.asarray(x), jnp.asarray(y)
 
 
-def _check_labels(name: str, y: Any) -> None:
+def _classes(name: str, y: Any) -> Any:
+    """Labels in a type in which all classes can be counted, or a sentence."""
     if jnp.ndim(y) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
         found = f"{y.dtype}{list(jnp.shape(y))}"
         raise ValueError(f"{name} is {found}; it must be one whole number for each example, its class")
+    return y.astype(jnp.promote_types(y.dtype, jnp.int32))
 
 
 def fitting(
@@ -175,17 +177,20 @@ def _sums(how: _How, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:
 
 def _batch_loss(how: _How, x: Array, y: Array, params: PyTree, key: Any) -> Array:
     flat.check_key(key)
-    where = jax.random.randint(key, (how.chunk,), 0, len(x))
-    return _sums(how, params, x[where], y[where])[0] / how.chunk
+
+    def of_batch(x: Array, y: Array, params: PyTree, key: Array) -> Array:
+        where = jax.random.randint(key, (how.chunk,), 0, len(x))
+        return _sums(how, params, x[where], y[where])[0] / how.chunk
+
+    return program.compiled(of_batch)(x, y, params, key)
 
 
-@jax.jit
 def _means(how: _How, x: Array, y: Array, params: PyTree) -> tuple[Array, Array]:
-    loss, correct = _total(partial(_sums, how, params), x, y, how.chunk)
+    loss, correct = _total(partial(_sums, how), x, y, params, how.chunk)
     return loss / len(x), correct / len(x)
 
 
-# Differentiating the scan itself would keep the activations of every chunk.
+# Differentiating the loop over chunks itself would keep the activations of every chunk.
 @jax.custom_jvp
 def _mean(how: _How, x: Array, y: Array, params: PyTree) -> Array:
     return _means(how, x, y, params)[0]
@@ -196,30 +201,34 @@ def _mean_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (how, x, y, params), (_, dx, _, direction) = primals, tangents
     if not isinstance(dx, SymbolicZero):
         raise NotImplementedError("over_dataset is differentiated with respect to the parameters only")
-    with_gradient = partial(jax.value_and_grad(_sums, argnums=1, has_aux=True), how, params)
-    (value, _), gradient = _total(with_gradient, x, y, how.chunk)
+    with_gradient = jax.value_and_grad(partial(_sums, how), has_aux=True)
+    (value, _), gradient = _total(with_gradient, x, y, params, how.chunk)
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
     slopes = [jnp.vdot(g, d) / len(x) for g, d in pairs if not isinstance(d, SymbolicZero)]
     return value / len(x), sum(slopes, jnp.zeros_like(value))
 
 
-_mean_loss = jax.jit(_mean)
-
-
-def _total(fn: Callable, x: Array, y: Array, chunk: int) -> Any:
-    """Sum of the pytree `fn(x_chunk, y_chunk)` over chunks of at most `chunk` examples, in float32 at least."""
+def _total(fn: Callable, x: Array, y: Array, params: PyTree, chunk: int) -> Any:
+    """Sum of `fn(params, x_chunk, y_chunk)` over chunks of at most `chunk` examples, in float32 at least."""
     size, longer = divmod(len(x), -(-len(x) // chunk))
-    jaxpr, like = jax.make_jaxpr(fn, return_shape=True)(x[:size], y[:size])
-    # XLA:CPU runs a convolution many times slower in a loop than outside (jax 0.10.2).
-    unroll = jax.default_backend() == "cpu" and "conv_general_dilated[" in str(jaxpr)
-
-    def add(sums: Any, xy: Any) -> tuple[Any, None]:
-        return jax.tree.map(lambda s, one: s + one.astype(s.dtype), sums, fn(*xy)), None
-
-    total = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), like)
     middle = longer * (size + 1)
-    for begin, end, length in ((0, middle, size + 1), (middle, len(x), size)):
-        if end > begin:
-            chunks = [a[begin:end].reshape(-1, length, *a.shape[1:]) for a in (x, y)]
-            total, _ = jax.lax.scan(add, total, chunks, unroll=unroll)
-    return total
+
+    def add(total: Any, terms: Any) -> Any:
+        return jax.tree.map(lambda s, one: s + one.astype(s.dtype), total, terms)
+
+    def summed(x: Array, y: Array, params: PyTree) -> Any:
+        found, like = jax.make_jaxpr(fn, return_shape=True)(params, x[:size], y[:size])
+        # XLA:CPU runs a convolution many times slower in a loop than outside (jax 0.10.2).
+        in_python = jax.default_backend() == "cpu" and "conv_general_dilated" in program.primitives(found.jaxpr)
+        one = jax.jit(lambda *args: fn(*args)) if in_python else fn
+        total = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), like)
+        for begin, end, length in ((0, middle, size + 1), (middle, len(x), size)):
+            if in_python or end - begin == length:
+                for i in range(begin, end, length):
+                    total = add(total, one(params, x[i : i + length], y[i : i + length]))
+            elif end > begin:
+                chunks = [a[begin:end].reshape(-1, length, *a.shape[1:]) for a in (x, y)]
+                total, _ = jax.lax.scan(lambda total, xy: (add(total, one(params, *xy)), None), total, chunks)
+        return total
+
+    return program.compiled(summed)(x, y, params)

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from gengap import ascent, flat, subspace
+from gengap import ascent, flat, program, subspace
 from gengap import progress as shown
 from gengap.subspace import Subspace
 
@@ -93,13 +92,13 @@ def full_space(
     >>> float(s.max_loss)  # (0.5, 2.0) or (-0.5, 2.0): 0.25 + 4
     4.25
     """
-    f, x, base, slope, epsilons = _begin(loss, params, key, epsilon, {"max_evaluations": max_evaluations})
-    tops, outside = [], _OUTSIDE if max_evaluations >= 6 else ()
+    look, point, base, slope, epsilons = _begin(loss, params, key, epsilon, {"max_evaluations": max_evaluations})
+    (x, layout), tops, outside = point, [], _OUTSIDE if max_evaluations >= 6 else ()
     with shown.line(progress, len(epsilons) * max_evaluations, "gradient") as line:
-        look = line.counting(partial(_look, f, x, None))
+        look = line.counting(partial(look, x, None))
         for e in epsilons:
             r, far = box(x, None, e), slope
-            flat.tell_rounded(f, x, r)
+            flat.tell_rounded(layout, x, r)
             for multiple in outside:
                 far = _useful(*look(multiple * r * jnp.sign(far)), far)
             starts = jnp.sign(jnp.stack([far, -slope] if outside else [slope]))
@@ -155,24 +154,29 @@ def random_subspaces(
     """
     counts = {"dim": dim, "num_draws": num_draws, "max_evaluations": max_evaluations}
     counts |= {"draws_at_once": draws_at_once}
-    f, x, base, slope, epsilons = _begin(loss, params, key, epsilon, counts, num_directions)
+    look, point, base, slope, epsilons = _begin(loss, params, key, epsilon, counts, num_directions)
+    x, layout = point
     if dim > len(x):
         raise ValueError(f"dim is {dim}; it must be from 1 to {len(x)}, the number of parameters")
     count = min(num_directions, len(x))
-    keys, tops = draw_keys(key, num_draws), []
+    of_draws, of_ascents, of_directions, of_size = jax.random.split(key, 4)
+    keys, ascent_keys = _keys(of_draws, num_draws), _keys(of_ascents, num_draws)
+    tops, draw = [], program.compiled(partial(_draw, len(x), dim, entries))
     total = len(epsilons) * (_CLIMB * count + num_draws * max_evaluations)
     with shown.line(progress, total, "gradient") as line:
-        look, size = line.counting(partial(_look, f, x, None)), _size(key, len(x), dim, entries)
+        in_full, size = line.counting(partial(look, x, None)), _size(of_size, len(x), dim, entries)
         for e in epsilons:  # a corner is that far from x along each parameter
-            flat.tell_rounded(f, x, e * size * math.sqrt(dim) * jnp.ones_like(x))
-        ways = [_directions(look, x, slope, key, e * size, dim, count) for e in epsilons]
+            flat.tell_rounded(layout, x, e * size * math.sqrt(dim) * jnp.ones_like(x))
+        ways = [_directions(in_full, x, slope, of_directions, e * size, dim, count) for e in epsilons]
         for i in range(0, num_draws, draws_at_once):
-            group = keys[i] if draws_at_once == 1 else keys[i : i + draws_at_once]
-            A, unit, in_A, corners = _draw((len(x), dim, entries), group, x, slope, ways)
-            look, centre = line.counting(partial(_look, f, x, A), min(draws_at_once, num_draws - i)), (base, in_A)
+            which = i if draws_at_once == 1 else slice(i, i + draws_at_once)
+            A, unit, in_A, corners = draw(keys[which], x, slope, ways)
+            in_A_look = line.counting(partial(look, x, A), min(draws_at_once, num_draws - i))
             tops.append(
                 [
-                    ascent.maximise(look, e * unit, centre, starts, group, max_looks=max_evaluations)
+                    ascent.maximise(
+                        in_A_look, e * unit, (base, in_A), starts, ascent_keys[which], max_looks=max_evaluations
+                    )
                     for e, starts in zip(epsilons, corners, strict=True)
                 ]
             )
@@ -180,18 +184,29 @@ def random_subspaces(
     return _checked(SubspaceSharpness(*_metric(base, tops, shape, max_evaluations, _CLIMB * count)))
 
 
-@partial(jax.jit, static_argnums=1)
 def draw_keys(key: Key[Array, ""], num_draws: int) -> Key[Array, " draws"]:
     """The keys of the matrices that `random_subspaces` draws: `subspace.draw(draw_keys(key, 10)[3], n, 100)`."""
     flat.check_key(key)
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_draws))
+    return _keys(jax.random.split(key, 4)[0], num_draws)
 
 
-def restrict(loss: Callable, params: PyTree, A: Subspace | None) -> Partial:
+@partial(jax.jit, static_argnums=1)
+def _keys(key: Array, count: int) -> Array:
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
+
+
+def restrict(loss: Callable, params: PyTree, A: Subspace | None) -> Callable:
     """`y -> f(x + A y)`, the function that Metric 2.1 maximises; A = I where `A` is `None`."""
     f, x, _ = flat.of(loss, params)
     _check_rows(x, A)
-    return Partial(_at, f, x, A)
+
+    def at(y: Array) -> Array:
+        if jnp.shape(y) != (dim := len(x) if A is None else A.dim,):
+            raise ValueError(f"y has the shape {jnp.shape(y)}; it must be ({dim},)")
+        with program.precision():
+            return f(x + (y if A is None else subspace.times(A, y)))
+
+    return at
 
 
 def box(params: PyTree, A: Subspace | None, epsilon: Any) -> Float[Array, " p"]:
@@ -211,13 +226,6 @@ def _box(x: Array, A: Subspace | None, epsilon: Any) -> Array:
     return epsilon * (jnp.abs(x if A is None else subspace.pseudo_inverse_times(A, x)) + 1)
 
 
-def _at(f: Callable, x: Array, A: Subspace | None, y: Array) -> Array:
-    if jnp.shape(y) != (dim := len(x) if A is None else A.dim,):
-        raise ValueError(f"y has the shape {jnp.shape(y)}; it must be ({dim},)")
-    return f(x + (y if A is None else subspace.times(A, y)))
-
-
-@jax.jit
 def _look(f: Callable, x: Array, A: Subspace | None, y: Array) -> tuple[Array, Array]:
     """The value and the gradient at y, or at each row of y in its own subspace."""
 
@@ -235,14 +243,13 @@ def _useful(value: Array, slope: Array, otherwise: Array) -> Array:
     return jnp.where(useful, slope, otherwise)
 
 
-@partial(jax.jit, static_argnums=0)
 def _draw(
-    how: tuple[int, int, subspace.Entries], keys: Array, x: Array, slope: Array, ways: list[Array]
+    n: int, dim: int, entries: subspace.Entries, keys: Array, x: Array, slope: Array, ways: list[Array]
 ) -> tuple[Subspace, Array, Array, list[Array]]:
     """A, its box for epsilon 1, the gradient at x in it, and the corners that `ways` point to; or several."""
 
     def one(key: Array) -> tuple[Subspace, Array, Array, list[Array]]:
-        A = subspace.draw(key, *how[:2], entries=how[2])
+        A = subspace.draw(key, n, dim, entries=entries)
         into = partial(subspace.transpose_times, A)
         return A, _box(x, A, 1.0), into(slope), [jnp.sign(jax.vmap(into)(way)) for way in ways]
 
@@ -262,7 +269,7 @@ def _directions(
     """
     near, far = dim * math.sqrt(2 / math.pi), math.sqrt(dim * len(x))
     found = jnp.zeros((count, len(x)), x.dtype)
-    for i, way in enumerate(jax.random.normal(jax.random.fold_in(key, 2**32 - 1), found.shape, x.dtype)):
+    for i, way in enumerate(jax.random.normal(key, found.shape, x.dtype)):
         way = _orthogonal(found, way)
         for length in (far, *[near] * (_CLIMB - 1)):
             way = _orthogonal(found, _useful(*look(entry * length * way), way))
@@ -287,27 +294,28 @@ def _size(key: Array, n: int, dim: int, entries: subspace.Entries) -> Any:
 
 def _begin(
     loss: Callable, params: PyTree, key: Any, epsilon: Any, counts: dict[str, Any], num_directions: Any = 0
-) -> tuple[Callable, Array, Array, Array, list[Any]]:
-    """Check the arguments; f, x, f(x), the gradient there and the epsilons."""
+) -> tuple[Callable, tuple[Array, flat.Layout], Array, Array, list[Any]]:
+    """Check the arguments; what evaluates f and its gradient, x and its layout, both at x, and the epsilons."""
     flat.check_key(key)
     flat.check_counts(counts)
     flat.check_counts({"num_directions": num_directions}, 0)
-    if flat.is_traced(epsilon):
+    if program.is_traced(epsilon):
         epsilons = list(jnp.atleast_1d(epsilon))
     else:
         epsilons = np.atleast_1d(epsilon).tolist() or [epsilon]
         for e in epsilons:
             flat.check_positive({"epsilon": e})
-    f, x, _ = flat.of(loss, params)
-    base, slope = _look(f, x, None, jnp.zeros_like(x))
-    if not flat.is_traced(base):
+    f, x, layout = flat.of(loss, params)
+    look = program.compiled(partial(_look, f))
+    base, slope = look(x, None, jnp.zeros_like(x))
+    if not program.is_traced(base):
         if not -1 < base < math.inf:
             raise ValueError(
                 f"loss(params) is {base}; it must be finite and, as the metric divides by 1 + f, above -1"
             )
         if base < 0:
             flat.warn(f"loss(params) is {base:.3g}, below 0: the metric divides by 1 + f", 4)
-    return f, x, base, slope, epsilons
+    return look, (x, layout), base, slope, epsilons
 
 
 @partial(jax.jit, static_argnums=2)
@@ -327,7 +335,7 @@ def _metric(
 
 def _checked(found: Any) -> Any:
     """Tell what the numbers cannot."""
-    if flat.is_traced(found.value):
+    if program.is_traced(found.value):
         return found
     values, finite, base = np.asarray(found.value), np.asarray(found.finite), np.ravel(found.base_loss)[0]
     if not finite.all():

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
-from gengap import flat
+from gengap import flat, program
 
 Entries = Callable[[Key[Array, ""], tuple[int, int]], Array]
 """A sampler of the entries of A: `(key, (p, n)) -> array [p, n]`, such as `jax.random.normal`."""
@@ -47,7 +47,6 @@ class Subspace:
     dim: int = field(metadata={"static": True})
 
 
-@partial(jax.jit, static_argnums=(1, 2), static_argnames="entries")
 def draw(key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs) -> Subspace:
     """A random A. The same key gives the same A.
 
@@ -66,6 +65,10 @@ def draw(key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs) -> 
     """
     flat.check_key(key)
     flat.check_counts({"n": n, "dim": dim})
+    return program.compiled(partial(_draw, n, dim, entries))(key)
+
+
+def _draw(n: int, dim: int, entries: Entries, key: Array) -> Subspace:
     if entries is signs:
         return Subspace(_tiles_of_signs(key, dim, n), n, dim)
     count = -(-n // _ROWS)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from gengap import flat
+from gengap import flat, program
 
 Where = tuple[str, ...]
 
@@ -84,7 +84,7 @@ def rescale(params: PyTree, layers: Sequence[Layer], activations: Sequence[float
     for layer, after, factor in zip(layers, layers[1:], activations, strict=False):
         a = jnp.asarray(factor, float)
         units = _get(params, layer.kernel).shape[-1]
-        if a.shape not in ((), (units,)) or not (flat.is_traced(a) or ((a > 0) & jnp.isfinite(a)).all()):
+        if a.shape not in ((), (units,)) or not (program.is_traced(a) or ((a > 0) & jnp.isfinite(a)).all()):
             raise ValueError(f"a factor is {factor}; it must be above 0, and one number or {units} of them")
         a = a.reshape(1, -1, 1)
         params = _moved(params, layer.out, after, partial(jnp.multiply, a), partial(jnp.multiply, 1 / a))
@@ -112,7 +112,7 @@ def permute(params: PyTree, layers: Sequence[Layer], orders: Sequence[Int[Array,
     _check_count(params, orders, len(layers) - 1)
     for layer, after, order in zip(layers, layers[1:], orders, strict=False):
         units = _get(params, layer.kernel).shape[-1]
-        if not flat.is_traced(order) and sorted(order.tolist()) != list(range(units)):
+        if not program.is_traced(order) and sorted(order.tolist()) != list(range(units)):
             raise ValueError(f"an order is {order.tolist()}; it must hold each of {units} units once")
         in_order = partial(jnp.take, indices=order, axis=1)
         params = _moved(params, (*layer.linear, *(layer.norm or ())), after, in_order, in_order)

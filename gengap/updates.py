@@ -3,7 +3,7 @@
 Each is a `methods.Method` around an optimiser; several go around each other, the first the innermost.
 """
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,6 @@ from gengap import flat, train
 from gengap.methods import Method
 
 
-@lru_cache(maxsize=64)
 def sam(rho: float = 0.05, *, adaptive: bool = False) -> Method:
     r"""SAM, optax's: the gradient at $x + \rho\, T^2 g / \|T g\|$, where g is that at x.
 
@@ -45,7 +44,6 @@ def sam(rho: float = 0.05, *, adaptive: bool = False) -> Method:
     return Method(f"{'asam' if adaptive else 'sam'}({rho})", optimizer=change, gradients=2)
 
 
-@lru_cache(maxsize=64)
 def conservative(strength: float = 1e-3, *, steps: int = 3) -> Method:
     r"""$x_{k+1} = \arg\min_x f_B(x) + \frac\lambda2 \|x - x_k\|^2$ (eq. 5), by some steps of the optimiser.
 
@@ -82,7 +80,6 @@ class _Averaged(NamedTuple):
     steps: Array
 
 
-@lru_cache(maxsize=64)
 def weight_averaging(decay: float = 0.99) -> Method:
     """The minimum is an average of the iterates (`optax.incremental_update`); training and its history are plain.
 
@@ -106,7 +103,6 @@ def weight_averaging(decay: float = 0.99) -> Method:
     return Method(f"weight_averaging({decay})", optimizer=change)
 
 
-@lru_cache(maxsize=64)
 def _scaled(name: str, then: Any) -> Method:
     def change(own: train.Optimizer) -> train.Optimizer:
         before = optax.GradientTransformationExtraArgs(own.init, own.update)
@@ -115,21 +111,18 @@ def _scaled(name: str, then: Any) -> Method:
     return Method(name, optimizer=change)
 
 
-@lru_cache(maxsize=64)
 def scale_rate(factor: float) -> Method:
     """The learning rate times a factor: B_L / B_S is linear scaling, its root sqrt scaling."""
     flat.check_between({"factor": factor}, 0)
     return _scaled(f"scale_rate({factor:.6g})", optax.scale(factor))
 
 
-@lru_cache(maxsize=64)
 def warm_up(steps: int) -> Method:
     """The learning rate grows linearly over the first steps: update t, from 0, is scaled by (t + 1) / steps."""
     flat.check_counts({"steps": steps}, least=0)
     return _scaled(f"warm_up({steps})", optax.scale_by_schedule(lambda t: jnp.minimum(1, (t + 1) / max(steps, 1))))
 
 
-@lru_cache(maxsize=64)
 def instead(other: train.Optimizer) -> Method:
     """Another optimiser, such as `instead(lamb(0.01))` or `instead(train.adam(1e-3, weight_decay=0.1))`."""
     return Method(other.name, optimizer=lambda own: other)

@@ -77,7 +77,7 @@ def test_several_values_come_back_with_a_leading_axis() -> None:
 
 def test_new_points_compile_nothing() -> None:
     points = [tree(seed) for seed in range(4)]
-    scales = np.float32(2), np.float32(3)
+    scales = jnp.float32(2), jnp.float32(3)
     fn = Partial(lambda scale, params: scale * square(params), scales[0])
     with compiled() as first:
         landscape.along(fn, landscape.linear(*points[:2]), np.arange(3.0))

@@ -19,7 +19,7 @@ SOURCES = [ROOT / "gengap" / "__init__.py", *MODULES.values()]
 MAY_IMPORT: dict[str, set[str]] = {
     "ascent": {"flat"},
     "data": {"tfds_sets"},
-    "flat": set(),
+    "flat": {"program"},
     "growth": {"flat", "methods", "progress"},
     "hessian": {"flat", "lanczos"},
     "lanczos": {"flat"},

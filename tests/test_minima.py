@@ -164,17 +164,12 @@ def test_a_damaged_file_is_refused(tmp_path):
         minima.load(tmp_path / "nothing.npz")
 
 
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ({"model": MODEL._replace(name="")}, "the network has no name.*_replace"),
-        ({"optimizer": optax.sgd(0.1)}, "train.named"),
-    ],
-)
-def test_a_store_wants_names(monkeypatch, tmp_path, how, words):
-    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("training began"))
-    with pytest.raises(ValueError, match=words):
-        find(tmp_path, **how)
+def test_minima_without_names_are_kept_and_found(monkeypatch, tmp_path):
+    how = {"model": MODEL._replace(name=""), "optimizer": optax.sgd(0.1), "epochs": 1}
+    first = find(tmp_path, **how)
+    begun = spy(monkeypatch)
+    same(find(tmp_path, **how), first)
+    assert begun == []
 
 
 NOISY = train.named("noisy", optax.noisy_sgd(0.1, key=jax.random.key(2)))

@@ -159,12 +159,17 @@ def scripted(params, x, y, key):
     return alone(values[lax.stop_gradient(at).astype(int)] - (at - lax.stop_gradient(at)))
 
 
+def last_taken(params):
+    at, values = params
+    return values[at.astype(int) - 1]
+
+
 def follow(lists, *, steps=1, **how):
     width = max(map(len, lists))
     values = [jnp.array(list(v) + [9.0] * (width - len(v))) for v in lists]
     states = [begin((jnp.zeros(()), v), NEXT, i) for i, v in enumerate(values)]
     x, y = jnp.zeros((steps, 1)), jnp.zeros(steps, int)
-    how = {"patience": None, "batch_size": 1, "optimizer": NEXT, **how}
+    how = {"patience": None, "batch_size": 1, "optimizer": NEXT, "objective": last_taken, **how}
     if len(states) == 1:
         return [train.fit(scripted, states[0], x, y, **how)]
     return train.fit_side_by_side(scripted, states, x, y, **how)
@@ -211,15 +216,20 @@ def test_a_run_that_diverges_alone_ends_without_a_warning():
 
 
 def test_a_seed_that_stops_leaves_the_batch(monkeypatch):
-    sizes, step = [], train._step
-
-    def counted(loss, optimizer, several, state, *args):
-        sizes.append(len(state.epoch) if several else 1)
-        return step(loss, optimizer, several, state, *args)
-
-    monkeypatch.setattr(train, "_step", counted)
+    sizes, epoch_of = [], train.epoch_of
+    monkeypatch.setattr(
+        train, "epoch_of", lambda m, size, key, epoch: sizes.append(key.size) or epoch_of(m, size, key, epoch)
+    )
     follow([DOWN, [5.0, 5.0, 5.0], [4.0, 3.0, 3.0]], epochs=4, patience=1, tolerance=0.0)
     assert sizes == [3, 3, 2, 1]
+
+
+def test_the_target_is_of_the_objective_and_not_of_the_losses_of_the_batches():
+    """The batches' loss of an epoch is below the target long before f is, and f is what is asked."""
+    ((end, history),) = follow([[0.1] * 6], epochs=6, target=0.5, objective=lambda p: 3.0 - p[0])
+    assert int(end.epoch) == 3 and history["objective"].tolist() == [2.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match=r"target is 0\.5; it needs the objective"):
+        follow([DOWN], epochs=6, target=0.5, objective=None)
 
 
 @pytest.mark.parametrize("name", ["tolerance", "target"])
@@ -256,14 +266,14 @@ def test_seeds_side_by_side_equal_each_alone(loss):
 
 
 def test_one_run_is_no_batch_of_one():
-    text = str(train._step.trace(*step_arguments()).jaxpr)
+    text = str(jax.make_jaxpr(train.training_step(CLASSES, train.ADAM, None))(*step_arguments()))
     assert "1,5,4" not in text.replace(" ", "")
 
 
 def step_arguments():
     state, (_, x, y) = begin(classes()[0]), classes()
-    batches, sums = train._begin_epoch(12, 5, False, state.key, state.epoch)
-    return CLASSES, train.ADAM, False, state, sums, batches, x, y
+    batches, sums = train.epoch_of(12, 5, state.key, state.epoch)
+    return state, sums, batches, x, y
 
 
 def test_the_host_waits_once_an_epoch(one, monkeypatch):
@@ -341,7 +351,7 @@ def test_one_gradient_step_of_polyak_has_its_closed_form():
 
 
 def test_named_optimisers_say_their_settings():
-    assert train.adam(0.5) is train.adam(0.5) and train.ADAM.name == "adam(0.001)"
+    assert train.adam(0.5).name == "adam(0.5)" and train.ADAM.name == "adam(0.001)"
     assert train.sgd(0.1).name == "sgd(0.1, momentum=0.9)" and train.sgd(0.1, momentum=0.5) != train.sgd(0.1)
     assert train.adagrad(0.123456789).name == "adagrad(0.123456789)"
 
