@@ -21,6 +21,7 @@ __all__ = [
     "flat",
     "growth",
     "hessian",
+    "kernels",
     "landscape",
     "measures",
     "methods",
