@@ -67,8 +67,8 @@ def maximise(
     From each start, step to the corner that the gradient points to; a coordinate whose derivative changed sign on
     the way goes back to where it vanishes. The starts have an equal number of looks each, and the best goes on.
     When an ascent stops, another begins beside the best point: half of the fifth of the coordinates with the least
-    $|r_i\, \partial f / \partial y_i|$ change sides. While that finds nothing better, it is two fifths, four fifths,
-    all. An ascent has stopped after two looks without a better value, or where it would look at a point again.
+    $|r_i\, \partial f / \partial y_i|$ change sides; of two fifths, of four fifths, of all, while that finds nothing
+    better. An ascent has stopped after two looks without a better value, or where it would look at a point again.
     Neither a multiple of f nor the size of the box changes the course.
 
     Args:
@@ -135,7 +135,7 @@ def _advance(
     best = _where(new.value > s.best.value, new, s.best)
     point = jnp.where(finite, _next(s.local, new, signs), (s.local.point + s.point) / 2)
     seen = _near(point, new.point) | _near(point, s.local.point)
-    stalled = jnp.where(seen, _STALLED, jnp.where(better, 0, s.stalled + finite))
+    stalled = jnp.where(seen, _STALLED, jnp.where(better, 0, s.stalled + finite.astype(s.stalled.dtype)))
     local = _where(better, new, s.local)
     s = s._replace(point=point, local=local, best=best, stalled=stalled, finite=s.finite & finite)
 
@@ -145,17 +145,23 @@ def _advance(
     point = _next(_nothing(best), best, signs)
     stalled = jnp.where(_near(point, best.point), _STALLED, 0)
     s = _where((later == 0) & (turn == len(starts)), s._replace(point=point, local=best, stalled=stalled), s)
-    return jax.lax.cond(s.stalled >= _STALLED, lambda: _beside(s, key, i), lambda: s)
+    data, kind = jax.random.key_data(jax.random.fold_in(key, i)), jax.random.key_impl(key)
+    # Under vmap a key would be selected twice, which jax_debug_key_reuse takes for a mistake.
+    return jax.lax.cond(
+        s.stalled >= _STALLED,
+        lambda: _beside(s, jax.random.wrap_key_data(data, impl=kind)),
+        lambda: s,
+    )
 
 
-def _beside(s: _State, key: Array, i: Array) -> _State:
+def _beside(s: _State, key: Array) -> _State:
     """An ascent that begins beside the best point."""
     weight = jnp.abs(s.best.slope)
     sample = weight[:: max(1, len(weight) // 2**16)]
     share = jnp.where(s.best.value > s.before, _SHARE, jnp.minimum(2 * s.share, 1)).astype(s.share.dtype)
     # Of those that matter at all: the parameters of dead units would fill the fifth.
     most = jnp.nanquantile(jnp.where(sample > 0, sample, jnp.nan), share)
-    half = jax.random.bernoulli(jax.random.fold_in(key, i), shape=weight.shape)
+    half = jax.random.bernoulli(key, shape=weight.shape)
     away = jnp.where(s.best.point == 0, 1, -s.best.point)
     point = jnp.where(half & ~(weight > most), away, s.best.point)
     stalled = jnp.zeros_like(s.stalled)

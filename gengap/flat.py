@@ -215,13 +215,14 @@ def with_extras(transformation: Any) -> Callable:
     """
     update = optax.with_extra_args_support(transformation).update
     known = inspect.signature(update).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
-        return update
-    names = {parameter.name for parameter in known}
+    names, takes_all = {p.name for p in known}, any(p.kind is p.VAR_KEYWORD for p in known)
 
     def with_known(gradient: PyTree, state: Any, params: PyTree, **extra: Any) -> Any:
-        extra["grad_fn"] = lambda params, *_: jax.grad(extra["value_fn"])(params)
-        return update(gradient, state, params, **{name: extra[name] for name in extra.keys() & names})
+        if not takes_all:
+            extra["grad_fn"] = lambda params, *_: jax.grad(extra["value_fn"])(params)
+            extra = {name: extra[name] for name in extra.keys() & names}
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+            return update(gradient, state, params, **extra)
 
     return with_known
 

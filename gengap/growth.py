@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Integer, Key, PyTree, Shaped
 
@@ -108,7 +109,7 @@ def sizes(
     """The batch size of each epoch, from the first one, for `train.fit`."""
 
     def size(state: train.TrainState, history: train.History) -> int:
-        done = history.get("batch_size", ())
+        done = history.get("batch_size", np.empty(0))
         if not len(done):
             return first
         last = int(done[-1])

@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from gengap import flat, program
+from gengap import flat, kernels, program
 
 _ADAM = optax.adam(1e-3)
 _LINEAR = Partial(lambda alpha: (1 - alpha, alpha))
@@ -143,28 +143,47 @@ def _axes(a: PyTree, b: PyTree, c: PyTree) -> tuple[PyTree, PyTree, Array, Array
     return u, v, corners, second / jnp.linalg.norm(z - x)
 
 
-def filter_normalised(params: PyTree, key: Key[Array, ""]) -> Any:
+def filter_normalised(params: PyTree, key: Key[Array, ""], *, units: kernels.Units = kernels.last_axis) -> Any:
     r"""A random direction in which every filter is as long as that of `params`.
 
     $d_{ij} \leftarrow d_{ij} \|\theta_{ij}\| / \|d_{ij}\|$ with d standard normal. A filter is what feeds one
-    unit: the last axis of a kernel counts them. Biases and batch norm's parameters (leaves with fewer than two
-    axes) stay where they are, as in the authors' code.
+    unit. Biases and the parameters of norms stay where they are, as in the authors' code.
+
+    Args:
+      params: the parameters.
+      key: of the direction.
+      units: which axes of a leaf count units, and which leaves are no kernels; `kernels` has rules for Flax, Haiku
+        and bare JAX (the default), Equinox and PyTorch, attention, and stacked layers.
+
+    Raises:
+      ValueError: a leaf does not fit `units`.
 
     Reference: Li et al., "Visualizing the Loss Landscape of Neural Nets", 2018, section 4.
+
+    >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]]), "bias": jnp.ones(2)}
+    >>> direction = filter_normalised(params, jax.random.key(0))
+    >>> jnp.linalg.norm(direction["kernel"], axis=0).round(3).tolist(), direction["bias"].tolist()
+    ([5.0, 2.0], [0.0, 0.0])
     """
     flat.check_key(key)
     x, layout = flat.ravel(params)
-    return _filtered(layout.unravel(x, x.dtype), key)
+    kept = tuple(kernel and kernel.units + kernel.layers for kernel in kernels.of(params, units))
+    return _filtered(layout.unravel(x, x.dtype), key, kept)
 
 
-@jax.jit
-def _filtered(params: PyTree, key: Array) -> Any:
-    def scaled(leaf: Array, d: Array) -> Array:
-        axes = tuple(range(leaf.ndim - 1))
-        ratio = jnp.sqrt((leaf**2).sum(axes, keepdims=True) / (d**2).sum(axes, keepdims=True))
-        return ratio * d if leaf.ndim > 1 else jnp.zeros_like(d)
+@partial(jax.jit, static_argnums=2)
+def _filtered(params: PyTree, key: Array, kept: tuple[tuple[int, ...] | None, ...]) -> Any:
+    """A direction; `kept` are the axes of each leaf that count its filters, `None` where it stays."""
 
-    return jax.tree.map(scaled, params, optax.tree.random_like(key, params))
+    def scaled(leaf: Array, d: Array, kept: tuple[int, ...] | None) -> Array:
+        if kept is None:
+            return jnp.zeros_like(d)
+        axes = tuple(axis for axis in range(leaf.ndim) if axis not in kept)
+        return d * jnp.sqrt((leaf**2).sum(axes, keepdims=True) / (d**2).sum(axes, keepdims=True))
+
+    leaves, tree = jax.tree.flatten(params)
+    directions = jax.tree.leaves(optax.tree.random_like(key, params))
+    return jax.tree.unflatten(tree, map(scaled, leaves, directions, kept))
 
 
 def over(fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers) -> Any:

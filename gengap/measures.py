@@ -6,6 +6,7 @@ number such as rho. A value that rests on a look that was not finite is NaN, wit
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import ascent, flat, objective, program
-from gengap.hessian import Estimate, Loss, estimate, part, quadratic_form
+from gengap import ascent, flat, kernels, objective, program
+from gengap.hessian import Estimate, Loss, estimate, quadratic_form
 
 
 def worst_case(
@@ -49,9 +50,9 @@ def worst_case(
     """
     f, x, layout = _in_ball(loss, params, key, rho, eta, max_evaluations)
     look, delta, values = program.compiled(partial(_look, f)), jnp.zeros_like(x), []
-    for _ in range(max_evaluations):
+    for i in range(max_evaluations):
         value, slope = look(x, delta)
-        delta = _towards(x, slope, key, rho, eta, adaptive)
+        delta = _towards(x, slope, jax.random.fold_in(key, i), rho, eta, adaptive)
         values.append(value)
     flat.tell_rounded(layout, x, delta)
     return flat.said(_highest(values, values[0], True))
@@ -155,26 +156,41 @@ def pac_bayes_sigma(
 
 
 def relative_flatness(
-    loss: Loss, params: PyTree, key: Key[Array, ""], *, layer: Sequence[str], num_samples: int = 10
+    loss: Loss,
+    params: PyTree,
+    key: Key[Array, ""],
+    *,
+    layer: Sequence[str | int],
+    units: kernels.Units = kernels.last_axis,
+    num_samples: int = 10,
 ) -> Estimate:
     r"""$\kappa = \sum_{s,s'} \langle w_s, w_{s'} \rangle\, \mathrm{Tr} H_{s,s'}$ over one layer's neurons s.
 
-    $w_s$ are the columns of the kernel $W \in R^{d \times m}$. With random signs $z, r \in R^d$ it is the mean of
-    $v^\top H v$ over $v = z \otimes W^\top r$, since $E\, W^\top r r^\top W = W^\top W$.
+    $w_s$ are the columns of the kernel as $W \in R^{d \times m}$: m neurons, each of which reads d numbers. With
+    random signs $z, r \in R^d$ it is the mean of $v^\top H v$ over $v = z \otimes W^\top r$, since
+    $E\, W^\top r r^\top W = W^\top W$.
 
     Args:
       loss, params: f and x.
       key: of the signs.
-      layer: the path of the kernel [..., d, m], such as ("Dense_5", "kernel").
+      layer: the path of the kernel, key for key: ("Dense_5", "kernel"), ("layers", 0, "weight"), () of an array.
+      units: which axes of the kernel count neurons, as of `landscape.filter_normalised`; see `kernels`.
       num_samples: products with the Hessian, at least 2; two gradients each.
+
+    Raises:
+      ValueError: no leaf has this path, or it is no kernel of one layer. Of stacked layers take `params=stack[i]`,
+        `layer=()`, and a loss that puts its argument back by `stack.at[i].set`.
 
     Reference: Petzka et al., "Relative Flatness and Generalization", 2021, definition 3.
     """
     keys = flat.keys(key, num_samples)
-    f, w, layout = flat.of(*part(loss, params, lambda name: name == "/".join(layer)))
-    if len(layout.shapes[0]) < 2:
-        raise ValueError(f"layer is {tuple(layer)}, of shape {layout.shapes[0]}; it must be a kernel [..., d, m]")
-    signs = (_outer_signs(w, key, layout.shapes[0][-1]) for key in keys)
+    f, leaf, kernel = kernels.alone(loss, params, layer, units)
+    f, w, layout = flat.of(f, leaf)
+    shape = layout.shapes[0]
+    if kernel is None or kernel.layers:
+        found = "no kernel, says units" if kernel is None else "a stack; take one layer as params, and layer=()"
+        raise ValueError(f"layer is {tuple(layer)}, of shape {shape}: {found}")
+    signs = (_outer_signs(w, key, shape, kernel.units) for key in keys)
     form = quadratic_form(f)
     return estimate([form(w, v) for v in signs], 2 * num_samples)
 
@@ -217,7 +233,7 @@ def fisher_trace(
         total, positions = jnp.zeros_like(v), jnp.zeros((), int)
         for j, (a, b) in enumerate(itertools.pairwise(ends)):
             total, positions = score(total, positions, x[a:b], v, jax.random.fold_in(key, j))
-        samples.append(flat.unit(total)[0] ** 2 / positions)
+        samples.append(flat.unit(total)[0] ** 2 / positions.astype(v.dtype))
     return estimate(samples, num_samples)
 
 
@@ -335,11 +351,14 @@ def _halved(
     return low, jnp.where(jnp.isfinite(base), (low + high) / 2, jnp.nan), high
 
 
-@partial(jax.jit, static_argnums=2)
-def _outer_signs(w: Array, key: Array, neurons: int) -> Array:
-    W = w.reshape(-1, neurons)
+@partial(jax.jit, static_argnums=(2, 3))
+def _outer_signs(w: Array, key: Array, shape: tuple[int, ...], units: tuple[int, ...]) -> Array:
+    order = [axis for axis in range(len(shape)) if axis not in units] + [*units]
+    kernel = w.reshape(shape).transpose(order)
+    W = kernel.reshape(-1, math.prod(shape[axis] for axis in units))
     z, r = jax.random.rademacher(key, (2, len(W)), w.dtype)
-    return jnp.outer(z, jnp.dot(r, W, precision="highest")).ravel()
+    v = jnp.outer(z, jnp.dot(r, W, precision="highest"))
+    return v.reshape(kernel.shape).transpose(np.argsort(order)).ravel()
 
 
 def _score(

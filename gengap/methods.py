@@ -85,7 +85,7 @@ def examples(
     network = method.network(apply_train or (lambda params, x, key: apply(params, x)))
 
     def plain(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        logits = objective.fitting(network(params, x, key), len(y))
+        logits = objective.fitting(network(params, x, jax.random.clone(key)), len(y))  # one dropout for each batch
         return objective.cross_entropy(logits, y, clip=clip), logits
 
     changed = method.loss(plain)

@@ -2,8 +2,8 @@
 
 `jax.jit` keeps what a function read when it was first traced, and compiles two closures of one code twice. Here a
 function is traced once by each public call; the arrays that it closes over become arguments, and what is compiled
-is found by the trace. A program is never differentiated, so that it needs no rules for that, which a trace shows by
-name only.
+is found by the trace. A program is never differentiated, so that it needs no rules for that, which a trace shows
+by name only.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ def compiled(fn: Callable, *, donate: Sequence[int] = (), matmul: str | None = N
 
 
 def fingerprint(fn: Callable, *args: Any) -> str:
-    """What a function computes of arguments of these types, with all that it closes over, as 16 hexadecimal digits.
+    """What a function computes of arguments of these types, with all that it closes over, as 16 digits.
 
     Functions that JAX calls back are known by their names alone.
     """
@@ -74,7 +74,7 @@ def fingerprint(fn: Callable, *args: Any) -> str:
 
 @contextmanager
 def precision(matmul: str | None = None) -> Iterator[None]:
-    """Float32 matrix products, unless `matmul` or `jax.default_matmul_precision` around the call asks for others."""
+    """Float32 matrix products, unless `matmul` or `jax.default_matmul_precision` around it asks for others."""
     with jax.default_matmul_precision(matmul or asked_precision()):
         yield
 
@@ -102,7 +102,7 @@ def _is_weak(leaf: Any) -> bool:
 
 
 def _trace(fn: Callable, args: Any) -> tuple[core.ClosedJaxpr, Any]:
-    """The program of a function, with every array that it closes over as a constant of the whole; and its result."""
+    """The program of a function, every array that it closes over a constant of it; and its result's tree."""
     trees = []
 
     def leaves_of(*args: Any) -> list[Any]:
@@ -124,10 +124,7 @@ def _read(fn: Callable, args: Any, donate: Sequence[int]) -> tuple[Callable, Any
         return None
     text, objects = _description(closed.jaxpr)
     key = (text, *map(id, objects), tuple(donate), jax.tree.structure(args))
-    if key in _programs:
-        program = _programs.pop(key)
-    else:
-        program = _program(closed.jaxpr, donate, objects)
+    program = _programs.pop(key) if key in _programs else _program(closed.jaxpr, donate, objects)
     _programs[key] = program
     while len(_programs) > _MOST:
         del _programs[next(iter(_programs))]

@@ -171,12 +171,11 @@ def random_subspaces(
         for i in range(0, num_draws, draws_at_once):
             which = i if draws_at_once == 1 else slice(i, i + draws_at_once)
             A, unit, in_A, corners = draw(keys[which], x, slope, ways)
+            of_group = ascent_keys[which]
             in_A_look = line.counting(partial(look, x, A), min(draws_at_once, num_draws - i))
             tops.append(
                 [
-                    ascent.maximise(
-                        in_A_look, e * unit, (base, in_A), starts, ascent_keys[which], max_looks=max_evaluations
-                    )
+                    ascent.maximise(in_A_look, e * unit, (base, in_A), starts, of_group, max_looks=max_evaluations)
                     for e, starts in zip(epsilons, corners, strict=True)
                 ]
             )
@@ -269,7 +268,7 @@ def _directions(
     """
     near, far = dim * math.sqrt(2 / math.pi), math.sqrt(dim * len(x))
     found = jnp.zeros((count, len(x)), x.dtype)
-    for i, way in enumerate(jax.random.normal(key, found.shape, x.dtype)):
+    for i, way in enumerate(jax.random.normal(jax.random.clone(key), found.shape, x.dtype)):
         way = _orthogonal(found, way)
         for length in (far, *[near] * (_CLIMB - 1)):
             way = _orthogonal(found, _useful(*look(entry * length * way), way))

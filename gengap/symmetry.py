@@ -26,6 +26,9 @@ Where = tuple[str, ...]
 class Layer(NamedTuple):
     """Where one layer's parameters are in a nested dictionary; the last axis of each counts its units.
 
+    Another layout, such as [units, in] of PyTorch, has to be transposed first. Shapes that do not fit are refused;
+    a square kernel always fits.
+
     Attributes:
       kernel: the weights, whose axis before the last counts what they read.
       bias: added to what they give; `None` without one.
@@ -76,11 +79,11 @@ def rescale(params: PyTree, layers: Sequence[Layer], activations: Sequence[float
       activations: for each layer but the last a number, or a vector with a factor for each unit.
 
     Raises:
-      ValueError: another count, or a factor that is not above 0.
+      ValueError: another count, a factor that is not above 0, or shapes that do not fit `Layer`.
 
     Reference: Dinh et al. (2017), Definition 5 and appendix B; with vectors Neyshabur et al. (2015).
     """
-    _check_count(params, activations, len(layers) - 1)
+    _check(params, layers, activations, len(layers) - 1)
     for layer, after, factor in zip(layers, layers[1:], activations, strict=False):
         a = jnp.asarray(factor, float)
         units = _get(params, layer.kernel).shape[-1]
@@ -98,7 +101,7 @@ def scale_before_norm(params: PyTree, layers: Sequence[Layer], factors: Sequence
     $1/c^2$ (section 5.1, for weight normalisation). `factors` has a c for each layer with a batch norm.
     """
     normed = [layer for layer in layers if layer.norm is not None]
-    _check_count(params, factors, len(normed))
+    _check(params, layers, factors, len(normed))
     for layer, c in zip(normed, factors, strict=True):
         if not c > 0:
             raise ValueError(f"a factor is {c}; it must be above 0")
@@ -109,7 +112,7 @@ def scale_before_norm(params: PyTree, layers: Sequence[Layer], factors: Sequence
 
 def permute(params: PyTree, layers: Sequence[Layer], orders: Sequence[Int[Array, "_"]]) -> Any:
     """The same function with the units of each hidden layer in another order, a permutation of their indices."""
-    _check_count(params, orders, len(layers) - 1)
+    _check(params, layers, orders, len(layers) - 1)
     for layer, after, order in zip(layers, layers[1:], orders, strict=False):
         units = _get(params, layer.kernel).shape[-1]
         if not program.is_traced(order) and sorted(order.tolist()) != list(range(units)):
@@ -196,10 +199,25 @@ def _verdict(before: np.ndarray, after: np.ndarray, tolerance: float) -> str:
     return "unchanged" if change <= tolerance * scale or 3 * error <= scale / 3 else "not resolved"
 
 
-def _check_count(params: PyTree, given: Sequence[Any], count: int) -> None:
+def _check(params: PyTree, layers: Sequence[Layer], given: Sequence[Any], count: int) -> None:
     flat.layout_of(params)
     if len(given) != count:
         raise ValueError(f"{len(given)} are given; there must be {count}, one for each layer that is changed")
+    shapes = [_get(params, layer.kernel).shape for layer in layers]
+    for layer, shape in zip(layers, shapes, strict=True):
+        if len(shape) < 2:
+            raise ValueError(f"{layer.kernel} has the shape {shape}; it must be a kernel [..., in, units]")
+        for where in (*layer.linear[1:], *(layer.norm or ())):
+            found = _get(params, where).shape
+            if found[-1:] != shape[-1:] or math.prod(found) != shape[-1]:
+                raise ValueError(f"{where} has the shape {found}; the units of {layer.kernel} are {shape[-1]}")
+    for layer, shape, (*_, units) in zip(layers[1:], shapes[1:], shapes, strict=False):
+        # A dense layer may read an image that was flattened, a convolution without groups the units themselves.
+        reads = shape[-2]
+        if reads % units or (len(shape) > 2 and reads != units):
+            raise ValueError(
+                f"{layer.kernel} has the shape {shape} and reads {reads}; before it are {units} units"
+            )
 
 
 def _moved(params: PyTree, made: Sequence[Where], after: Layer, make: Callable, read: Callable) -> Any:

@@ -319,7 +319,8 @@ def _step(
 
 def _end_epoch(measured: dict[str, Callable | None], params: PyTree, sums: Any) -> dict[str, Array]:
     at, losses, accuracies = sums
-    metrics = {"train_loss": losses / at, "train_accuracy": accuracies / at}
+    steps = at.astype(losses.dtype)
+    metrics = {"train_loss": losses / steps, "train_accuracy": accuracies / steps}
     if (evaluate := measured["test"]) is not None:
         metrics["test_loss"], metrics["test_accuracy"] = evaluate(params)
     if (objective := measured.get("objective")) is not None:

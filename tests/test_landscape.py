@@ -1,13 +1,17 @@
 """Paths, planes and neighbourhoods against their closed forms."""
 
+import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from flax import nnx
 from jax.tree_util import Partial
 
-from gengap import landscape, models, objective
+from gengap import kernels, landscape, models, objective
 from tests.compiled import compiled
 
 KEY = jax.random.key(0)
@@ -390,3 +394,202 @@ def test_bad_arguments_are_named() -> None:
             landscape.neighbourhood(square, tree(0), jax.random.key(0), **knobs)
     with pytest.raises(ValueError, match="steps is 0"):
         landscape.connect(lambda p, key: square(p), tree(0), tree(1), jax.random.key(0), steps=0)
+
+
+ATTENTION = {"bias": None, "(query|key|value)/kernel": (-2, -1), "out/kernel": -1}
+
+
+class Scanned(nn.Module):
+    """Three layers with a scale, biases and, where asked for, attention; and a head that is not stacked."""
+
+    attention: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        def layer(block, x, _):
+            x = nn.LayerNorm()(nn.Dense(6)(x))
+            return (nn.MultiHeadDotProductAttention(num_heads=2)(x) if self.attention else x), None
+
+        scan = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        x, _ = scan(self, x, None)
+        return nn.Dense(4)(x)
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.MultiHeadDotProductAttention(num_heads=2)(nn.Dense(6)(x))
+
+
+def linen(network: nn.Module, *shape: int):
+    return ones(lambda: network.init(KEY, jnp.ones(shape))["params"])
+
+
+def equinox(make):
+    return ones(lambda: eqx.filter(make(), eqx.is_inexact_array))
+
+
+def ones(make):
+    return jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), jax.eval_shape(make))
+
+
+def haiku_convolutions():
+    def network(x):
+        x = hk.BatchNorm(True, True, 0.9)(hk.Conv2D(4, 3)(x), True)
+        return hk.Linear(3)(hk.Flatten()(x))
+
+    return ones(lambda: hk.transform_with_state(network).init(KEY, jnp.ones((2, 4, 4, 2)))[0])
+
+
+class Convolutions(eqx.Module):
+    conv: eqx.nn.Conv2d
+    norm: eqx.nn.LayerNorm
+    mlp: eqx.nn.MLP
+
+    def __init__(self):
+        self.conv = eqx.nn.Conv2d(3, 2, 3, key=KEY)
+        self.norm = eqx.nn.LayerNorm(4)
+        self.mlp = eqx.nn.MLP(4, 3, 5, 2, key=KEY)
+
+
+# name -> (params, rule, {a part of the leaf's path: axes of one filter}); every other leaf has to stay.
+LAYOUTS = {
+    "Linen attention": (
+        lambda: linen(Plain(), 1, 5, 8),
+        kernels.named(ATTENTION),
+        {"Dense_0']['kernel": (0,), "y']['kernel": (0,), "value']['kernel": (0,), "out']['kernel": (0, 1)},
+    ),
+    "NNX attention": (
+        lambda: ones(lambda: nnx.split(nnx.MultiHeadAttention(2, 8, 6, rngs=nnx.Rngs(0)), nnx.Param, ...)[1]),
+        kernels.named(ATTENTION),
+        {"y']['kernel": (0,), "value']['kernel": (0,), "out']['kernel": (0, 1)},
+    ),
+    "nn.scan": (
+        lambda: linen(Scanned(), 1, 6)["Dense_0"],
+        kernels.stacked(),
+        {"kernel": (1,)},
+    ),
+    "nn.scan and a head": (
+        lambda: linen(Scanned(attention=True), 1, 5, 6),
+        kernels.named({"^(Dense_0|LayerNorm|Multi)": kernels.stacked(kernels.named(ATTENTION))}),
+        {
+            "Dense_0']['kernel": (1,),
+            "y']['kernel": (1,),
+            "value']['kernel": (1,),
+            "out']['kernel": (1, 2),
+            "Dense_1']['kernel": (0,),
+        },
+    ),
+    "Equinox": (
+        lambda: equinox(Convolutions),
+        kernels.first_axis,
+        {"conv.weight": (1, 2, 3), "mlp.layers[0].weight": (1,), "[1].weight": (1,), "[2].weight": (1,)},
+    ),
+    "stacked Equinox": (
+        lambda: equinox(
+            lambda: eqx.filter_vmap(lambda key: eqx.nn.MLP(4, 3, 5, 1, key=key))(jax.random.split(KEY, 6))
+        ),
+        kernels.stacked(kernels.first_axis),
+        {"weight": (2,)},
+    ),
+    "Haiku": (haiku_convolutions, kernels.last_axis, {"conv2_d']['w": (0, 1, 2), "linear']['w": (0,)}),
+    "bare JAX": (
+        lambda: {"in": jnp.ones((4, 3)), "b1": jnp.ones((1, 3)), "out": jnp.ones((3, 2)), "offset": jnp.ones(())},
+        kernels.last_axis,
+        {"'in'": (0,), "'out'": (0,)},
+    ),
+    "flattened names": (
+        lambda: {"a/kernel": jnp.ones((4, 3)), "a/bias": jnp.ones((1, 3)), "weight": jnp.ones((3, 2))},
+        kernels.last_axis,
+        {"a/kernel": (0,), "weight": (0,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_filter_in_each_layout_is_as_long_as_that_of_the_parameters(name) -> None:
+    make, units, filters = LAYOUTS[name]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), make())
+    found = landscape.filter_normalised(params, jax.random.key(1), units=units)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    moved = set()
+    for (path, a), d in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(found), strict=True):
+        axes = [axes for part, axes in filters.items() if part in jax.tree_util.keystr(path)]
+        if axes:
+            lengths = (np.sqrt((np.asarray(leaf) ** 2).sum(axes[0])) for leaf in (d, a))
+            np.testing.assert_allclose(*lengths, rtol=1e-5, err_msg=jax.tree_util.keystr(path))
+            moved |= {axes[0]}
+        else:
+            assert not d.any(), jax.tree_util.keystr(path)
+    assert moved == {*filters.values()}
+
+
+@pytest.mark.parametrize("model", [models.f1(3), models.c1(3)], ids=["F1", "C1"])
+def test_the_direction_of_the_papers_networks_is_what_it_was(model) -> None:
+    """Bit for bit, as of the rule by the number of axes alone."""
+
+    @jax.jit
+    def before(params, key):
+        def scaled(leaf, d):
+            axes = tuple(range(leaf.ndim - 1))
+            ratio = jnp.sqrt((leaf**2).sum(axes, keepdims=True) / (d**2).sum(axes, keepdims=True))
+            return ratio * d if leaf.ndim > 1 else jnp.zeros_like(d)
+
+        return jax.tree.map(scaled, params, optax.tree.random_like(key, params))
+
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, KEY, jnp.ones((2, 8, 8, 2)))
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    assert same(landscape.filter_normalised(params, KEY), before(params, KEY))
+
+
+@pytest.mark.parametrize(
+    ("params", "units", "words"),
+    [
+        (lambda: linen(Plain(), 1, 5, 8), kernels.last_axis, r"\['key'\]\['bias'\] of shape \(2, 3\) has"),
+        (
+            lambda: {"query": {"kernel": jnp.ones((8, 2, 3))}},
+            kernels.last_axis,
+            r"\['query'\]\['kernel'\] of shape \(8, 2, 3\) may be attention.* units=kernels.stacked\(\), or "
+            r"units=kernels.named\({'query/kernel': axes}\)",
+        ),
+        (lambda: {"value/w": jnp.ones((3, 8, 2, 3))}, kernels.last_axis, r"\(3, 8, 2, 3\) may be attention"),
+        (lambda: linen(Scanned(), 1, 6), kernels.last_axis, r"\['bias'\] of shape \(3, 6\) has the name"),
+        (lambda: linen(Scanned(), 1, 6), kernels.stacked(), r"\['Dense_1'\]\['kernel'\] .* is not stacked"),
+        (
+            lambda: {"q": {"kernel": jnp.ones((3, 8, 2, 3))}},
+            kernels.stacked(),
+            r"each of 3 stacked layers params\['q'\]\['kernel'\] of shape \(8, 2, 3\) may be attention",
+        ),
+        (lambda: equinox(Convolutions), kernels.last_axis, r"params.conv.weight .*first_axis"),
+        (lambda: {"0.weight": jnp.ones((4, 3))}, kernels.last_axis, r"\['0.weight'\] .* in Equinox and PyTorch"),
+        (lambda: {"scale": jnp.ones((3, 4))}, kernels.first_axis, r"\['scale'\] of shape \(3, 4\)"),
+        (lambda: {"a": jnp.ones((4, 3)), "b": jnp.ones((3, 1))}, kernels.last_axis, r"\['b'\] of shape \(3, 1\)"),
+        (lambda: {"a": jnp.ones((2, 3))}, kernels.named({"a": (0, 1)}), r"\['a'\] .* not fit the axes \(0, 1\)"),
+        (lambda: {"a": jnp.ones((2, 3))}, kernels.named({"a": 2}), r"does not fit the axes \(2,\)"),
+        (lambda: {"a": jnp.ones((2, 3, 4))}, kernels.named({"a": (-1, 2)}), r"does not fit the axes \(-1, 2\)"),
+        (lambda: {"a": jnp.ones((2, 3))}, kernels.named({"a": ()}), r"does not fit the axes \(\)"),
+        (lambda: jnp.ones((2, 3, 4)), kernels.last_axis, r"params of shape \(2, 3, 4\) may be"),
+    ],
+)  # fmt: skip
+def test_a_leaf_that_fits_no_layout_is_refused_by_its_path(params, units, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        landscape.filter_normalised(params(), KEY, units=units)
+
+
+def test_what_a_refusal_says_to_pass_is_a_rule() -> None:
+    """A convolution in one dimension, and a rule that is a function of one's own."""
+    params = {"Conv_0": {"kernel": jnp.ones((3, 2, 5)), "bias": jnp.ones(5)}}
+    for units in (kernels.named({"Conv_0/kernel": -1}), lambda path, shape: (2,) if len(shape) > 1 else None):
+        found = landscape.filter_normalised(params, KEY, units=units)
+        np.testing.assert_allclose((found["Conv_0"]["kernel"] ** 2).sum((0, 1)), 6, rtol=1e-5)
+
+
+def test_a_direction_of_other_parameters_compiles_nothing() -> None:
+    params = {"w": jnp.ones((3, 2, 4)), "b": jnp.ones(4)}
+    landscape.filter_normalised(params, KEY, units=kernels.named({"w": -1}))
+    other = jax.tree.map(lambda leaf: 2 * leaf, params)
+    with compiled() as again:
+        landscape.filter_normalised(other, KEY, units=kernels.named({"w": (2,)}))
+    assert again == []

@@ -1,14 +1,18 @@
 """Each measure against its closed form, and the audit against what theory says of it."""
 
+import itertools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from flax import nnx
 
-from gengap import measures, objective, symmetry
+from gengap import kernels, measures, objective, symmetry
 from tests.compiled import compiled
 
 KEY = jax.random.key(0)
@@ -317,7 +321,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="rise is 0"):
         measures.pac_bayes_sigma(linear, X, KEY, rise=0.0)
     x, y, params = classifier()
-    with pytest.raises(ValueError, match="only takes none of the leaves last/bias, last/kernel"):
+    with pytest.raises(ValueError, match=r"must be the path of a leaf: \('last', 'bias'\), \('last', 'kernel'\)"):
         measures.relative_flatness(objective.over_dataset(logits, x, y), params, KEY, layer=("last", "weight"))
     for chunk in (0, -1):
         with pytest.raises(ValueError, match="chunk is"):
@@ -368,3 +372,122 @@ def test_the_audit_finds_what_theory_says() -> None:
     for name in ("loss", "worst case", "worst case, adaptive", "length", "Fisher trace"):
         assert verdicts[name, "permutation"] == "unchanged", name
     assert verdicts["noise", "alpha"] == "unchanged"  # the same keys
+
+
+# Shape of a kernel, rule, and the order of axes in which it is [what a neuron reads, neurons].
+KAPPA = {
+    "[in, out]": ((3, 4), kernels.last_axis, (0, 1), 3),
+    "[out, in]": ((4, 3), kernels.first_axis, (1, 0), 3),
+    "[h, w, in, out]": ((1, 2, 2, 4), kernels.last_axis, (0, 1, 2, 3), 4),
+    "[out, in, h, w]": ((5, 2, 1, 2), kernels.first_axis, (1, 2, 3, 0), 4),
+    "[in, heads, size]": ((3, 2, 4), kernels.named({"kernel": (-2, -1)}), (0, 1, 2), 3),
+    "[heads, size, out]": ((2, 2, 5), kernels.named({"kernel": -1}), (0, 1, 2), 4),
+    "[heads, in, size]": ((2, 3, 4), kernels.named({"kernel": (0, 2)}), (1, 0, 2), 3),
+}
+
+
+def kappa(w, H, order, reads) -> float:
+    """By the definition: the inner product of neurons s and s' times the trace of their block of the Hessian."""
+    W = np.asarray(w).transpose(order).reshape(reads, -1)
+    where = np.arange(w.size).reshape(w.shape).transpose(order).reshape(reads, -1)
+    pairs = itertools.product(range(W.shape[1]), repeat=2)
+    return sum(W[:, s] @ W[:, t] * np.trace(np.asarray(H)[np.ix_(where[:, s], where[:, t])]) for s, t in pairs)
+
+
+@pytest.mark.parametrize("name", KAPPA)
+def test_relative_flatness_in_each_layout(name) -> None:
+    """f = w^T A w / 2 against the dense Hessian A; A = I at orthogonal rows of W, where one sample is exact."""
+    shape, units, order, reads = KAPPA[name]
+    keys = jax.random.split(jax.random.key(3), 2)
+    w = jax.random.normal(keys[0], shape)
+    B = jax.random.normal(keys[1], (w.size, w.size))
+    A = B @ B.T / w.size
+
+    def flatness(A, w, num_samples):
+        def loss(params):
+            return 0.5 * jnp.ravel(params["attention"]["kernel"]) @ A @ jnp.ravel(params["attention"]["kernel"])
+
+        params = {"attention": {"kernel": w, "bias": jnp.ones(2)}}
+        return measures.relative_flatness(
+            loss, params, KEY, layer=("attention", "kernel"), units=units, num_samples=num_samples
+        )
+
+    found, exact = flatness(A, w, 500), kappa(w, A, order, reads)
+    assert abs(found.value - exact) < 4 * found.sem
+    assert found.sem < 0.1 * exact
+
+    rows = np.zeros((reads, w.size // reads), np.float32)
+    rows[np.arange(reads), np.arange(reads)] = 1 + np.arange(reads)
+    w = jnp.asarray(rows.reshape([shape[axis] for axis in order]).transpose(np.argsort(order)))
+    found, exact = flatness(jnp.eye(w.size), w, 2), reads * (rows**2).sum()
+    np.testing.assert_allclose(kappa(w, np.eye(w.size), order, reads), exact, rtol=1e-6)
+    np.testing.assert_allclose([found.value, found.sem], [exact, 0], rtol=1e-5, atol=1e-4)
+
+
+def test_relative_flatness_of_a_stack_is_that_of_one_layer_or_refused() -> None:
+    """[layers, in, out], all layers with one input more or less than the others."""
+    stack = jax.random.normal(KEY, (3, 2, 4))
+    params = {"scan": {"kernel": stack, "bias": jnp.ones((3, 4))}}
+
+    def loss(params):
+        return sum(0.5 * (i + 1) * (params["scan"]["kernel"][i] ** 2).sum() for i in range(3))
+
+    at = ("scan", "kernel")
+    with pytest.raises(ValueError, match=r"of shape \(3, 2, 4\) may be attention, stacked layers"):
+        measures.relative_flatness(loss, params, KEY, layer=at)
+    with pytest.raises(ValueError, match=r"layer is \('scan', 'kernel'\), of shape .*: a stack"):
+        measures.relative_flatness(loss, params, KEY, layer=at, units=kernels.stacked())
+    found = measures.relative_flatness(
+        lambda w: loss({"scan": {"kernel": stack.at[1].set(w)}}), stack[1], KEY, layer=(), num_samples=400
+    )
+    assert abs(found.value - 2 * 2 * (stack[1] ** 2).sum()) < 4 * found.sem
+
+
+def test_a_layer_is_found_by_its_path() -> None:
+    """Not by its joined name: 1 or 2 inputs of 3 neurons that have the length 1, and a Hessian of 1 or 10."""
+    params = {"a/w": jnp.eye(1, 3), "a": {"w": jnp.eye(2, 3)}, "list": [jnp.eye(3), {"c": jnp.eye(1, 3)}]}
+
+    def loss(p):
+        nested, last = (0.5 * (leaf**2).sum() for leaf in (p["a"]["w"], p["list"][1]["c"]))
+        return 0.5 * (p["a/w"] ** 2).sum() + 10 * nested + 100 * last
+
+    for layer, value in {
+        ("a/w",): 1,
+        ("a", "w"): 10 * 2 * 2,
+        ("list", 1, "c"): 100,
+        ("list", "1", "c"): 100,
+    }.items():
+        found = measures.relative_flatness(loss, params, KEY, layer=layer, num_samples=2)
+        np.testing.assert_allclose(found.value, value, rtol=1e-5)
+    for layer in (("list/1", "c"), ("a",), ("a", "w", "c"), ()):
+        with pytest.raises(
+            ValueError, match=r"must be the path of a leaf: \('a', 'w'\), \('a/w',\), \('list', '0'\)"
+        ):
+            measures.relative_flatness(loss, params, KEY, layer=layer)
+
+
+def test_relative_flatness_of_modules_of_other_libraries() -> None:
+    """f = |w|^2 / 2 over all leaves; kappa = (what a neuron reads) |w|^2 of the kernel."""
+
+    def loss(params):
+        return 0.5 * sum((leaf**2).sum() for leaf in jax.tree.leaves(params))
+
+    attention = {"bias": None, "(query|key|value)/kernel": (-2, -1), "out/kernel": -1}
+    mha = nn.MultiHeadDotProductAttention(num_heads=2).init(KEY, jnp.ones((1, 5, 6)))["params"]
+    mlp = eqx.filter(eqx.nn.MLP(5, 3, 4, 1, key=KEY), eqx.is_inexact_array)
+    linear = nnx.split(nnx.Linear(5, 3, rngs=nnx.Rngs(0)), nnx.Param, ...)[1]
+    cases = [
+        (mha, ("query", "kernel"), kernels.named(attention), mha["query"]["kernel"], 6),
+        (mha, ("out", "kernel"), kernels.named(attention), mha["out"]["kernel"], 6),
+        (mlp, ("layers", 0, "weight"), kernels.first_axis, mlp.layers[0].weight, 5),
+        (linear, ("kernel",), kernels.last_axis, linear["kernel"][...], 5),
+        (linear, ("kernel", "value"), kernels.last_axis, linear["kernel"][...], 5),
+    ]
+    for params, layer, units, w, reads in cases:
+        found = measures.relative_flatness(loss, params, KEY, layer=layer, units=units, num_samples=300)
+        assert abs(found.value - reads * (w**2).sum()) < 4 * found.sem
+        assert found.sem < 0.1 * found.value
+    with pytest.raises(ValueError, match=r"params.layers\[0\].weight of shape \(4, 5\) is named as in Equinox"):
+        measures.relative_flatness(loss, mlp, KEY, layer=("layers", 0, "weight"))
+    with pytest.raises(ValueError, match=r"layer is \('query', 'bias'\), of shape .*: no kernel"):
+        measures.relative_flatness(loss, mha, KEY, layer=("query", "bias"), units=kernels.named(attention))

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.compiled import compiled
 
-from gengap import hessian, landscape, measures, minima, models, objective, program, sharpness, subspace, train
 from gengap import data as data_sets
+from gengap import hessian, landscape, measures, minima, models, objective, program, sharpness, subspace, train
+from tests.compiled import compiled
 
 KEY = jax.random.key(0)
 X0 = jnp.linspace(0.5, 1.5, 10)

@@ -262,3 +262,31 @@ def test_the_audit_says_what_it_cannot_resolve() -> None:
     assert list(found.values()) == ["not resolved", "not resolved", "unchanged", "unchanged"]
     with pytest.raises(ValueError, match="repeats is 1"):
         symmetry.audit({}, {}, jnp.zeros(3), KEY, repeats=1)
+
+
+def test_shapes_that_do_not_fit_the_layout_are_refused() -> None:
+    def network(*shapes):
+        return {f"Dense_{i}": {"kernel": jnp.ones(shape)} for i, shape in enumerate(shapes)}
+
+    _, biased, _ = random_network("biased")
+    transposed = {name: {"kernel": leaves["kernel"].T, "bias": leaves["bias"]} for name, leaves in biased.items()}
+    layers = symmetry.chain(biased)
+    for use in (
+        lambda params, layers: symmetry.rescale(params, layers, [2.0] * (len(layers) - 1)),
+        lambda params, layers: symmetry.permute(params, layers, [jnp.arange(0)] * (len(layers) - 1)),
+        lambda params, layers: symmetry.scale_before_norm(params, layers, []),
+    ):
+        with pytest.raises(ValueError, match=r"\('Dense_0', 'bias'\) has the shape \(7,\); the units .* are 36"):
+            use(transposed, layers)
+        for shapes, words in {
+            ((36, 7), (6, 7)): r"\(6, 7\) and reads 6; before it are 7 units",  # [out, in] behind it
+            ((3, 3, 2, 3), (3, 3, 1, 6)): r"\(3, 3, 1, 6\) and reads 1; before it are 3 units",  # in groups
+            ((4, 3), (3,)): r"has the shape \(3,\); it must be a kernel",
+        }.items():
+            params = network(*shapes)
+            with pytest.raises(ValueError, match=words):
+                use(params, symmetry.chain(params))
+        heads = network((4, 2, 3), (2, 3, 4))
+        heads["Dense_0"]["bias"] = jnp.ones((2, 3))
+        with pytest.raises(ValueError, match=r"\('Dense_0', 'bias'\) has the shape \(2, 3\)"):
+            use(heads, symmetry.chain(heads))

@@ -1,0 +1,224 @@
+"""Which axes of a parameter count units: the layouts of network libraries, and what to write for others.
+
+A rule is a function `(path, shape) -> axes` that says which axes of a leaf count its units, `None` where it is no
+kernel. `landscape.filter_normalised` and `measures.relative_flatness` take a rule as `units`:
+
+- Flax, Haiku and bare JAX: `last_axis`, the default.
+- Equinox and PyTorch: `first_axis`.
+- Attention in Flax: `named({"bias": None, "(query|key|value)/kernel": (-2, -1), "out/kernel": -1})`.
+- Layers stacked by `nn.scan`: `stacked()`, or `named({"^ScanBlock_0/": stacked()})` for a part of the network.
+- A convolution in one dimension, [width, in, units]: `named({"Conv_0/kernel": -1})`.
+
+A leaf that a rule cannot know is refused by its path.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+Path = tuple[Any, ...]  # keys of jax.tree_util
+Shape = tuple[int, ...]
+
+
+class Kernel(NamedTuple):
+    """Which axes of a leaf count units, and which the layers that are stacked in it; the others are what it reads.
+
+    Axes below 0 are counted from the end.
+    """
+
+    units: tuple[int, ...]
+    layers: tuple[int, ...] = ()
+
+
+Axes = Kernel | tuple[int, ...] | int | None
+Units = Callable[[Path, Shape], Axes]
+
+# Also behind "_", as in in_proj_bias, and before it, as in bias_ih.
+_BIAS_OR_SCALE = re.compile(r"(.*_)?(b\d*|bias(es)?\d*(_\w+)?|beta|gamma|offset|scale|shift)", re.IGNORECASE)
+_ATTENTION = {"query", "key", "value"}
+
+
+def last_axis(path: Path, shape: Shape) -> Axes:
+    """The layout of Flax, Haiku and bare JAX: [in, units] and [height, width, in, units].
+
+    What has fewer than two axes is no kernel, nor is what has the shape [1, ..., 1, units] and the name of a bias
+    or scale: b, b1, bias, bias_1, beta, gamma, offset, scale or shift, also behind "_".
+
+    Raises:
+      ValueError: the leaf may be something else.
+
+        - It has such a name and another shape, as the biases of attention and of stacked layers.
+        - It has neither two axes nor four, or four below a query, key or value.
+        - It is an attribute or a dotted key that is named weight, as in Equinox and PyTorch.
+    """
+    if _is_no_kernel(path, shape, -1):
+        return None
+    if _is_first_axis_named(path):
+        found = "is named as in Equinox and PyTorch, whose first axis counts units"
+        raise _refusal(path, shape, found, "units=kernels.first_axis")
+    if len(shape) == 2 or (len(shape) == 4 and not _ATTENTION & {*_names(path)}):
+        return -1
+    raise _refusal(path, shape, "may be attention, stacked layers or a convolution")
+
+
+def first_axis(path: Path, shape: Shape) -> Axes:
+    """The layout of Equinox and PyTorch: [units, in] and [units, in, ...].
+
+    What has fewer than two axes is no kernel, nor is what has the shape [units, 1, ..., 1] and the name of a bias
+    or scale (see `last_axis`), as a convolution's bias in Equinox. PyTorch's transposed convolutions need `named`:
+    they are [in, units, ...].
+
+    Raises:
+      ValueError: the leaf has such a name and another shape, as the biases of stacked layers.
+    """
+    return None if _is_no_kernel(path, shape, 0) else 0
+
+
+def named(axes: Mapping[str, Axes | Units], otherwise: Units = last_axis) -> Units:
+    """A rule by the names of leaves, such as "encoder/query/kernel".
+
+    Args:
+      axes: regular expression -> the axes that count units, `None` for no kernel, or another rule. The first one
+        that is found somewhere in a name counts.
+      otherwise: the rule for a leaf in whose name none is found.
+
+    >>> attention = named({"bias": None, "(query|key|value)/kernel": (-2, -1), "out/kernel": -1})
+    >>> of({"query": {"kernel": np.ones((8, 2, 3)), "bias": np.ones((2, 3))}}, attention)  # bias, kernel
+    [None, Kernel(units=(1, 2), layers=())]
+    """
+
+    def rule(path: Path, shape: Shape) -> Axes:
+        name = "/".join(_names(path))
+        chosen = next((chosen for part, chosen in axes.items() if re.search(part, name)), otherwise)
+        return chosen(path, shape) if callable(chosen) else chosen
+
+    return rule
+
+
+def stacked(units: Units = last_axis) -> Units:
+    """A rule for layers that are stacked along the first axis, as by `nn.scan` and `jax.vmap`.
+
+    Args:
+      units: the rule for one of the layers.
+
+    Raises:
+      ValueError: `units` refuses one of the layers, or a leaf of two axes has not the name of a bias or scale, so
+        that it may be a kernel that is not stacked.
+
+    >>> of({"kernel": np.ones((6, 4, 3)), "bias": np.ones((6, 3))}, stacked())  # bias, kernel
+    [None, Kernel(units=(2,), layers=(0,))]
+    """
+
+    def rule(path: Path, shape: Shape) -> Axes:
+        if len(shape) == 2 and not _has_name_of_bias_or_scale(path):
+            raise _refusal(path, shape, "may be a kernel that is not stacked")
+        try:
+            kernel = _kernel(path, shape[1:], units)
+        except ValueError as error:
+            raise ValueError(f"in each of {shape[0]} stacked layers {error}") from None
+        if kernel is None:
+            return None
+        own, layers = (tuple(axis + 1 for axis in axes) for axes in kernel)
+        return Kernel(own, (0, *layers))
+
+    return rule
+
+
+def of(params: PyTree, units: Units) -> list[Kernel | None]:
+    """What a rule says of each leaf, with axes from 0 up.
+
+    Raises:
+      ValueError: a leaf does not fit the rule, or no axis of it is left for what the units read.
+
+    >>> of({"w": np.ones((4, 3)), "b": np.ones(3)}, last_axis)  # b, w
+    [None, Kernel(units=(1,), layers=())]
+    """
+    return [_kernel(path, np.shape(leaf), units) for path, leaf in jax.tree.leaves_with_path(params)]
+
+
+def alone(
+    loss: Callable, params: PyTree, layer: Sequence[str | int], units: Units
+) -> tuple[Callable, dict[str, Any], Kernel | None]:
+    """The loss as a function of one leaf, the others held fixed; this leaf by its name; what a rule says of it.
+
+    Args:
+      loss: `params -> scalar`.
+      params: a pytree; what is held fixed may be of any type.
+      layer: the path of the leaf, key for key; the "value" that ends every path of NNX may be left out.
+      units: the rule.
+
+    Raises:
+      ValueError: no leaf has this path, or the leaf does not fit the rule.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+    wanted = [str(key) for key in layer]
+    i = next((i for i, path in enumerate(paths) if wanted in (_keys(path), _keys(_own(path)))), None)
+    if i is None:
+        known = ", ".join(str(tuple(_keys(_own(path)))) for path in paths)
+        raise ValueError(f"layer is {tuple(layer)}; it must be the path of a leaf: {known}")
+
+    def at_leaf(leaf: dict[str, Any]) -> Any:
+        return loss(jax.tree.unflatten(tree, [*leaves[:i], *leaf.values(), *leaves[i + 1 :]]))
+
+    return at_leaf, {"/".join(wanted): leaves[i]}, _kernel(paths[i], np.shape(leaves[i]), units)
+
+
+def _kernel(path: Path, shape: Shape, units: Units) -> Kernel | None:
+    axes, ndim = units(path, shape), len(shape)
+    if axes is None:
+        return None
+    kernel = axes if isinstance(axes, Kernel) else Kernel((axes,) if isinstance(axes, int) else tuple(axes))
+    every = kernel.units + kernel.layers
+    distinct = {axis % ndim for axis in every if -ndim <= axis < ndim}
+    if not kernel.units or len(distinct) < len(every) or len(every) >= ndim:
+        raise _refusal(path, shape, f"does not fit the axes {every} for units and one more for what they read")
+    own, layers = (tuple(axis % ndim for axis in axes) for axes in kernel)
+    return Kernel(own, layers)
+
+
+def _is_no_kernel(path: Path, shape: Shape, units: int) -> bool:
+    if len(shape) < 2:
+        return True
+    if not _has_name_of_bias_or_scale(path):
+        return False
+    if shape[units] != math.prod(shape):
+        raise _refusal(path, shape, "has the name of a bias or scale, and not the shape of one")
+    return True
+
+
+def _has_name_of_bias_or_scale(path: Path) -> bool:
+    return any(_BIAS_OR_SCALE.fullmatch(name) for name in _names(path)[-1:])
+
+
+def _is_first_axis_named(path: Path) -> bool:
+    last = _own(path)[-1:]
+    attribute = isinstance(last[0], jax.tree_util.GetAttrKey) if last else False
+    return any("weight" in key.split(".")[-1] and (attribute or "." in key) for key in _keys(last))
+
+
+def _refusal(path: Path, shape: Shape, found: str, ready: str = "units=kernels.stacked()") -> ValueError:
+    name = "/".join(_names(path))
+    return ValueError(
+        f"params{jax.tree_util.keystr(path)} of shape {shape} {found}; pass {ready}, or "
+        f"units=kernels.named({{{name!r}: axes}}) with the axes that count units, None for no kernel"
+    )
+
+
+def _own(path: Path) -> Path:
+    """A path without the `.value` at the end of each in NNX."""
+    return path[:-1] if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value") else path
+
+
+def _keys(path: Path) -> list[str]:
+    return [jax.tree_util.keystr((key,), simple=True) for key in path]
+
+
+def _names(path: Path) -> list[str]:
+    """The keys of a path, those of flattened dictionaries such as "Dense_0/kernel" and "0.weight" taken apart."""
+    return [name for key in _keys(_own(path)) for name in re.split(r"[/.]", key)]
