@@ -87,6 +87,7 @@ def _averaged(averages: PyTree | None, own: PyTree, kept: float) -> Any:
     return jax.tree.map(lambda a, b: kept * a + (1 - kept) * b, averages, own)
 
 
+@report.apart
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """What is added to the metric along training, and what the paper's table has."""
     if not rows:

@@ -18,7 +18,7 @@ from experiments import command, training
 from experiments.training import Training
 from gengap import ascent, minima, paper, plots, records, report, sharpness, train
 from gengap import statistics as stats
-from gengap.report import plain, sharpness_at
+from gengap.report import plain, positive, sharpness_at
 
 EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
 PAPER = (100, 250, 500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
@@ -103,6 +103,7 @@ def _sizes(config: Config, setting: Training, examples: int) -> list[int]:
     return sizes
 
 
+@report.apart
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """Fig. 4: test accuracy and sharpness against batch size."""
     runs = [row for row in rows if row.get("share") and row.get("diverged_at") is None]
@@ -119,32 +120,31 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
         return [([100 * row["share"] for row in one], [value(row) for row in one]) for one in every]
 
     accuracies = curves(lambda row: report.percent(row.get("test_accuracy")))
-    found = stats.threshold(
-        [x for xs, ys in accuracies for x, y in zip(xs, ys, strict=True) if y is not None],
-        [y for _, ys in accuracies for y in ys if y is not None],
-    )
+    found = stats.threshold(*([v for curve in accuracies for v in curve[axis]] for axis in (0, 1)))
     curve = theirs["test_acc"]
     share = [100 * x / size for x in curve.x]
     same = stats.threshold(share, curve.y)
     marks = {found.batch_size: "threshold, here"} if found else {}
     marks |= {same.batch_size: f"threshold,\npaper's {network}"} if same else {}
     panels = plots.beside_paper(
-        plots.Panel(f"test accuracy, {report.where(runs[0])}", "batch size (% of the training set)",
+        plots.Panel(f"test accuracy, {stats.where(runs[0])}", "batch size (% of the training set)",
                       "accuracy (%)",
                       [*plots.seeds(accuracies, "here", "here", marker="o"),
                        plots.dotted((share, curve.y), f"paper, {network}")],
                       log_x=True, marks=marks), runs[0]["network"], network
     )  # fmt: skip
-    rises = []
+    rises, verdicts = [], []
     for epsilon, name in EPSILONS:
         values = curves(lambda row: sharpness_at(row, epsilon))  # noqa: B023
         curve = theirs[f"sharp_{name}"]
-        lines = [*plots.seeds(values, "here", "here", marker="o"),
+        shown = [(xs, list(map(positive, ys))) for xs, ys in values]
+        lines = [*plots.seeds(shown, "here", "here", marker="o"),
                  plots.dotted(([100 * B / size for B in curve.x], curve.y), f"paper, {network}")]  # fmt: skip
         panels.append(plots.Panel(f"full space, epsilon {name}", "batch size (% of the training set)",
                                     "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
-        rises += [stats.trend(xs, ys) for xs, ys in values]
-    known = [rise for rise in rises if math.isfinite(rise)]
+        ranks = [rank for xs, ys in values if math.isfinite(rank := stats.trend(xs, ys))]
+        rises += ranks
+        verdicts.append(stats.verdict(ranks))
     how = "a constant that turns into a straight descent in log batch size, by least squares over all seeds"
     if found is None:
         said = ["Test accuracy falls nowhere with the batch size, or there are too few to tell."]
@@ -160,10 +160,10 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
         f"The same fit to the paper's curve of {network} gives {plain(same.batch_size if same else None)} %; the "
         f"paper's text has about {words} examples, {plain(100 * words / size)} %, as where sharpness has risen."
     )
-    ranks = f"{min(known):.2f} to {max(known):.2f}" if known else "-"
+    spread = f"{min(rises):.2f} to {max(rises):.2f}" if rises else "-"
     said.append(
-        f"Sharpness rises with the batch size: rank correlation {ranks} over seeds and epsilons: "
-        f"{stats.verdict([rise > 0 for rise in known], 'of them')}."
+        f"Sharpness rises with the batch size: rank correlation {spread} over seeds and epsilons: "
+        f"{stats.weakest(verdicts)}."
     )
     caption = (
         "Every batch size trained for the same number of epochs. The axis is a share of the training set, since "

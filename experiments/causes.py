@@ -155,6 +155,7 @@ def run(
         return run
 
 
+@report.apart
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """Every cell, the effects of the factors and of their pairs, and the way from an LB minimum."""
     lost = report.diverged(rows)
@@ -228,13 +229,15 @@ def _effects(cells: Mapping[str, Mapping[int, records.Row]], whole: Sequence[int
         return f"{term} (times {plain(10**value)}{ends})"
 
     def sure(response: str, sign: int) -> list[str]:
-        """The factors whose interval is on one side of 0; without intervals, those with every seed there."""
-        own = {t: found[response][t] for t in FACTORS}
-        ends = {t: own[t][1:] if math.isfinite(own[t].low) else effects[response][t] for t in FACTORS}
-        return [t for t in FACTORS if min(sign * end for end in ends[t]) > 0]
+        """The factors that raise a response, or with -1 lower it, the strongest first."""
+        own = [t for t in FACTORS if stats.verdict([sign * v for v in effects[response][t]]).word == "holds"]
+        return sorted(own, key=lambda t: -abs(found[response][t].value))
+
+    def moved(what: str, response: str) -> str:
+        up, down = (_list([words(response, t) for t in sure(response, sign)]) for sign in (1, -1))
+        return f"{what} rises with {up}; it falls with {down}."
 
     closes, flattens = sure("accuracy", 1), sure("full", -1)
-    widens, sharpens = sure("accuracy", -1), sure("full", 1)
     both = [factor for factor in FACTORS if factor in closes and factor in flattens]
     tests = {name: {seed: cells[name][seed]["test_accuracy"] for seed in whole} for name in ("SB", "LB")}
     gap = 100 * float(np.mean([tests["SB"][seed] - tests["LB"][seed] for seed in whole]))
@@ -244,23 +247,22 @@ def _effects(cells: Mapping[str, Mapping[int, records.Row]], whole: Sequence[int
             for response in ("accuracy", "full")
         )
     )
-    by = "their interval" if len(whole) >= 5 else "every seed"
     said = [
         f"The gap: SB tests {plain(abs(gap))} points {'above' if gap >= 0 else 'below'} LB, "
         f"{stats.compare(tests['SB'], tests['LB'], 'SB higher than LB')}.",
-        f"Test accuracy rises with {_list([words('accuracy', t) for t in closes])}; it falls with "
-        f"{_list([words('accuracy', t) for t in widens])}.",
-        f"Sharpness (full space) falls with {_list([words('full', t) for t in flattens])}; it rises with "
-        f"{_list([words('full', t) for t in sharpens])}. Named are factors with {by} on one side of no effect.",
-        f"What closes the gap and what flattens is {'the same' if closes == flattens else 'not the same'}: "
-        f"{_list(both)} {'do' if len(both) > 1 else 'does'} both. Over the means of the sixteen cells, test "
-        f"accuracy and sharpness have a rank correlation of {plain(rank)}.",
+        moved("Test accuracy", "accuracy"),
+        moved("Sharpness in the full space", "full"),
+        moved("Sharpness in random subspaces", "random"),
+        "Named are, the strongest first, factors whose 95 % t interval over at least three seeds is on one side.",
+        "What closes the gap and what flattens in the full space is "
+        f"{'the same' if set(closes) == set(flattens) else 'not the same'}: {_list(both)} {_do(both)} both. Over "
+        f"the means of the sixteen cells, test accuracy and sharpness have a rank correlation of {plain(rank)}.",
     ]
     columns = {"effect": terms, **{RESPONSES[r]: [_cell(found[r][t]) for t in terms] for r in RESPONSES}}
     caption = (
         "Each point is the change of the mean over the LB cells when a factor is turned on; for a pair, half the "
-        "change of one effect by the other factor. Bars: 95 % bootstrap intervals over seeds, from five seeds "
-        "up. " + " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in MEANING.items())
+        "change of one effect by the other factor. Bars: 95 % t intervals over seeds. "
+        + " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in MEANING.items())
     )
     title = "Which difference makes the gap, and which the sharpness"
     return report.Section(title, said, pd.DataFrame(columns), figure, caption, "effects")
@@ -327,10 +329,8 @@ def _escapes(finite: list[records.Row], cells: Mapping[str, Mapping[int, records
                 f"At the end {name} is {plain(times)} times as {adjective} as LB: "
                 f"{stats.compare(own, other, f'{name} {words} than LB')}."
             )
-        flatter = [_response(row, "full") < _response(begun[s], "full") for s, row in last[name].items()]
-        said.append(
-            f"{name} ends flatter than the LB minimum that it began at in {sum(flatter)} of {len(flatter)} seeds."
-        )
+        fall = [_response(begun[s], "full") - _response(row, "full") for s, row in last[name].items()]
+        said.append(f"{name} ends flatter than the LB minimum that it began at: {stats.verdict(fall)}.")
     caption = (
         "Begun at the minimum of LB with as many updates as SB, with a new state of the optimiser and a rate that "
         "grows over the first epoch of SB: SB, LB, and LB with the gradient noise of SB. Thin lines are seeds, "
@@ -343,6 +343,10 @@ def _escapes(finite: list[records.Row], cells: Mapping[str, Mapping[int, records
 def _cell(found: stats.Interval) -> str:
     ends = f" ({found.low:+.2f} to {found.high:+.2f})" if math.isfinite(found.low) else ""
     return report.DASH if math.isnan(found.value) else f"{found.value:+.2f}{ends}"
+
+
+def _do(factors: Sequence[str]) -> str:
+    return "do" if len(factors) > 1 or _list(factors) in ("updates", "ghosts") else "does"
 
 
 def _list(words: Sequence[str]) -> str:

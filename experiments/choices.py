@@ -171,6 +171,7 @@ def _frozen(model: models.Model, statistics: PyTree) -> Callable:
     return lambda params, x: apply(params, statistics, x)
 
 
+@report.apart
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """The table of choice against value, the paper's numbers for F1 on MNIST in its first line."""
     if not rows:

@@ -172,6 +172,7 @@ def _error(loss_and_accuracy: Callable, params: PyTree) -> Array:
     return 1 - loss_and_accuracy(params)[1]
 
 
+@report.apart
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """Rank correlation of each measure with the generalisation gap."""
     runs = [row for row in rows if row.get("measures") and row.get("diverged_at") is None]
@@ -199,12 +200,12 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
         limits=(-1.02, 1.02),
     )
     best = order[-1]
-    sure = [name for name in order if taus[name][0].low > 0]
-    against = [name for name in order if taus[name][0].high < 0]
+    sure = [name for name in order if taus[name][0].word == "holds"]
+    against = [name for name in order if taus[name][0].word == "does not hold"]
     said = [
         f"{len(runs)} runs; the gap between training and test accuracy runs from {plain(min(gaps))} to "
         f"{plain(max(gaps))} points.",
-        f"Highest Kendall's tau: {best}, {_interval(taus[best][0])}.",
+        f"Highest Kendall's tau: {best}, {plain(taus[best][0].value)}.",
         f"The 95 % interval of tau is above 0 for {'; '.join(sure) or 'none'}; below 0 for "
         f"{'; '.join(against) or 'none'}.",
     ]
@@ -213,7 +214,8 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
         said.append(f"{name}: tau {_interval(taus[name][0])}, Psi {_interval(psi) if psi else '-'}.")
     caption = (
         "Above 0: the larger the measure, the larger the gap. Bars: 95 % bootstrap intervals over settings, each "
-        "with all its seeds; none below five settings. Psi as in Jiang et al. (2020)."
+        f"with all its seeds; each is for one measure, none for the highest of {len(order)}. None below five "
+        "settings. Psi as in Jiang et al. (2020)."
     )
     return [
         report.Section("Which measure predicts the gap", said, figure=figure, caption=caption, name="correlated")

@@ -71,7 +71,7 @@ def run(
     data_dir: str | PathLike | None = None,
     settings: str = "CONFIG",
 ) -> records.Run:
-    """Run the parts, each in its own directory beside `out`; returns their rows, each with its "part".
+    """Run the parts, each in its own directory beside `out`; returns their rows, each with its "part" and "run".
 
     Args:
       config: the settings.
@@ -88,13 +88,13 @@ def run(
         where = records.run_name(command.flat(asked), command.flat(part.CONFIG))
         path = None if out is None else Path(out).parent.parent / name / where
         done = part.run(asked, path, fresh=fresh, data_dir=data_dir)
-        rows += [{**row, "part": name} for row in done.rows]
+        rows += claims.gathered(done, where)
         added += done.added
     for name, part in BESIDE.items():
         default = command.flat(part.CONFIG)
         where = records.run_name(default | {"dataset": config.dataset}, default)
         if out is not None and (Path(out).parent.parent / name / where / "config.json").exists():
-            rows += [{**row, "part": name} for row in records.read(Path(out).parent.parent / name / where).rows]
+            rows += claims.gathered(records.read(Path(out).parent.parent / name / where), where)
     return records.Run(None if out is None else Path(out), "paper", config._asdict(), rows, [0.0] * (added + 1))
 
 
@@ -103,7 +103,7 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     parts = {row["part"]: [other for other in rows if other["part"] == row["part"]] for row in rows}
     every = {name: part for dataset in TABLES for name, part in _parts(dataset).items()} | {"tables": tables}
     sections = [section for name, own in parts.items() if name in every for section in every[name].figures(own)]
-    fig2 = any(section.name == "fig2" for section in sections)
+    fig2 = any(section.name.startswith("fig2") for section in sections)
     return [claims.table(rows), *(one for one in sections if not (one.name == "accuracy" and fig2))]
 
 

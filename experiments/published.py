@@ -28,7 +28,7 @@ def main(root: Path = Path("published")) -> None:
         figures = importlib.import_module(f"experiments.{run.experiment}").figures
         report.write(run.experiment, figures(run.rows), run, path.parent)
         own = gathered.setdefault(run.config["dataset"], [])
-        own += [{**row, "part": run.experiment} for row in run.rows]
+        own += claims.gathered(run, path.parent.name)
         sys.stdout.write(f"{path.parent}: {len(run.rows)} rows\n")
     whole = {d: rows for d, rows in gathered.items() if any(row["part"] in claims.TABLES for row in rows)}
     for dataset, rows in sorted(whole.items()):

@@ -24,7 +24,8 @@ from jaxtyping import Array, PyTree
 from experiments import command, training
 from experiments.training import Training
 from gengap import ascent, data, hessian, measures, objective, plots, records, report, sharpness, symmetry
-from gengap.report import number
+from gengap import statistics as stats
+from gengap.report import number, positive
 
 MAPS = ("before batch norm", "behind batch norm")
 WORDS = {
@@ -100,6 +101,7 @@ def run(
         return run
 
 
+@report.apart
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """Sharpness of one function under maps of its parameters, and the audit."""
     return [section for section in (_reparametrised(rows), _audited(rows)) if section is not None]
@@ -216,17 +218,16 @@ def _reparametrised(rows: Sequence[records.Row]) -> report.Section | None:
                 curves = []
                 for row in [r for r in runs if r["method"] == method]:
                     points = [one for one in row["maps"] if one["map"] == name]
-                    curves.append(([one["factor"] for one in points], [_positive(one[space]) for one in points]))
+                    curves.append(([one["factor"] for one in points], [positive(one[space]) for one in points]))
                 lines += plots.seeds(curves, method, method, marker="o" if method == "SB" else "s")
             panels.append(plots.Panel(space_words, words, "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))
     for space, words in NAMES.items():
         up, down = [], []
         for row in runs:
-            values = [v for one in row["maps"] if (v := _positive(one[space])) is not None]
-            own = next(_positive(one[space]) for one in row["maps"] if one["factor"] == 1)
-            if own:
-                up.append(max(values) / own)
-                down.append(own / min(values))
+            own, values = values_of(row["maps"], space)
+            if own is not None:
+                up.append(math.exp(stats.log_ratio(max(values), own)))
+                down.append(math.exp(stats.log_ratio(own, min(values))))
         turned, pairs = _turned(runs, space)
         said.append(
             f"In the {words}, the same function comes out up to {_range(up)} times sharper and up to "
@@ -266,11 +267,6 @@ def _audited(rows: Sequence[records.Row]) -> report.Section | None:
     )
 
 
-def _positive(value: object) -> float | None:
-    found = number(value)
-    return found if found is not None and found > 0 else None
-
-
 def _range(values: Sequence[float]) -> str:
     return f"{_round(min(values))} to {_round(max(values))}" if values else "-"
 
@@ -282,6 +278,12 @@ def _round(value: float) -> str:
 def unchanged(maps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The images whose logits stay the same."""
     return [one for one in maps if (change := number(one["logits_change"])) is not None and change <= SAME]
+
+
+def values_of(maps: Sequence[dict[str, Any]], space: str) -> tuple[float | None, list[float]]:
+    """The sharpness of a minimum, and that of it and of its images, where they are finite."""
+    values = [value for one in maps if (value := number(one[space])) is not None]
+    return next((number(one[space]) for one in maps if one["factor"] == 1), None), values
 
 
 def _kept(runs: Sequence[records.Row]) -> str:
@@ -299,15 +301,12 @@ def _turned(runs: Sequence[records.Row], space: str) -> tuple[int, int]:
     """Pairs whose order can be turned round by mapping one of the two, and all pairs."""
     turned = pairs = 0
     for seed in {row["seed"] for row in runs}:
-        pair = {row["method"]: row["maps"] for row in runs if row["seed"] == seed}
-        if len(pair) < 2:
-            continue
-        own = {m: next(one[space] for one in maps if one["factor"] == 1) for m, maps in pair.items()}
-        low, high = sorted(own, key=lambda m: own[m])
-        pairs += 1
-        above = max(number(one[space]) or 0 for one in pair[low]) > own[high]
-        below = min(number(one[space]) or math.inf for one in pair[high]) < own[low]
-        turned += above or below
+        both = [values_of(row["maps"], space) for row in runs if row["seed"] == seed]
+        known = sorted((own, values) for own, values in both if own is not None)
+        if len(known) == 2:
+            (low, of_low), (high, of_high) = known
+            pairs += 1
+            turned += max(of_low) > high or min(of_high) < low
     return turned, pairs
 
 
@@ -316,16 +315,18 @@ def _open_question(runs: Sequence[records.Row]) -> str:
     changed = factors = 0
     ratios = []
     for row in runs:
-        own = next(one for one in row["maps"] if one["factor"] == 1)
-        largest = max(row["maps"], key=lambda one: number(one["random"]) or 0)
-        ratios.append(largest["random"] / own["random"] if own["random"] else math.inf)
+        maps = [one for one in row["maps"] if number(one["random"]) is not None]
+        if (own := next((one for one in maps if one["factor"] == 1), None)) is None:
+            continue
+        largest = max(maps, key=lambda one: one["random"])
+        ratios.append(math.exp(stats.log_ratio(largest["random"], own["random"])))
         for a, b in zip(own["draws"], largest["draws"], strict=True):
             factors += 1
             changed += b > 10 * a
     return (
         "Dinh et al. could not show the problem for random subspaces. Here, at each minimum, the map that raises "
-        f"the mean over the draws of A most raises it by factors of {_range(ratios)} ({len(runs)} minima). Under "
-        f"that map the same draw of A finds the same function more than ten times as sharp in {changed} of "
+        f"the mean over the draws of A most raises it by factors of {_range(ratios)} ({len(ratios)} minima). "
+        f"Under that map the same draw of A finds the same function more than ten times as sharp in {changed} of "
         f"{factors} draws. The map was chosen by these draws, so this is what was seen, not a test."
     )
 

@@ -21,7 +21,7 @@ from experiments import command, training
 from experiments.training import Training
 from gengap import ascent, minima, paper, plots, records, report, sharpness
 from gengap import statistics as stats
-from gengap.report import number, plain, sharpness_at, spread
+from gengap.report import number, plain, positive, sharpness_at, spread
 
 EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
 
@@ -95,6 +95,7 @@ def run(
         return run
 
 
+@report.apart
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """Figs 2 and 6, the comparison at equal loss and appendix C; each where there are rows for it."""
     lost = report.diverged(rows)
@@ -110,34 +111,34 @@ def _accuracy(rows: Sequence[records.Row]) -> report.Section | None:
     if not runs:
         return None
     network, theirs = paper.nearest("fig2_curves", runs[0]["network"])
-    lines, ends, peaks = [], {}, {}
-    for method in ("SB", "LB"):
+    lines: list[plots.Line] = []
+    ends: dict[str, dict[int, float]] = {"SB": {}, "LB": {}}
+    falls: dict[str, list[float]] = {"SB": [], "LB": []}
+    for method in ends:
         for split, dashes in (("train", "-"), ("test", "--")):
             curves = []
             for row in [r for r in runs if r["method"] == method]:
                 shares = [report.percent(share) for share in row["history"].get(f"{split}_accuracy") or []]
                 curves.append((list(range(1, len(shares) + 1)), shares))
                 if split == "test" and shares and shares[-1] is not None:
-                    ends[method, row["seed"]] = shares[-1]
-                    peaks[method, row["seed"]] = max(s for s in shares if s is not None)
+                    ends[method][row["seed"]] = shares[-1]
+                    falls[method].append(stats.decay(shares))
             lines += plots.seeds(curves, f"{method} {split}", method, dashes)
             curve = theirs[f"{method}_{split}"]
             colour = "paper" if method == "SB" else "paper, other"
             label = f"paper, {network}, {method} {split}"
             lines.append(plots.dotted(curve, label, colour, gap=1 if split == "train" else 3))
-    small, large = ({seed: v for (m, seed), v in ends.items() if m == method} for method in ("SB", "LB"))
-    gaps = [small[seed] - large[seed] for seed in small if seed in large]
+    gaps = [end - ends["LB"][seed] for seed, end in ends["SB"].items() if seed in ends["LB"]]
     paper_gap = theirs["SB_test"].y[-1] - theirs["LB_test"].y[-1]
-    drops = {method: [peaks[key] - ends[key] for key in ends if key[0] == method] for method in ("SB", "LB")}
-    higher = f"{stats.compare(small, large, 'SB higher than LB')}: {stats.verdict([gap > 0 for gap in gaps])}"
     said = [
         f"Test accuracy at the end, SB - LB: {spread(gaps)} points here, {plain(paper_gap)} in the paper's Fig. 2 "
-        f"({network}). {higher}.",
-        f"From its peak to the end test accuracy falls by {spread(drops['SB'])} points (SB) and "
-        f"{spread(drops['LB'])} (LB); the paper sees no peak after which it decays.",
+        f"({network}). SB higher than LB: {stats.verdict(gaps)}.",
+        f"From its peak to the mean of the last tenth of the epochs test accuracy falls by {spread(falls['SB'])} "
+        f"points (SB) and {spread(falls['LB'])} (LB), in the paper by "
+        f"{plain(stats.decay(theirs['SB_test'].y))} and {plain(stats.decay(theirs['LB_test'].y))}.",
     ]
     panels = plots.beside_paper(
-        plots.Panel(report.where(runs[0]), "epoch", "accuracy (%)", lines), runs[0]["network"], network
+        plots.Panel(stats.where(runs[0]), "epoch", "accuracy (%)", lines), runs[0]["network"], network
     )
     caption = "Training solid, test dashed; thin lines are seeds, thick ones their mean. Dots: the paper's curve."
     return report.Section(
@@ -151,30 +152,36 @@ def _along_training(rows: Sequence[records.Row]) -> report.Section | None:
     if not points:
         return None
     network, theirs = paper.nearest("fig6_sharp_vs_xent", next(iter(points.values()))[0]["network"])
-    panels, ranks = [], {}
+    panels = []
+    ranks: dict[str, list[float]] = {"SB": [], "LB": []}
     for epsilon, name in EPSILONS:
         lines = []
         for method in ("SB", "LB"):
-            for label, (_, seed), one in ((method, key, p) for key, p in points.items() if key[0] == method):
-                x = [number(row.get("train_loss")) or math.nan for row in one]
+            for one in (p for key, p in points.items() if key[0] == method):
+                x = [number(row.get("train_loss")) for row in one]
                 y = [sharpness_at(row, epsilon) for row in one]
-                lines.append(plots.Line(x, y, label, method, width=1.0, marker="o" if method == "SB" else "s"))
+                loss, value = ([positive(v) for v in values] for values in (x, y))
+                lines.append(
+                    plots.Line(loss, value, method, method, width=1.0, marker="o" if method == "SB" else "s")
+                )
                 if epsilon == 1e-3:
-                    ranks[method, seed] = stats.trend([-v for v in x], y)
+                    ranks[method].append(-stats.trend(x, y))
             colour = "paper" if method == "SB" else "paper, other"
             lines.append(plots.dotted(theirs[f"{method}_{name}"], f"paper, {network}, {method}", colour))
         panels.append(plots.Panel(f"epsilon {name}", "training loss f (nats)", "sharpness (% of 1 + f)", lines,
                                     log_x=True, log_y=True, flip_x=True))  # fmt: skip
     losses = [number(row.get("train_loss")) for key, one in points.items() if key[0] == "LB" for row in one]
-    reached = [loss for loss in losses if loss]
-    ours, paper_losses = ((plain(max(v)), plain(min(v))) for v in (reached, theirs["LB_1e-3"].x))
-    sides = {m: [r for (method, _), r in ranks.items() if method == m and math.isfinite(r)] for m in ("SB", "LB")}
+    reached = [loss for loss in losses if loss is not None]
+    ours, paper_losses = (
+        (plain(max(v, default=math.nan)), plain(min(v, default=math.nan))) for v in (reached, theirs["LB_1e-3"].x)
+    )
+    known = {method: [rank for rank in own if math.isfinite(rank)] for method, own in ranks.items()}
     said = [
-        f"As the loss falls, LB gets sharper: rank correlation {spread(sides['LB'])} over seeds: "
-        f"{stats.verdict([r > 0 for r in sides['LB']])}. Its losses run from {ours[0]} to {ours[1]} here, "
+        f"As the loss falls, LB gets sharper: rank correlation {spread(known['LB'])} over seeds: "
+        f"{stats.verdict(known['LB'])}. Its losses run from {ours[0]} to {ours[1]} here, "
         f"from {paper_losses[0]} to {paper_losses[1]} in the paper's Fig. 6 ({network}).",
-        f"As the loss falls, SB gets flatter in the end: rank correlation {spread(sides['SB'])}: "
-        f"{stats.verdict([r < 0 for r in sides['SB']])}.",
+        f"As the loss falls, SB gets flatter in the end: rank correlation {spread(known['SB'])}: "
+        f"{stats.verdict([-rank for rank in known['SB']])}.",
     ]
     caption = "One line for each seed; the loss falls to the right, as in the paper."
     title = "Sharpness against cross entropy along training (Fig. 6)"
@@ -221,7 +228,7 @@ def _equal_loss(rows: Sequence[records.Row]) -> report.Section | None:
             times = plain(statistics.geometric_mean(above))
             said.append(
                 f"Epsilon {name}, at a training loss of {level:.2g}: LB is {times} times as sharp as SB "
-                f"(geometric mean), sharper in {sum(r > 1 for r in above)} of {len(above)} seeds."
+                f"(geometric mean). LB sharper: {stats.verdict(list(map(math.log, above)))}."
             )
     if not panels:
         return None
@@ -279,7 +286,8 @@ def _speedup(rows: Sequence[records.Row]) -> report.Section | None:
 
 
 def points_along(rows: Sequence[records.Row]) -> dict[tuple[str, int], list[records.Row]]:
-    """The measurements along training of each method and seed, by epoch."""
+    """The measurements along training of each method and seed of comparable rows, by epoch."""
+    stats.check_comparable(rows)
     found: dict[tuple[str, int], list[records.Row]] = {}
     for row in rows:
         if row.get("epoch") is not None and row.get("full"):

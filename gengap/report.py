@@ -4,13 +4,14 @@ The page needs no network: what it shows is inside it.
 """
 
 import base64
+import functools
 import json
 import math
 import os
 import re
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 
 from gengap import paper, plots, records
 from gengap.records import Row, Run
-from gengap.statistics import compare
+from gengap.statistics import check_comparable, comparable, compare
 
 DASH = "-"
 _NAMES = {"mnist": "MNIST", "timit": "TIMIT", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -57,6 +58,26 @@ class Section(NamedTuple):
     figure: Figure | None = None
     caption: str = ""
     name: str = ""
+
+
+def apart(figures: Callable[[list[Row]], list[Section]]) -> Callable[[list[Row]], list[Section]]:
+    """`figures` of comparable rows, made into one that gives those of each group and says in the titles whose."""
+
+    @functools.wraps(figures)
+    def of_each(rows: list[Row]) -> list[Section]:
+        groups = comparable(rows)
+        if len(groups) < 2:
+            return figures(rows)
+        return [
+            section._replace(
+                title=f"{section.title}: {words}",
+                name=section.name and f"{section.name}-{re.sub(r'[^a-zA-Z0-9]+', '-', words)}",
+            )
+            for words, own in groups.items()
+            for section in figures(own)
+        ]
+
+    return of_each
 
 
 def terminal(sections: Sequence[Section], width: int = 100) -> str:
@@ -153,30 +174,29 @@ def paper_tables(rows: Sequence[Row]) -> list[Section]:
 
 
 def sharpness(rows: Sequence[Row]) -> pd.DataFrame:
-    """One line for each value of the metric: network, dataset, method, seed, space, epsilon, value, loss at x.
+    """One line for each value of the metric, and the loss at x; those of one "of" may be compared.
 
     In random subspaces the value is the mean over the draws. It is NaN where the loss was not finite somewhere in
     the box, since what was found there is a lower bound only.
     """
-    names = ["network", "dataset", "method", "seed", "space", "epsilon", "value", "loss"]
+    names = ["network", "dataset", "method", "seed", "of", "space", "epsilon", "value", "loss"]
     lines = []
-    for row in rows:
+    for row, of in ((row, of) for of, own in comparable(rows).items() for row in own):
         for space in ("full", "random"):
             for i, epsilon in enumerate(row["epsilons"] if row.get(space) else []):
                 values, losses, finite = (np.ravel(row[space][n][i]) for n in ("value", "base_loss", "finite"))
                 value = float(np.mean(values)) if all(finite) and None not in values else math.nan
                 place = [row[name] for name in names[:4]]
-                lines.append([*place, space, epsilon, value, losses[0]])
+                lines.append([*place, of, space, epsilon, value, losses[0]])
     return pd.DataFrame(lines, columns=names)
 
 
 def sharpness_at(row: Row, epsilon: float) -> float | None:
-    """The full-space sharpness of a row; `None` where it is a lower bound or 0, for a logarithmic axis."""
+    """The full-space sharpness of a row; `None` where it is a lower bound."""
     if not row.get("full"):
         return None
     i = row["epsilons"].index(epsilon)
-    value = number(row["full"]["value"][i])
-    return value if value and value > 0 and row["full"]["finite"][i] else None
+    return number(row["full"]["value"][i]) if row["full"]["finite"][i] else None
 
 
 def number(value: Any) -> float | None:
@@ -185,32 +205,37 @@ def number(value: Any) -> float | None:
     return float(value) if plain_number and math.isfinite(value) else None
 
 
+def positive(value: Any) -> float | None:
+    """A number that a logarithmic axis can show; `None` for any other."""
+    return found if (found := number(value)) is not None and found > 0 else None
+
+
 def headline(rows: Sequence[Row]) -> str:
     """How sharpness and accuracy of LB compare with those of SB, a sentence for each network."""
     if not rows:
         return "No rows yet."
     found, said = sharpness(rows), []
     largest = found[(found["space"] == "full") & (found["epsilon"] == found["epsilon"].max())]
-    for (network, dataset), group in pd.DataFrame(rows).groupby(["network", "dataset"], sort=False):
-        values = largest[(largest["network"] == network) & (largest["dataset"] == dataset)]
+    for of, own in comparable(rows).items():
+        values = largest[largest["of"] == of]
         small, large = by_seed(values, "value").values()
         parts = []
         if small and large and statistics.fmean(small.values()) > 0:
             ratio = statistics.fmean(large.values()) / statistics.fmean(small.values())
-            at = [statistics.fmean(own.values()) for own in by_seed(values, "loss").values()]
+            at = [statistics.fmean(losses.values()) for losses in by_seed(values, "loss").values()]
             parts.append(
                 f"LB minima are {plain(ratio)} times as sharp as SB minima (full space, epsilon "
                 f"{values['epsilon'].iloc[0]:g}; measured at a training loss of {plain(at[0])} for SB and "
                 f"{plain(at[1])} for LB), {compare(large, small, 'LB sharper than SB')}"
             )
-        small, large = by_seed(group, "test_accuracy").values()
+        small, large = by_seed(pd.DataFrame(own), "test_accuracy").values()
         if shared := [100 * (small[seed] - large[seed]) for seed in small if seed in large]:
             gap = statistics.fmean(shared)
             parts.append(
                 f"the test accuracy of LB is {plain(abs(gap))} points {'lower' if gap >= 0 else 'higher'}, "
                 f"{compare(small, large, 'SB higher than LB')}"
             )
-        said.append(f"{network} on {dataset}: {'; '.join(parts) or 'nothing to compare yet'}.")
+        said.append(f"{of}: {'; '.join(parts) or 'nothing to compare yet'}.")
     return " ".join(said)
 
 
@@ -225,11 +250,6 @@ def diverged(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def where(row: Row) -> str:
-    """The network and the data set of a row."""
-    return f"{row['network']} on {row['dataset']}"
-
-
 def percent(share: Any) -> float | None:
     """A share in percent; `None` where it is no finite number."""
     value = number(share)
@@ -239,6 +259,7 @@ def percent(share: Any) -> float | None:
 def by_seed(frame: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
     """Of SB and of LB the finite values of a column by seed, of the seeds that both have where there are any."""
     known = frame.dropna(subset=[column])
+    check_comparable(known.to_dict("records"))
     found = {m: known[known["method"] == m].set_index("seed")[column].to_dict() for m in ("SB", "LB")}
     shared = found["SB"].keys() & found["LB"].keys()
     return {m: {s: v for s, v in own.items() if s in shared or not shared} for m, own in found.items()}
@@ -252,12 +273,12 @@ def sharpness_figure(rows: Sequence[Row]) -> Section:
     for ax, ((space, epsilon), group) in zip(axes, groups, strict=False):
         table = paper.TABLE_3 if space == "full" else paper.TABLE_4
         values, known = {}, {}
-        for (network, dataset), own in group.groupby(["network", "dataset"], sort=False):
-            label = f"{network}\n{dataset}"
+        for of, own in group.groupby("of", sort=False):
+            label = re.sub(" on |, ", "\n", str(of))
             values[label] = {
                 m: dict(zip(o["seed"], o["value"], strict=True)) for m, o in own.groupby("method", sort=False)
             }
-            columns = table.get(network, {})
+            columns = table.get(own["network"].iloc[0], {})
             known[label] = {method: columns[method][epsilon] for method in columns if epsilon in columns[method]}
         plots.sharpness(values, paper=known, ax=ax)
         ax.set_title(f"{'full space' if space == 'full' else 'random subspaces'}, epsilon {epsilon:g}")
@@ -270,14 +291,15 @@ def sharpness_figure(rows: Sequence[Row]) -> Section:
 
 def accuracy_figure(rows: Sequence[Row]) -> Section:
     """Accuracy per epoch of every network, the paper's curve beside it where there is one (Fig. 2)."""
-    groups = list(pd.DataFrame(rows).groupby(["network", "dataset"], sort=False))
+    groups = comparable(rows)
     figure, axes = plots.axes(len(groups))
-    for ax, ((network, dataset), group) in zip(axes, groups, strict=True):
-        histories = {str(method): own["history"].tolist() for method, own in group.groupby("method", sort=False)}
+    for ax, (words, own) in zip(axes, groups.items(), strict=True):
+        network, dataset, group = own[0]["network"], own[0]["dataset"], pd.DataFrame(own)
+        histories = {str(method): of["history"].tolist() for method, of in group.groupby("method", sort=False)}
         digitised = paper.figure("fig2_curves").get(network, {}) if paper.DATASET.get(network) == dataset else {}
         curves = {tuple(name.split("_")): (curve.x, curve.y) for name, curve in digitised.items()}
         plots.accuracy(histories, paper=curves, ax=ax)
-        ax.set_title(f"{network} on {dataset}")
+        ax.set_title(words)
     words = "Training solid, test dashed; thin lines are seeds, thick ones their mean; dotted: the paper's Fig. 2."
     return Section("Accuracy per epoch (Fig. 2)", figure=figure, caption=words, name="accuracy")
 
@@ -316,30 +338,31 @@ def plain(value: float | None) -> str:
 
 def _accuracy(rows: Sequence[Row]) -> Section:
     lines, said = [], []
-    for (network, dataset), group in pd.DataFrame(rows).groupby(["network", "dataset"], sort=False):
+    for of, group in comparable(rows).items():
+        network, dataset, frame = group[0]["network"], group[0]["dataset"], pd.DataFrame(group)
         for split in ("train", "test"):
-            line = {"network": f"{network} on {dataset}", "accuracy, %": split}
-            values = by_seed(group, f"{split}_accuracy")
+            line = {"network": of, "accuracy, %": split}
+            values = by_seed(frame, f"{split}_accuracy")
             for method, own in values.items():
                 line[f"{method}, paper"] = theirs(paper.TABLE_2, network, method, split)
                 line[f"{method}, here"] = spread([100 * share for share in own.values()])
             line["n"] = str(max(map(len, values.values())))
             lines.append(line)
-        small, large = by_seed(group, "test_accuracy").values()
-        said.append(f"{network} on {dataset}: {compare(small, large, 'SB tests better than LB')}.")
+        small, large = by_seed(frame, "test_accuracy").values()
+        said.append(f"{of}: {compare(small, large, 'SB tests better than LB')}.")
         if paper.DATASET.get(network, dataset) != dataset.split(":")[0]:
             said.append(f"The paper has {network} on {_NAMES[paper.DATASET[network]]}.")
     return Section("Table 2. Accuracy; mean ± standard deviation over n seeds", said, pd.DataFrame(lines))
 
 
 def _sharpness(title: str, found: pd.DataFrame) -> Section:
+    table = paper.TABLE_3 if found["space"].iloc[0] == "full" else paper.TABLE_4
     lines, said = [], []
-    for (network, dataset, epsilon), group in found.groupby(["network", "dataset", "epsilon"], sort=False):
-        table = paper.TABLE_3 if group["space"].iloc[0] == "full" else paper.TABLE_4
-        line, means = {"network": f"{network} on {dataset}", "epsilon": f"{epsilon:g}"}, {}
+    for (of, epsilon), group in found.groupby(["of", "epsilon"], sort=False):
+        line, means = {"network": of, "epsilon": f"{epsilon:g}"}, {}
         values = by_seed(group, "value")
         for method, own in values.items():
-            line[f"{method}, paper"] = theirs(table, network, method, epsilon)
+            line[f"{method}, paper"] = theirs(table, group["network"].iloc[0], method, epsilon)
             line[f"{method}, here"] = spread(list(own.values()))
             means[method] = statistics.fmean(own.values()) if own else math.nan
         line["LB / SB"] = plain(means["LB"] / means["SB"] if means["SB"] else math.nan)
@@ -347,21 +370,21 @@ def _sharpness(title: str, found: pd.DataFrame) -> Section:
             line[f"f, {method}"] = plain(statistics.fmean(losses.values())) if losses else DASH
         line["n"] = str(max(map(len, values.values())))
         lines.append(line)
-        where = f"{network} on {dataset}, epsilon {epsilon:g}"
-        said.append(f"{where}: {compare(values['LB'], values['SB'], 'LB sharper than SB')}.")
+        place = f"{of}, epsilon {epsilon:g}"
+        said.append(f"{place}: {compare(values['LB'], values['SB'], 'LB sharper than SB')}.")
         if lost := group["value"].isna().sum():
-            said.append(f"{where}: {lost} of {len(group)} met a loss that is not finite, and are in no mean.")
+            said.append(f"{place}: {lost} of {len(group)} met a loss that is not finite, and are in no mean.")
     return Section(f"{title}; mean ± standard deviation over n seeds", said, pd.DataFrame(lines))
 
 
 def _distance(rows: Sequence[Row]) -> Section:
     lines = []
-    for (network, dataset), group in pd.DataFrame(rows).groupby(["network", "dataset"], sort=False):
-        small, large = by_seed(group, "distance").values()
-        ratios = [small[seed] / large[seed] for seed in small if large.get(seed)]
+    for of, own in comparable(rows).items():
+        small, large = by_seed(pd.DataFrame(own), "distance").values()
+        ratios = [small[seed] / large[seed] for seed in small if large.get(seed, 0) > 0]
         cells = [spread(list(small.values())), spread(list(large.values())), spread(ratios), str(len(ratios))]
         names = ("SB", "LB", "SB / LB", "n")
-        lines.append({"network": f"{network} on {dataset}", **dict(zip(names, cells, strict=True))})
+        lines.append({"network": of, **dict(zip(names, cells, strict=True))})
     low, high = paper.DISTANCE_RATIO
     said = [f"The paper gives SB / LB in words only, for no network in particular: {low:g} to {high:g}."]
     return Section("Distance of the minimum from the starting point, Euclidean", said, pd.DataFrame(lines))

@@ -1,17 +1,45 @@
-"""Statistics of seeds and runs: a sign test, intervals, what goes with the gap, values at an equal loss.
+"""Statistics of seeds and runs: intervals, verdicts, what goes with the gap, values at an equal loss.
 
 A number that the data do not give is NaN.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
 
 Values = Sequence[float | None] | np.ndarray
+
+
+def comparable(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The rows of each network, data set and run by these in words; others are never compared or pooled.
+
+    Settings are those of a run. Where rows of several runs are gathered, each has its "run", and the words name it
+    where the network and the data set do not tell.
+    """
+    found: dict[tuple, list[Any]] = {}
+    for row in rows:
+        found.setdefault((row.get("network"), row.get("dataset"), row.get("run")), []).append(row)
+    count = Counter(key[:2] for key in found)
+    return {
+        ", ".join(filter(None, (where(own[0]), key[2] if count[key[:2]] > 1 else ""))): own
+        for key, own in found.items()
+    }
+
+
+def check_comparable(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse rows of several groups."""
+    if len(groups := comparable(rows)) > 1:
+        raise ValueError(f"there are rows of {' and of '.join(groups)}; they cannot be compared")
+
+
+def where(row: Mapping[str, Any]) -> str:
+    """The network and the data set of a row."""
+    return " on ".join(row[name] for name in ("network", "dataset") if name in row)
 
 
 class Interval(NamedTuple):
@@ -21,30 +49,108 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def word(self) -> str:
+        """What it says of a number that is claimed to be above 0: "holds", "does not hold" or "undecided"."""
+        return "holds" if self.low > 0 else "does not hold" if self.high < 0 else "undecided"
+
 
 def interval(values: Values, *, level: float = 0.95) -> Interval:
-    """The mean of seeds or draws with its bootstrap interval (BCa, 999 resamples of a fixed seed).
-
-    Few values give too short an interval: at 95 %, of normal values, it holds their mean in 84 % of all cases with
-    five of them, in 89 % with ten and in 92 % with thirty.
+    """The mean of seeds or draws with Student's t interval.
 
     Args:
       values: independent of each other; one that is not finite makes the mean NaN.
-      level: of confidence.
+      level: of confidence. Of normal values the interval holds their mean as often as that, however few they are.
 
     Returns:
-      The ends are NaN below five values, too few for a bootstrap, and where all values are alike.
+      The ends are NaN below two values.
 
-    Reference: Efron, "Better Bootstrap Confidence Intervals", 1987.
-
-    >>> found = interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    >>> found.value, 1.8 < found.low < 2.6, 4.4 < found.high < 5.2
-    (3.5, True, True)
+    >>> tuple(round(end, 2) for end in interval([1.0, 2.0, 3.0, 4.0, 5.0]))
+    (3.0, 1.04, 4.96)
     """
+    _check_level(level)
     x = np.asarray(values, float)
     if x.ndim != 1:
         raise ValueError(f"values has the shape {x.shape}; it must have one axis, that of seeds or draws")
-    return _bootstrap(float(x.mean()) if x.size else math.nan, x, np.mean, level)
+    mean = float(x.mean()) if len(x) and np.isfinite(x).all() else math.nan
+    if len(x) < 2 or math.isnan(mean):
+        return Interval(mean, math.nan, math.nan)
+    half = float(scipy.stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1)) / math.sqrt(len(x))
+    return Interval(mean, mean - half, mean + half)
+
+
+class Verdict(NamedTuple):
+    """What is said of a claim; as text "holds (n = 5, 5 of 5)".
+
+    Attributes:
+      word: "holds", "does not hold", "undecided", or "not tested" where there is no seed.
+      n: seeds.
+      wins: of them on the claimed side.
+      losses: on the other side; the rest is tied.
+    """
+
+    word: str
+    n: int
+    wins: int = 0
+    losses: int = 0
+
+    @property
+    def tally(self) -> str:
+        """n, and the count of the sign test, which leaves ties out: "n = 5, 5 of 5"."""
+        sides = self.wins + self.losses
+        return f"n = {self.n}" + (f", {self.wins} of {sides}" if sides else "")
+
+    def __str__(self) -> str:
+        return f"{self.word} ({self.tally})" if self.n else self.word
+
+
+def verdict(margins: Values) -> Verdict:
+    """Whether a claim holds, from by how much it holds in each seed.
+
+    It holds where the 95 % t interval of the margins is above 0, and does not hold where it is below. It is
+    undecided where the interval has 0 in it, where a margin is infinite, and below three seeds.
+
+    Args:
+      margins: one a seed, above 0 where the claim is true of it: a paired difference, or the distance to a bound.
+        NaN is left out.
+
+    >>> str(verdict([1.0, 1.2, 0.9])), str(verdict([1.0, -1.2, 0.9])), str(verdict([1.0, 1.2]))
+    ('holds (n = 3, 3 of 3)', 'undecided (n = 3, 2 of 3)', 'undecided (n = 2, 2 of 2)')
+    """
+    x = np.asarray(margins, float)
+    x = x[~np.isnan(x)]
+    word = interval(x).word if len(x) > 2 else "undecided" if len(x) else "not tested"
+    return Verdict(word, len(x), int((x > 0).sum()), int((x < 0).sum()))
+
+
+def weakest(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict of a claim that has several numbers, such as one for each epsilon: that of the weakest of them.
+
+    So it holds where it holds for all that were tested, and does not hold where it does not for one.
+    """
+    order = ("does not hold", "undecided", "holds")
+    tested = [one for one in verdicts if one.n]
+    return min(
+        tested, key=lambda one: (order.index(one.word), one.wins - one.losses), default=Verdict("not tested", 0)
+    )
+
+
+def log_ratio(a: float, b: float) -> float:
+    """log(a / b) of two numbers from 0 up: infinite where one is 0, and 0 where they are alike."""
+    if a == b:
+        return 0.0
+    return (math.log(a) if a > 0 else -math.inf) - (math.log(b) if b > 0 else -math.inf)
+
+
+def decay(accuracies: Values) -> float:
+    """How far an accuracy is below its peak at the end of training: the peak less the mean of the last tenth.
+
+    >>> decay([50, 90, 80])
+    10.0
+    """
+    x = np.asarray(accuracies, float)
+    x = x[np.isfinite(x)]
+    return float(x.max() - x[-max(1, len(x) // 10) :].mean()) if len(x) else math.nan
 
 
 def kendall(
@@ -53,7 +159,8 @@ def kendall(
     """Kendall's tau-b of a measure and the gaps, with a bootstrap over settings.
 
     Runs of one setting that differ in their seed alone are no independent evidence, so a resample takes settings,
-    each with all its runs. A resample that has no order counts as tau = 0.
+    each with all its runs. A resample that has no order counts as tau = 0. In simulations of normal pairs, two
+    runs a setting, the 95 % interval held tau in 95 % of all cases with 24 settings, 94 % with 12, 92 % with 6.
 
     Args:
       values: of the measure, one a run; runs where it or the gap is not finite are left out.
@@ -130,16 +237,17 @@ def at_loss(losses: Values, values: Values, level: float) -> float:
       level: of the loss.
 
     Returns:
-      The value, NaN if the loss never crosses the level, or a number beside the crossing is not positive.
+      The value. NaN if the loss never reaches the level, if it begins there or below, and if a number beside the
+      crossing is not positive.
 
     >>> round(at_loss([1.0, 0.01], [100.0, 1.0], 0.1), 6)
     10.0
     """
     f, v = np.array([losses, values], float)
-    k = next((k for k in range(len(f) - 1) if f[k] > level >= f[k + 1]), None)
-    if k is None or not (np.minimum(f, v)[k : k + 2] > 0).all():
+    k = int((f <= level).argmax()) if len(f) else 0
+    if k == 0 or not (np.minimum(f, v)[k - 1 : k + 1] > 0).all():
         return math.nan
-    (f0, f1), (v0, v1) = np.log(f[k : k + 2]), np.log(v[k : k + 2])
+    (f0, f1), (v0, v1) = np.log(f[k - 1 : k + 1]), np.log(v[k - 1 : k + 1])
     share = (f0 - math.log(level)) / (f0 - f1)
     return math.exp((1 - share) * v0 + share * v1)
 
@@ -153,7 +261,7 @@ def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> 
         words: the claim, such as "LB sharper than SB".
 
     Returns:
-        A clause with the count and p.
+        A clause with the count, and with p from two seeds up.
 
     Example:
         >>> compare({0: 3.0, 1: 2.0}, {0: 1.0, 1: 1.0}, "LB sharper than SB")
@@ -164,9 +272,10 @@ def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> 
         return f"{words}: no seed has both"
     wins, ties = sum(a > b for a, b in pairs), sum(a == b for a, b in pairs)
     n = len(pairs) - ties
-    p = scipy.stats.binomtest(wins, n, alternative="greater").pvalue if n else 1.0
-    tied = f", {ties} tied and left out" if ties else ""
-    return f"{words} in {wins} of {n} seeds{tied} (sign test, p = {p:.2g} one-sided)"
+    said = f"{words} in {wins} of {n} seeds" + (f", {ties} tied and left out" if ties else "")
+    if n < 2:
+        return said
+    return f"{said} (sign test, p = {scipy.stats.binomtest(wins, n, alternative='greater').pvalue:.2g} one-sided)"
 
 
 class Threshold(NamedTuple):
@@ -185,7 +294,7 @@ class Threshold(NamedTuple):
     p_value: float
 
 
-def threshold(batch_sizes: Sequence[float], accuracies: Sequence[float]) -> Threshold | None:
+def threshold(batch_sizes: Values, accuracies: Values) -> Threshold | None:
     r"""The batch size after which accuracy falls: a least-squares fit of a constant that turns into a descent.
 
     $a + b \max(0, \log_{10} B - \log_{10} t)$ with b < 0; t is sought on a grid of 400 values between the second
@@ -194,7 +303,7 @@ def threshold(batch_sizes: Sequence[float], accuracies: Sequence[float]) -> Thre
 
     Args:
       batch_sizes: of each point; a batch size may occur several times, once for each seed.
-      accuracies: of each point.
+      accuracies: of each point; one that is not finite is left out.
 
     Returns:
       The threshold; None with fewer than five batch sizes, or if accuracy falls nowhere.
@@ -209,9 +318,10 @@ def threshold(batch_sizes: Sequence[float], accuracies: Sequence[float]) -> Thre
     """
     if len(batch_sizes) != len(accuracies):
         raise ValueError(f"there are {len(batch_sizes)} batch sizes and {len(accuracies)} accuracies")
-    if not all(size > 0 for size in batch_sizes):
+    sizes = np.asarray(batch_sizes, float)
+    if not (sizes > 0).all():
         raise ValueError(f"batch_sizes is {batch_sizes}; each must be above 0")
-    x, y = np.log10(np.asarray(batch_sizes, float)), np.asarray(accuracies, float)
+    x, y, _ = _finite(np.log10(sizes), accuracies, [{}] * len(sizes))
     distinct = np.unique(x)
     if len(distinct) < 5:
         return None
@@ -227,23 +337,6 @@ def threshold(batch_sizes: Sequence[float], accuracies: Sequence[float]) -> Thre
     flat = float(((y - y.mean()) ** 2).sum())
     f = math.inf if least == 0 else (flat - least) / 2 / (least / freedom)
     return Threshold(float(10**t), float(a), float(b), float(scipy.stats.f.sf(f, 2, freedom)))
-
-
-def verdict(holds: Sequence[bool], of: str = "seeds") -> str:
-    """What a claim of the paper comes to, from whether it holds in each seed, or in each of something else.
-
-    >>> verdict([True, True]), verdict([True, False]), verdict([False])
-    ('agrees with the paper', 'agrees with the paper in 1 of 2 seeds', 'does not agree with the paper')
-    """
-    if not holds:
-        return "nothing to compare"
-    if all(holds):
-        return "agrees with the paper"
-    return (
-        f"agrees with the paper in {sum(holds)} of {len(holds)} {of}"
-        if any(holds)
-        else "does not agree with the paper"
-    )
 
 
 def _finite(
@@ -272,10 +365,14 @@ def _over_settings(
 
 
 def _bootstrap(value: float, data: np.ndarray, statistic: Callable, level: float) -> Interval:
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; it must be between 0 and 1")
+    _check_level(level)
     if len(data) < 5 or not math.isfinite(value):
         return Interval(value, math.nan, math.nan)
     with warnings.catch_warnings(action="ignore"):  # where all resamples are alike, the ends are NaN
         found = scipy.stats.bootstrap((data,), statistic, n_resamples=999, confidence_level=level, rng=0)
     return Interval(value, *map(float, found.confidence_interval))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; it must be between 0 and 1")

@@ -121,16 +121,27 @@ def test_the_sentence_names_the_factors_that_the_numbers_name(seeds):
         )
 
     def sharpness(on, seed):
-        return 10 ** (1 - 0.5 * ("ghosts" in on) - 0.3 * ("updates" in on) * (seed + 1) / 3)
+        return 10 ** (1 - 0.5 * ("ghosts" in on) - 0.3 * ("updates" in on) - 0.3 * ("noise" in on) * (seed - 1))
 
     first = causes.figures(made(seeds, accuracy, sharpness))[0]
     assert "The gap: SB tests 4.00 points above LB, SB higher than LB in" in first.findings[0]
     assert "rises with updates (+2.00 points" in first.findings[1]
     assert "falls with rate (-" in first.findings[1]
-    assert "falls with updates (times" in first.findings[2] and "ghosts (times 0.32" in first.findings[2]
-    assert "not the same: updates does both" in first.findings[3]
+    assert first.findings[2] == (
+        "Sharpness in the full space rises with nothing; it falls with ghosts (times 0.32, 0.32 to 0.32), updates "
+        "(times 0.50, 0.50 to 0.50)."
+    )
+    assert "not the same: updates do both" in first.findings[5]
+    assert "95 % t intervals" in first.caption
     row = first.table.set_index("effect").loc["ghosts"]
     assert row["log10 sharpness, full"].startswith("-0.50")
+
+
+@pytest.mark.parametrize(
+    ("both", "verb"), [([], "does"), (["noise"], "does"), (["ghosts"], "do"), (["noise", "rate"], "do")]
+)
+def test_the_verb_agrees(both, verb):
+    assert causes._do(both) == verb
 
 
 def test_a_seed_with_a_run_that_diverged_is_in_no_effect():

@@ -113,9 +113,28 @@ def test_a_method_that_diverged_is_in_no_figure_and_the_other_is():
     lost, fig2, *others = trajectory.figures(rows)
     words = "Diverged, in no comparison: F1 on digits, SB, seed 0, at step 7."
     assert lost.findings == [words]
-    assert fig2.name == "fig2" and "no seed has both" in fig2.findings[0]
+    assert fig2.name == "fig2" and "SB higher than LB: not tested." in fig2.findings[0]
     assert "speedup" not in {section.name for section in others}
     assert "nan" not in " ".join(said for section in (fig2, *others) for said in section.findings)
+
+
+@pytest.mark.parametrize("change", [{"network": "C1"}, {"run": "other"}])
+@each
+def test_rows_of_two_networks_or_runs_are_two_figures(name, change):
+    experiment, _ = EXPERIMENTS[name]
+    rows = experiment.run(experiment.SMOKE).rows
+    alone = experiment.figures(rows)
+    made = experiment.figures(rows + [row | change for row in rows])
+    assert len(made) == 2 * len(alone) and len({section.name for section in made}) == len(made)
+    assert [section.title.split(": ")[0] for section in made] == 2 * [section.title for section in alone]
+    half = len(alone)
+    assert [section.findings for section in made[:half]] == [section.findings for section in alone]
+
+
+def test_a_curve_along_training_is_of_one_network():
+    rows = trajectory.run(trajectory.SMOKE).rows
+    with pytest.raises(ValueError, match="cannot be compared"):
+        trajectory.points_along(rows + [row | {"network": "C1"} for row in rows])
 
 
 def test_large_batches_pay_below_the_efficiency_of_appendix_c() -> None:
@@ -135,6 +154,23 @@ def test_large_batches_pay_below_the_efficiency_of_appendix_c() -> None:
     at = dict(zip(np.round(drawn.get_xdata(), 2), drawn.get_ydata(), strict=True))
     assert at[0.2] == pytest.approx(0.5)  # the paper's example: a tenth of the batch, an efficiency of 0.2
     assert trajectory._speedup([rows[0], rows[1] | {"history": {"test_accuracy": [None]}}]) is None
+
+
+def test_the_fall_from_the_peak_has_the_rule_of_the_claim():
+    """C1's own curves in the paper: 0.46 for LB, where the last epoch alone is 0.61 below the peak."""
+    curves = paper.figure("fig2_curves")["C1"]
+    rows = [
+        {"network": "C1", "dataset": "cifar10", "method": method, "seed": 0}
+        | {"history": {"test_accuracy": [share / 100 for share in curves[f"{method}_test"].y]}}
+        for method in ("SB", "LB")
+    ]
+    section = trajectory._accuracy(rows)
+    assert section is not None
+    fall = section.findings[1]
+    ours, theirs = fall.split(", in the paper by ")
+    assert ours.endswith(f"falls by {theirs.split(' and ')[0]} points (SB) and 0.46 (LB)") and theirs.endswith(
+        "0.46."
+    )
 
 
 def test_all_large_batches_begin_where_the_small_one_was(monkeypatch):

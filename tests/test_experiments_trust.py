@@ -37,6 +37,16 @@ def test_the_same_function_is_made_sharper_and_flatter(monkeypatch, tmp_path):
     assert again.rows == run.rows and again.added == 0
 
 
+def test_an_image_of_sharpness_0_is_flatter():
+    def maps(*values):
+        return [{"factor": f, "full": v, "logits_change": 0.0} for f, v in zip((1.0, 9.0), values, strict=True)]
+
+    runs = [{"seed": 0, "method": method, "maps": own} for method, own in
+            (("SB", maps(1.0, 1.0)), ("LB", maps(5.0, 0.0)))]  # fmt: skip
+    assert reparametrise._turned(runs, "full") == (1, 1)
+    assert reparametrise.values_of(runs[1]["maps"], "full") == (5.0, [5.0, 0.0])
+
+
 def test_factors_need_the_map_that_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match="one must be 1"):
         reparametrise.run(reparametrise.SMOKE._replace(factors=(0.1, 10.0)), tmp_path / "run")
@@ -50,6 +60,7 @@ def test_measures_are_ranked_over_a_grid(tmp_path, monkeypatch):
     assert len(run.rows) == 4 and all(len(row["measures"]) == 17 for row in run.rows)
     (section,) = correlation.figures(run.rows)
     assert "4 runs" in section.findings[0]
+    assert section.findings[1].startswith("Highest Kendall's tau: ") and " to " not in section.findings[1]
     monkeypatch.setattr(minima, "find", lambda *args, **how: pytest.fail("asked again"))
     assert correlation.run(config, tmp_path).added == 0
     for changes, words in (({"widths": ()}, "every axis"), ({"train_size": 10**6}, "train_size is 1000000")):

@@ -85,6 +85,8 @@ def test_the_sentences_name_the_best_and_the_table_has_the_papers_rows():
     scatter, table = remedies.figures(made(accuracy, sharpness))
     assert "SB tests 3.00 points above LB: SB higher than LB in 2 of 2 seeds" in scatter.findings[0]
     assert scatter.findings[1].startswith("LB: best of 3 is SAM with 82.00 ± 0.00 %")
+    assert "5.00 ± 0.00 points above plain LB" in scatter.findings[1]
+    assert "p =" not in scatter.findings[1] and "chosen on these seeds" in scatter.findings[1]
     assert "rank correlation of -1.00" in scatter.findings[1]
     rows = table.table.set_index(["remedy", "run"])
     mean, std = paper.TABLE_6["C1"]["LB"]["test"]
@@ -92,6 +94,15 @@ def test_the_sentences_name_the_best_and_the_table_has_the_papers_rows():
     assert rows.loc[("augmentation", "LB"), "paper, sharpness"] == "231.77 ± 30.50"
     assert rows.loc[("SAM", "LB"), "paper"] == "-" == rows.loc[("augmentation", "SB"), "paper, sharpness"]
     assert rows.loc[("SAM", "LB"), "below plain SB, points"].startswith("-2.00")
+
+
+def test_a_sharpness_of_0_is_in_the_table_and_not_on_the_logarithmic_axis():
+    every = {(name, side): 0.5 for name in ("plain", "augmentation", "SAM") for side in ("SB", "LB")}
+    scatter, table = remedies.figures(made(every, every | {("SAM", "LB"): 0.0}))
+    assert table.table.set_index(["remedy", "run"]).loc[("SAM", "LB"), "sharpness"] == "0.00 ± 0.00"
+    assert "t" not in [
+        text.get_text() for ax in scatter.figure.axes for text in ax.texts if text.get_text() == "t"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,34 @@ def test_a_lower_bound_is_in_no_mean(three):
     assert report.sharpness_at(three[0], 1e-3) is None and report.sharpness_at(three[0], 5e-4) == 0.25
 
 
+def test_networks_and_runs_are_never_one_curve_or_pair(three):
+    other = [one | {"run": "mnist/other", "test_accuracy": 0.5} for one in three]
+    both = [one | {"run": "mnist/default"} for one in three] + other
+    for title, lines in (("Table 2", 4), ("Table 3", 4), ("Distance", 2)):
+        found = table(both, title).table
+        assert len(found) == lines and set(found["n"]) == {"3"}
+        assert set(found["network"]) == {"F1 on mnist, mnist/default", "F1 on mnist, mnist/other"}
+    assert len(report.accuracy_figure(both).figure.axes) == 2
+    labels = report.sharpness_figure(both).figure.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["F1\nmnist\nmnist/default", "F1\nmnist\nmnist/other"]
+    small = [one | {"network": "F1" if one["method"] == "SB" else "C1"} for one in three]
+    with pytest.raises(ValueError, match="rows of F1 on mnist and of C1 on mnist; they cannot be compared"):
+        report.by_seed(pd.DataFrame(small), "test_accuracy")
+
+
+def test_figures_that_are_apart_say_whose_they_are(three):
+    @report.apart
+    def figures(rows):
+        return [report.Section("T", [str(len(rows))], name="t"), report.Section("U")]
+
+    assert figures(three) == [report.Section("T", ["6"], name="t"), report.Section("U")]
+    made = figures([one | {"network": "F1" if one["method"] == "SB" else "C1"} for one in three])
+    assert [(one.title, one.name) for one in made] == [
+        ("T: F1 on mnist", "t-F1-on-mnist"), ("U: F1 on mnist", ""),
+        ("T: C1 on mnist", "t-C1-on-mnist"), ("U: C1 on mnist", ""),
+    ]  # fmt: skip
+
+
 def test_one_seed_has_no_deviation():
     assert table([row("F1", "SB", 0, 1.0, [0.5])], "Table 3").table.iloc[0]["SB, here"] == "1.00"
 
