@@ -67,7 +67,7 @@ def maximise(
     From each start, step to the corner that the gradient points to; a coordinate whose derivative changed sign on
     the way goes back to where it vanishes. The starts have an equal number of looks each, and the best goes on.
     When an ascent stops, another begins beside the best point: half of the fifth of the coordinates with the least
-    $|r_i\, \partial f / \partial y_i|$ change sides; of two fifths, of four fifths, of all, while that finds nothing
+    $|r_i\, \partial f / \partial y_i|$ change sides; of two fifths, four fifths, all while that finds nothing
     better. An ascent has stopped after two looks without a better value, or where it would look at a point again.
     Neither a multiple of f nor the size of the box changes the course.
 
