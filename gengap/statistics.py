@@ -153,7 +153,7 @@ def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> 
         words: the claim, such as "LB sharper than SB".
 
     Returns:
-        A clause with the count and p.
+        A clause with the count, and with p where there are two seeds or more.
 
     Example:
         >>> compare({0: 3.0, 1: 2.0}, {0: 1.0, 1: 1.0}, "LB sharper than SB")
@@ -164,9 +164,12 @@ def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> 
         return f"{words}: no seed has both"
     wins, ties = sum(a > b for a, b in pairs), sum(a == b for a, b in pairs)
     n = len(pairs) - ties
-    p = scipy.stats.binomtest(wins, n, alternative="greater").pvalue if n else 1.0
     tied = f", {ties} tied and left out" if ties else ""
-    return f"{words} in {wins} of {n} seeds{tied} (sign test, p = {p:.2g} one-sided)"
+    count = f"{words} in {wins} of {n} seed{'s' * (n != 1)}{tied}"
+    if n < 2:
+        return count
+    p = scipy.stats.binomtest(wins, n, alternative="greater").pvalue
+    return f"{count} (sign test, p = {p:.2g} one-sided)"
 
 
 class Threshold(NamedTuple):
