@@ -10,7 +10,10 @@ READY := $(if $(VENV),$(VENV)/ready-$(or $(ACCELERATOR),cpu))
 PACKAGES := -c constraints.txt -e '.[test,lint]' $(ACCELERATOR:%='jax[%]')
 FILES := $(filter-out %/__init__.py %/claims.py %/command.py %/training.py,$(wildcard experiments/*.py))
 EXPERIMENTS := $(FILES:experiments/%.py=exp-%)
-$(foreach v,$(filter-out PYTHON VENV ACCELERATOR ARGS,$(.VARIABLES)),$(if $(filter command,$(origin $v)),$(error There is no variable $v here; flags of an experiment go into ARGS="--flag value")))
+VARIABLES := PYTHON VENV ACCELERATOR ARGS
+SPELT := import difflib, sys; print(*(f"(did you mean {name}?)" for name in difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1)))
+NEAR = $(shell $(PYTHON) -c '$(SPELT)' '$1' $(VARIABLES) 2>/dev/null)
+$(foreach v,$(filter-out $(VARIABLES),$(.VARIABLES)),$(if $(filter command,$(origin $v)),$(error There is no variable $v here, only $(strip $(VARIABLES) $(call NEAR,$v)); flags of an experiment go into ARGS="--flag value")))
 
 help:
 	@echo 'make exp-NAME   run experiments/NAME.py; ARGS="--flag value" goes to it, ARGS=--help lists its flags:'

@@ -68,20 +68,27 @@ def main(
             default = flat(sets[dataset]) | {"dataset": default["dataset"]}
         _check_devices()
         out = options.out or out / experiment / records.run_name(flat(settings), default)
-        out = out.expanduser()
+        out = Path(os.path.expanduser(out))  # which leaves a user that is not known alone
         if out.exists() and not out.is_dir():
             raise ValueError(f"out is {out}; it must be a directory")
         done = run(settings, out, fresh=options.fresh, data_dir=options.data_dir)
+        is_own = (out / "config.json").exists()  # else its rows are those of other runs
         page = out / "report.html"
         width = shutil.get_terminal_size((100, 0)).columns
-        if done.added or not (page.exists() and (out / "report.md").exists()):
-            sections = figures(done.rows)
-            page = report.write(experiment, sections, done, out)
-            _say(report.terminal(sections, width))
-        else:
+        findings = ""
+        if page.exists() and not done.added:
+            with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):  # it is written again
+                findings = report.first_findings(out, width)
+        if findings:
             last = max(row["origin"]["date"] for row in done.rows)
-            _say(report.first_findings(out, width))
+            _say(findings)
             _say(f"\nNothing was computed: all {len(done.rows)} rows are there, the last from {last}.\n")
+        else:
+            sections = figures(done.rows)
+            _say(report.terminal(sections, width))
+            page = report.write(experiment, sections, done, out)
+            if is_own:
+                done.check_kept()
         _say(f"\nThe report is in {page}\n")
 
     # In a thread of its own, since Ctrl-C waits for a compiled computation to end, which can take minutes.

@@ -4,16 +4,17 @@ import os
 import zipfile
 from numbers import Integral
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, Int32, UInt8
 
 from gengap import tfds_sets
 
 prepare = tfds_sets.prepare
+Values = Any  # what NumPy makes an array of: also lists and columns of pandas
 
 
 class Dataset(NamedTuple):
@@ -27,7 +28,7 @@ class Dataset(NamedTuple):
     name: str
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a data set by name, as stored, in the stored order.
 
     "digits" is the 8x8 set that scikit-learn carries: its values 0 to 16 become round(x * 255 / 16), and 80 % of
@@ -53,9 +54,10 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     >>> ds.x_train.shape, ds.x_test.shape, ds.num_classes
     ((1437, 8, 8, 1), (360, 8, 8, 1), 10)
     """
-    if name == "digits":
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if str(name) == "digits":
         return _digits()
-    if name.endswith(".npz"):
+    if str(name).endswith(".npz"):
         return _from_file(Path(name))
     where, train, test, num_classes = tfds_sets.read(name, data_dir)
     try:
@@ -65,10 +67,10 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
 
 
 def from_arrays(
-    x_train: ArrayLike,
-    y_train: ArrayLike,
-    x_test: ArrayLike,
-    y_test: ArrayLike,
+    x_train: Values,
+    y_train: Values,
+    x_test: Values,
+    y_test: Values,
     *,
     num_classes: int | None = None,
     name: str = "arrays",
@@ -79,7 +81,7 @@ def from_arrays(
       x_train, x_test: uint8 images [m, ...], scaled by 1/255 where they are used; or floating-point features,
         which become float32; or tokens of any other integer type, which become int32. Features and tokens are
         used as they are: give tokens below 256 as int32, not as uint8.
-      y_train, y_test: integer labels [m], 0 to num_classes - 1.
+      y_train, y_test: integer labels [m], 0 to num_classes - 1; also lists and columns of pandas.
       num_classes: by default the largest label of both splits + 1.
       name: what the data set is called in records.
 
@@ -99,7 +101,7 @@ def from_arrays(
     labels = {"y_train": _labels("y_train", y_train, len(train)), "y_test": _labels("y_test", y_test, len(test))}
     if num_classes is None:
         num_classes = max(int(y.max()) for y in labels.values()) + 1
-    _check_integer("num_classes", num_classes, 2**31 - 1)
+    _check_integer("num_classes", num_classes)
     for argument, y in labels.items():
         if y.max() >= num_classes:
             raise ValueError(f"{argument} must be labels below num_classes = {num_classes}, got {y.max()}")
@@ -113,29 +115,58 @@ def head(ds: Dataset, size: int) -> Dataset:
     return ds._replace(x_train=ds.x_train[:size], y_train=ds.y_train[:size])
 
 
-def _check_integer(argument: str, value: Any, most: int, why: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= most:
-        raise ValueError(f"{argument} must be an integer from 1 to {most}{why}, got {value!r}")
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Every array of an .npz file, held to its checksums.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      ValueError: what is wrong with it; whoever asks knows what it should be, and names it.
+    """
+    try:
+        with open(path, "rb") as opened, zipfile.ZipFile(opened) as stored:
+            # NumPy reads as far as an array says that it goes, so that a damaged one may end before its checksum.
+            if (name := stored.testzip()) is not None:
+                raise ValueError(f"{name} is not what its checksum says")
+            opened.seek(-22, os.SEEK_END)
+            end = opened.read()  # tells how many arrays there are; zipfile does not look
+            if end[:4] == b"PK\5\6" and int.from_bytes(end[10:12], "little") != min(
+                len(stored.filelist), 2**16 - 1
+            ):
+                raise ValueError("it holds more or fewer arrays than it says")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: np.asarray(file[name]) for name in file.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # any of zipfile, zlib and NumPy
+        raise ValueError(_short(error)) from None
+
+
+def _check_integer(argument: str, value: Any, most: int = 2**31 - 1, why: str = "") -> None:
+    if not _is_integer(value) or not 1 <= value <= most:
+        raise ValueError(f"{argument} must be an integer from 1 to {most}{why}, got {_short(repr(value))}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _short(words: Any) -> str:
+    return shorten(str(words), 300)
 
 
 def _from_file(path: Path) -> Dataset:
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*names, "num_classes") if name in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        arrays = read_npz(path)
+    except ValueError as error:
         raise ValueError(f"{path} is no .npz file of arrays, or damaged: {error}") from None
     if missing := [name for name in names if name not in arrays]:
         raise ValueError(f"{path} has no {', '.join(missing)}; it must have {', '.join(names)}")
-    classes = arrays.get("num_classes")
+    classes = arrays["num_classes"].tolist() if "num_classes" in arrays else None
     try:
-        return from_arrays(
-            *(arrays[name] for name in names),
-            num_classes=None if classes is None else int(classes),
-            name=path.stem,
-        )
+        if classes is not None:
+            _check_integer("num_classes", classes)
+        return from_arrays(*(arrays[name] for name in names), num_classes=classes, name=path.stem)
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
 
@@ -150,8 +181,15 @@ def _digits() -> Dataset:
     return from_arrays(x_train, y_train, x_test, y_test, num_classes=10, name="digits")
 
 
-def _features(argument: str, values: ArrayLike) -> np.ndarray:
-    x = np.asarray(values)
+def _array(argument: str, values: Values) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument} must be an array: {_short(error)}") from None
+
+
+def _features(argument: str, values: Values) -> np.ndarray:
+    x = _array(argument, values)
     is_whole = np.issubdtype(x.dtype, np.integer)
     if not is_whole and not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{argument} must be uint8 images, floating features or integers, got dtype {x.dtype}")
@@ -170,12 +208,17 @@ def _features(argument: str, values: ArrayLike) -> np.ndarray:
     return x
 
 
-def _labels(argument: str, values: ArrayLike, rows: int) -> np.ndarray:
-    y = np.asarray(values)
+def _labels(argument: str, values: Values, rows: int) -> np.ndarray:
+    y = _array(argument, values)
     if y.shape != (rows,):
         raise ValueError(f"{argument} must have shape ({rows},), a label for each example, got {y.shape}")
-    if not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(f"{argument} must be integers, got dtype {y.dtype}")
+    if y.dtype == object and all(map(_is_integer, y)):
+        y = np.array([int(v) for v in y])  # Int64 of pandas 2
+    elif not np.issubdtype(y.dtype, np.integer):
+        entries = y.tolist()
+        odd = (v for v in entries if not (_is_integer(v) or (isinstance(v, float) and v.is_integer())))
+        such = _short(repr(next(odd, entries[0])))
+        raise ValueError(f"{argument} must be integers, got dtype {y.dtype}, such as {such}")
     if y.min() < 0:
         raise ValueError(f"{argument} must be labels from 0 up, got {y.min()}")
     return y

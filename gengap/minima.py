@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from gengap import flat, growth, methods, objective, program, records, train
-from gengap.data import Dataset
+from gengap.data import Dataset, read_npz
 from gengap.methods import PLAIN, Method
 from gengap.models import Model
 
@@ -381,13 +380,13 @@ def _write(path: Path, tree: PyTree, history: train.History, header: dict[str, A
 
 def _read(path: Path, settings: dict[str, Any] | None) -> tuple[dict[str, Any], train.History, list[np.ndarray]]:
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            # bfloat16 and its like are unknown to NumPy, which reads them back as raw bytes
-            leaves = [file[f"leaf {i}"].view(jnp.dtype(dtype)) for i, dtype in enumerate(header["types"])]
-            history = {n.removeprefix("history "): file[n] for n in file.files if n.startswith("history ")}
-            there = header["settings"]
-    except (KeyError, TypeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+        header = json.loads(str(arrays["header"]))
+        # bfloat16 and its like are unknown to NumPy, which reads them back as raw bytes
+        leaves = [arrays[f"leaf {i}"].view(jnp.dtype(dtype)) for i, dtype in enumerate(header["types"])]
+        history = {n.removeprefix("history "): values for n, values in arrays.items() if n.startswith("history ")}
+        there = dict(header["settings"])
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no minimum, or damaged: {error}") from None
     if settings is not None and there != settings:
         names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]

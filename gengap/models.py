@@ -176,6 +176,12 @@ def max_pool(x: Float[Array, "b h w c"], *, size: int, stride: int) -> Float[Arr
     return x
 
 
+def _check_images(x: Array) -> None:
+    if x.ndim != 4:
+        does = "x[..., None] adds the channel of gray images, and models.dense takes features of any shape"
+        raise ValueError(f"x has the shape {x.shape}; it must be [b, height, width, channels]: {does}")
+
+
 _linear = partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
 _conv = partial(nn.Conv, kernel_init=nn.initializers.glorot_uniform(), conv_general_dilated=_convolution)
 
@@ -197,6 +203,7 @@ class _Shallow(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, frozen: bool = False) -> Array:
+        _check_images(x)
         for _ in range(2):
             x = max_pool(_norm_relu(_conv(64, (5, 5))(x), frozen), size=3, stride=2)
         x = x.reshape(len(x), -1)
@@ -211,6 +218,7 @@ class _Deep(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, frozen: bool = False) -> Array:
+        _check_images(x)
         for features, depth, rate in ((64, 2, 0.3), (128, 2, 0.4), (256, 3, 0.4), (512, 3, 0.4), (512, 3, 0.4)):
             for i in range(depth):
                 x = _norm_relu(_conv(features, (3, 3))(x), frozen)

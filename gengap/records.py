@@ -33,7 +33,8 @@ class Run(NamedTuple):
       path: its directory; `None` for one that is only returned.
       experiment: its name.
       config: what it was asked.
-      rows: finished ones. Each has an "origin": commit, versions, device, date, and seconds since the row before.
+      rows: finished ones. Each has an "origin": commit, versions, device, the date when it was finished, and
+        seconds since the row before.
       begun: when this process began, and when it finished each of its rows, on the clock of `time.monotonic`.
     """
 
@@ -49,17 +50,31 @@ class Run(NamedTuple):
         return any(all(row.get(name) == value for name, value in asked.items()) for row in self.rows)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Record a finished row."""
+        """Record a finished row.
+
+        Raises:
+          ValueError: the directory was removed in the meantime.
+        """
         now = time.monotonic()
-        origin = {**_origin(), "seconds": round(now - self.begun[-1], 3)}
-        self.begun.append(now)
-        self.rows.append(_plain({**row, "origin": origin}))
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        origin = {**_origin(), "date": date, "seconds": round(now - self.begun[-1], 3)}
+        made = _plain({**row, "origin": origin})
         if self.path is not None:
+            self.check_kept()
             path = self.path / "rows.jsonl"
-            if self.added == 1 and path.exists():
+            if not self.added and path.exists():
                 os.truncate(path, len(_whole_lines(path)))
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(self.rows[-1], allow_nan=False) + "\n")
+                file.write(json.dumps(made, allow_nan=False) + "\n")
+        self.begun.append(now)
+        self.rows.append(made)
+
+    def check_kept(self) -> None:
+        """Refuse to go on where a file of the run is gone from its directory."""
+        for name in ("config.json", "rows.jsonl")[: 1 + bool(self.rows)]:
+            if self.path is not None and not (self.path / name).exists():
+                words = "it was removed or moved while the run wrote to it, and its rows are not saved"
+                raise ValueError(f"{self.path / name} is gone: {words}; give the same command again")
 
     @property
     def added(self) -> int:
@@ -94,7 +109,8 @@ def opened(
       fresh: move an earlier run aside, to `<directory>.1` and so on, and begin anew.
 
     Raises:
-      ValueError: the directory holds a run of another config or something else, or another process writes to it.
+      ValueError: the directory holds a run of another config or something else, another process writes to it, or
+        it was removed in the meantime.
     """
     config = _plain(config)
     if directory is None:
@@ -110,6 +126,7 @@ def opened(
         there = read(path)
         _check_same(path, {"experiment": there.experiment, **there.config}, {"experiment": experiment, **config})
         yield there
+        there.check_kept()
 
 
 def read(directory: str | os.PathLike) -> Run:
@@ -122,7 +139,7 @@ def read(directory: str | os.PathLike) -> Run:
     try:
         asked = json.loads((path / "config.json").read_text(encoding="utf-8"))
         config, experiment = dict(asked["config"]), str(asked["experiment"])
-    except (OSError, UnicodeDecodeError, TypeError, KeyError, ValueError) as error:
+    except (OSError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path / 'config.json'} is not the record of a run ({_words(error)})") from None
     return Run(path, experiment, config, _rows(path / "rows.jsonl"), [time.monotonic()])
 
@@ -135,8 +152,9 @@ def run_name(config: Mapping[str, Any], default: Mapping[str, Any]) -> str:
     """
     changes = [f"{name}={_word(value)}" for name, value in config.items() if value != default.get(name)]
     name = ",".join(changes) or "default"
-    if len(name) > 200:
-        name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    if len(name.encode()) > 200:  # file systems count bytes
+        start = name.encode()[:180].decode(errors="ignore")
+        name = f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
 
 
@@ -171,10 +189,12 @@ def _rows(path: Path) -> list[Row]:
     for number, line in enumerate(_whole_lines(path).splitlines(), 1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}, is not a row ({_words(error)})") from None
-        if not isinstance(row, dict) or "origin" not in row:
-            raise ValueError(f"{path}, line {number}, is not a row: it must be an object with an origin")
+        origin = row.get("origin") if isinstance(row, dict) else None
+        if not isinstance(origin, dict) or not {"date", "seconds"} <= origin.keys():
+            words = "it must be an object with an origin that has a date and seconds"
+            raise ValueError(f"{path}, line {number}, is not a row: {words}")
         rows.append(row)
     return rows
 
@@ -205,7 +225,6 @@ def _origin() -> dict[str, Any]:
         "device": device.device_kind if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores",
         "devices": jax.device_count(),
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

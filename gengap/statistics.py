@@ -272,10 +272,12 @@ def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> 
         return f"{words}: no seed has both"
     wins, ties = sum(a > b for a, b in pairs), sum(a == b for a, b in pairs)
     n = len(pairs) - ties
-    said = f"{words} in {wins} of {n} seeds" + (f", {ties} tied and left out" if ties else "")
+    tied = f", {ties} tied and left out" if ties else ""
+    count = f"{words} in {wins} of {n} seed{'s' * (n != 1)}{tied}"
     if n < 2:
-        return said
-    return f"{said} (sign test, p = {scipy.stats.binomtest(wins, n, alternative='greater').pvalue:.2g} one-sided)"
+        return count
+    p = scipy.stats.binomtest(wins, n, alternative="greater").pvalue
+    return f"{count} (sign test, p = {p:.2g} one-sided)"
 
 
 class Threshold(NamedTuple):

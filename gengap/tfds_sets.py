@@ -28,7 +28,7 @@ import numpy as np
 
 Examples = tuple[np.ndarray, np.ndarray]
 
-_NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:[\d.*]+)?")  # set, configuration, version
+_NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:[\d.*]+)?", re.ASCII)  # set, configuration, version
 
 
 def read(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, Examples, Examples, int]:
@@ -114,10 +114,12 @@ def _quiet() -> Iterator[None]:
 
 def _root(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return the directory of TFDS sets that is meant; it exists unless it is TFDS's default."""
+    if not isinstance(data_dir, str | os.PathLike | None):
+        raise ValueError(f"data_dir must be the path of a directory, got {shorten(repr(data_dir), 300)}")
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
-    root = Path(given or "~/tensorflow_datasets").expanduser()
+    root = Path(os.path.expanduser(given or "~/tensorflow_datasets"))
     argument = "data_dir" if data_dir else "TFDS_DATA_DIR"
-    if given and not root.exists():
+    if given and not os.path.exists(root):
         raise FileNotFoundError(f"{argument} must be an existing directory, {root} does not exist")
     if root.exists() and not root.is_dir():
         raise ValueError(f"{argument} must be an existing directory, {root} is a file")
@@ -126,8 +128,9 @@ def _root(data_dir: str | os.PathLike[str] | None) -> Path:
 
 def _stored(name: str, root: Path) -> Any:
     """Return a builder that reads the set from `root`, or None where it is not there."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f'name must be "digits" or a TFDS name such as "emnist/letters", got {name!r}')
+    if not isinstance(name, str) or len(name) > 200 or not _NAME.fullmatch(name):  # they become directories
+        words = 'name must be "digits" or a TFDS name such as "emnist/letters", or the path of an .npz file'
+        raise ValueError(f"{words}, got {shorten(repr(name), 300)}")
     import tensorflow_datasets as tfds
 
     folder = root / re.split("[/:]", name)[0]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import command, digits
-from gengap import minima, records, report
+from gengap import minima, records, report, statistics
 
 ROOT = Path(__file__).parents[1]
 
@@ -196,6 +197,94 @@ def test_a_full_disk_is_named(capsys):
     assert "results/toy/default: No space" in ends(capsys, 2, toy, [], raising(OSError(28, "No space")))
 
 
+def filling(rows=2, before=lambda row, out: None):
+    """A run that records so many rows, with something that happens before each."""
+
+    def run(config, out, *, fresh, data_dir):
+        with records.opened("toy", {}, out) as made:
+            for seed in range(len(made.rows), rows):
+                before(seed, out)
+                made.add({"seed": seed})
+        return made
+
+    return run
+
+
+@pytest.mark.parametrize("lost", [".", "config.json", "rows.jsonl"])
+def test_a_run_that_is_removed_while_it_goes_on_is_one_sentence(tmp_path, capsys, lost):
+    out = tmp_path / "run"
+
+    def remove(seed, out):
+        if seed == 1:
+            shutil.rmtree(out) if lost == "." else (out / lost).unlink()
+
+    line = ends(capsys, 2, toy, ["--out", str(out)], filling(before=remove))
+    assert line.startswith(f"{out}/") and "is gone: it was removed or moved while the run wrote to it" in line
+    assert "its rows are not saved" in line
+    toy(
+        ["--out", str(out), *["--fresh"] * (lost == "rows.jsonl")], filling()
+    )  # the same command goes on from there
+    assert f"The report is in {out}" in capsys.readouterr().out
+    assert [row["seed"] for row in records.read(out).rows][-1] == 1
+
+
+def test_a_run_that_is_removed_while_its_report_is_written_is_one_sentence(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "run"
+    monkeypatch.setattr(report, "markdown", lambda *args: shutil.rmtree(out) or "# toy")
+    with pytest.raises(SystemExit) as end:
+        toy(["--out", str(out)], filling())
+    said = capsys.readouterr()
+    assert end.value.code == 2 and "2 rows." in said.out and "The report is in" not in said.out
+    assert said.err.count("\n") == 1 and "its rows are not saved" in said.err
+
+
+def test_rows_that_are_kept_elsewhere_need_no_run_of_their_own(tmp_path, capsys):
+    """As those of `experiments.paper`."""
+    out = tmp_path / "run"
+    toy(["--out", str(out)], lambda *args, **how: records.Run(out, "toy", {}, [], [0.0, 1.0]))
+    assert f"The report is in {out}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None])
+def test_a_report_that_is_damaged_is_written_again(tmp_path, capsys, content):
+    out, run = tmp_path / "run", filling()
+    toy(["--out", str(out)], run)
+    whole = (out / "report.md").read_bytes()
+    (out / "report.md").unlink() if content is None else (out / "report.md").write_bytes(content)
+    toy(["--out", str(out)], run)
+    assert (out / "report.md").read_bytes() == whole and "More was found." in capsys.readouterr().out
+
+
+def test_one_seed_has_no_sign_test():
+    every = records.read(ROOT / "published/digits/default").rows
+    first = [row for row in every if row["seed"] == 0]
+    several, alone = (" ".join(report.terminal(digits.figures(rows), 10_000).split()) for rows in (every, first))
+    assert "LB sharper than SB in 5 of 5 seeds (sign test, p = 0.031 one-sided)" in several
+    assert "LB sharper than SB in 1 of 1 seed" in alone
+    assert "sign test" not in alone and "p =" not in alone and "1 seeds" not in alone
+
+
+@pytest.mark.parametrize(
+    ("ties", "words"),
+    [(0, "a over b in 1 of 1 seed"), (2, "a over b in 1 of 1 seed, 2 tied and left out")],
+)
+def test_one_seed_that_is_not_tied_has_no_sign_test(ties, words):
+    low = dict.fromkeys(range(ties + 1), 0.0)
+    assert statistics.compare(low | {ties: 1.0}, low, "a over b") == words
+    assert statistics.compare(low, low, "a over b") == f"a over b in 0 of 0 seeds, {ties + 1} tied and left out"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("VEVN=x", "(did you mean VENV?)"), ("pyhton=x", "(did you mean PYTHON?)"), ("epochs=3", "")],
+)
+def test_make_names_the_variables_that_there_are(typed, meant):
+    make = ["make", "--dry-run", typed, "exp-digits"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+    name, words = typed.split("=")[0], f"only PYTHON VENV ACCELERATOR ARGS {meant}".strip()
+    assert done.returncode == 2 and f"There is no variable {name} here, {words}; flags" in done.stderr
+
+
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 6.0])
 def test_an_interruption_is_one_sentence(tmp_path, seconds):
     """Also while the process imports."""
@@ -231,6 +320,12 @@ def test_the_directory_of_a_user_is_meant_by_its_short_name(monkeypatch, tmp_pat
     with pytest.raises(ZeroDivisionError):
         toy(["--out=~/x"], run)
     assert given == [tmp_path / "x"]
+
+
+def test_a_user_that_is_not_known_is_a_directory_like_another(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    toy(["--out=~nobody_of_this_name/x"], filling())
+    assert (tmp_path / "~nobody_of_this_name" / "x" / "report.html").exists()
 
 
 def test_a_bug_is_not_hidden():

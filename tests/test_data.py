@@ -16,11 +16,13 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from gengap import data, tfds_sets
@@ -196,6 +198,119 @@ def test_from_arrays_refuses_what_is_not_finite(value):
     fails(ValueError, text, data.from_arrays, x, y, x[:1], y[:1])
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_file_of_arrays_is_what_was_saved_or_refused(tmp_path, save):
+    path = tmp_path / "mine.npz"
+    save(path, **change(num_classes=4))
+    ds = data.load(path)
+    assert ds[4:] == (4, "mine") and data.load(str(path))[4:] == ds[4:]
+    stored, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    damaged = [stored[:i] for i in range(0, len(stored), 40)]
+    # half of the places are in the table of contents at the end
+    for i in [*rng.integers(0, len(stored), 100), *range(len(stored) - 200, len(stored), 2)]:
+        damaged.append(stored[:i] + bytes([stored[i] ^ 1 << rng.integers(8)]) + stored[i + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            found = data.load(path)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            jax.tree.map(np.testing.assert_array_equal, found[:5], ds[:5])
+    assert refused > 100
+
+
+def test_an_array_that_ends_too_early_is_held_to_its_checksum(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, **change())
+    path.write_bytes(path.read_bytes().replace(b"'<i8'", b"'<i4'"))  # half of the bytes of each label
+    fails(ValueError, r"mine\.npz is no .npz file of arrays, or damaged: .* checksum", data.load, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"num_classes": 3.7}, "num_classes must be an integer from 1 to 2147483647, got 3.7"),
+        ({"num_classes": True}, "num_classes must be an integer .*, got True"),
+        ({"num_classes": [3]}, r"num_classes must be an integer .*, got \[3\]"),
+        ({"num_classes": np.arange(10_000)}, r"num_classes must be an integer .*, got \[0, 1, 2, .* \[\.\.\.\]"),
+        ({"num_classes": "3"}, "num_classes must be an integer .*, got '3'"),
+        ({"num_classes": np.array(None)}, "is no .npz file of arrays, or damaged: Object arrays"),
+        ({"y_train": np.array([None] * 6)}, "is no .npz file of arrays, or damaged: Object arrays"),
+        ({"x_train": 3}, r"x_train must be \[m, \.\.\.\] .* got \(\)"),
+        ({"y_test": 3}, r"y_test must have shape \(3,\), .* got \(\)"),
+        ({"x_test": ["a", "b"]}, "x_test must be uint8 images, floating features or integers, got dtype <U1"),
+    ],
+)
+def test_a_file_of_something_else_is_named(tmp_path, changes, text):
+    np.savez(tmp_path / "mine.npz", **change(**changes))
+    line = fails(ValueError, text, data.load, tmp_path / "mine.npz")
+    assert str(tmp_path / "mine.npz") in line
+
+
+def test_what_is_no_archive_is_named(tmp_path):
+    path = tmp_path / "mine.npz"
+    with pytest.raises(FileNotFoundError, match=str(path)):
+        data.load(path)
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+    fails(ValueError, f"{path} is no .npz file of arrays, or damaged", data.load, path)
+    path.unlink()
+    path.mkdir()
+    fails(ValueError, f"{path} is no .npz file of arrays, or damaged: .*directory", data.load, path)
+    with zipfile.ZipFile(tmp_path / "words.npz", "w") as file:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            file.writestr(name, "words")
+    fails(ValueError, r"words\.npz cannot be used: x_train must be", data.load, tmp_path / "words.npz")
+
+
+INTEGERS = {
+    "list": [0, 2, 1],
+    "range": range(3),
+    "object": np.array([0, 2, 1], object),
+    "Int64": pd.Series([0, 2, 1], dtype="Int64"),
+    "array": pd.array([0, 2, 1]),
+    "index": pd.Index([0, 2, 1], dtype="UInt8"),
+    "category": pd.Series([0, 2, 1], dtype="category"),
+    "category of Int64": pd.Series([0, 2, 1], dtype="Int64").astype("category"),
+    "rows": pd.Series([0, 2, 1], index=[7, 8, 9]),
+}
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_labels_may_be_any_integers(kind):
+    x, y = images(3), INTEGERS[kind]
+    ds = data.from_arrays(x, y, x, y)
+    assert ds.num_classes == 3 and ds.y_train.tolist() == ds.y_test.tolist() == list(y)
+
+
+@pytest.mark.parametrize(
+    ("y", "text"),
+    [
+        (pd.Series([0, 1, None], dtype="Int64"), "must be integers, got dtype .*, such as (nan|<NA>)"),
+        (np.array([0, 1, pd.NA], object), "must be integers, got dtype object, such as <NA>"),
+        (pd.Series([0, 1, None], dtype="category"), "must be integers, got dtype float64, such as nan"),
+        (pd.Series(["a", "b", "c"]), "must be integers, got dtype object, such as 'a'"),
+        (pd.Series(["a", "b", "c"], dtype="category"), "must be integers, got dtype object, such as 'a'"),
+        (["cat", "dog", "cow"], "must be integers, got dtype <U3, such as 'cat'"),
+        (np.array([0, 1, True], object), "must be integers, got dtype object, such as True"),
+        ([True, False, True], "must be integers, got dtype bool, such as True"),
+        ([0, 1.5, 1], "must be integers, got dtype float64, such as 1.5"),
+        ([0, None, 1], "must be integers, got dtype object, such as None"),
+        ([0, 2**70, 1], "num_classes must be an integer from 1"),
+        ([[0], [1, 2], 1], "must be an array: .* inhomogeneous shape"),
+        (jax.random.split(jax.random.key(0), 3), "must be an array: JAX array with PRNGKey dtype"),
+        ({0, 1, 2}, r"must have shape \(3,\), a label for each example, got \(\)"),
+        (pd.DataFrame({"y": [0, 1, 2]}), r"must have shape \(3,\), .* got \(3, 1\)"),
+    ],
+)
+def test_labels_that_are_no_integers_are_named(y, text):
+    x = images(3)
+    fails(ValueError, text if "num_classes" in text else f"y_train {text}", data.from_arrays, x, y, x, [0, 1, 2])
+    fails(ValueError, text if "num_classes" in text else f"y_test {text}", data.from_arrays, x, [0, 1, 2], x, y)
+
+
 def test_head():
     ds = data.from_arrays(*arrays())
     few = data.head(ds, 2)
@@ -324,6 +439,24 @@ def test_names_a_damaged_set(copy, damage, offline, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_set_is_what_was_written_or_refused(copy, offline):
+    root, path = copy
+    ds, rng, refused = data.load("tiny", root), np.random.default_rng(0), 0
+    for shard in path.glob("*array_record*"):
+        stored = shard.read_bytes()
+        for i in rng.choice(np.flatnonzero(np.frombuffer(stored, np.uint8)), 40):
+            shard.write_bytes(stored[:i] + bytes([stored[i] ^ 1 << rng.integers(8)]) + stored[i + 1 :])
+            try:
+                found = data.load("tiny", root)
+            except ValueError as error:
+                assert str(path.parent) in str(error) and "\n" not in str(error)
+                refused += 1
+            else:
+                jax.tree.map(np.testing.assert_array_equal, found[:5], ds[:5])
+        shard.write_bytes(stored)
+    assert refused > 40
+
+
 def test_names_a_damaged_set_that_tfds_knows(copy, offline):
     root, path = copy
     (known := root / "mnist/3.0.1").parent.mkdir()
@@ -346,9 +479,38 @@ def test_refuses_tfrecord(copy, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["", "x y", "../mnist", "huggingface:mnist", "mnist/"])
+@pytest.mark.parametrize("name", ["", "x y", "../mnist", "huggingface:mnist", "mnist/", "a" * 300, "a数据"])
 def test_refuses_what_is_no_name(name, tmp_path):
-    fails(ValueError, f'name must be "digits" or .* got {name!r}', data.load, name, tmp_path)
+    said = repr(name) if len(name) < 300 else r"\[\.\.\.\]"
+    fails(
+        ValueError,
+        f'name must be "digits" or .* or the path of an .npz file, got {said}',
+        data.load,
+        name,
+        tmp_path,
+    )
+
+
+def test_refuses_what_names_nothing():
+    """In a process without the checks of types that run under pytest alone."""
+    code = """
+from pathlib import Path
+import numpy as np
+from gengap import data
+print(data.load(Path("digits")).name)
+for arguments in ((None,), (3,), (b"digits",), (["digits"],), (np.zeros(9999),), ("mnist", 3), ("mnist", [b"x"])):
+    try:
+        data.load(*arguments)
+    except ValueError as error:
+        print(error)
+"""
+    root = Path(inspect.getfile(data)).parents[1]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert (run.stderr, run.returncode) == ("", 0)
+    first, *lines = run.stdout.splitlines()
+    assert first == "digits" and len(lines) == 7
+    assert all(line.startswith('name must be "digits" or') for line in lines[:5])
+    assert all(line.startswith("data_dir must be the path of a directory, got") for line in lines[5:])
 
 
 @pytest.mark.parametrize(
@@ -371,6 +533,8 @@ def test_data_dir(tmp_path, monkeypatch):
     fails(FileNotFoundError, f"data_dir .*{tmp_path}/no does not exist", data.load, "mnist", tmp_path / "no")
     (tmp_path / "file").touch()
     fails(ValueError, f"data_dir .*{tmp_path}/file is a file", data.load, "mnist", str(tmp_path / "file"))
+    for unknown in ("~nobody_of_this_name/sets", "a" * 300, "a\0b"):
+        fails(FileNotFoundError, "data_dir must be an existing directory", data.load, "mnist", unknown)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no"))
     fails(FileNotFoundError, "TFDS_DATA_DIR must be an existing directory", data.prepare, "mnist")
     monkeypatch.delenv("TFDS_DATA_DIR")

@@ -172,6 +172,41 @@ def test_minima_without_names_are_kept_and_found(monkeypatch, tmp_path):
     assert begun == []
 
 
+def test_a_minimum_on_disk_is_what_was_written_or_refused(tmp_path):
+    found = find(tmp_path, epochs=1)
+    (path,) = tmp_path.iterdir()
+    stored, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    damaged = [stored[:i] for i in range(0, len(stored), 200)]
+    for i in [*rng.integers(0, len(stored), 100), *range(len(stored) - 300, len(stored), 3)]:
+        damaged.append(stored[:i] + bytes([stored[i] ^ 1 << rng.integers(8)]) + stored[i + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            same(minima.load(path), found)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"header": np.array("no JSON")},
+        {"header": np.array("[1]")},
+        {"header": np.array('{"types": [], "settings": 3}')},
+        {"header": np.array('{"types": ["float32"], "settings": {}}')},
+        {"header": np.array('{"types": ["words"], "settings": {}}'), "leaf 0": np.zeros(3)},
+        {"header": np.array([None])},
+    ],
+)
+def test_an_archive_of_something_else_is_no_minimum(tmp_path, arrays):
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(ValueError, match=r"other\.npz is no minimum, or damaged"):
+        minima.load(tmp_path / "other.npz")
+
+
 NOISY = train.named("noisy", optax.noisy_sgd(0.1, key=jax.random.key(2)))
 
 

@@ -137,6 +137,16 @@ def test_networks_have_names_that_tell_them_apart():
     assert models.c3(7) is models.c1(7) and models.c1().name == "c1(num_classes=10)"
 
 
+@pytest.mark.parametrize("network", [models.c1, models.c2, models.c3, models.c4])
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 64), (64,), (), (2, 8, 8, 1, 1)])
+def test_convolutions_take_images_with_channels(network, shape):
+    model, words = network(3), r"must be \[b, height, width, channels\]: x\[\.\.\., None\] .* gray images"
+    with pytest.raises(ValueError, match=rf"x has the shape \({', ?'.join(map(str, shape))},?\); it {words}"):
+        model.init(KEY, jnp.zeros(shape))
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(model.apply, shapes(model, (8, 8, 1)), jnp.zeros(shape))
+
+
 def test_population_statistics_need_batch_norm():
     with pytest.raises(ValueError, match="no batch norm"):
         models.population_statistics(models.Model(lambda key, x: {}, lambda params, x: x), {}, jnp.ones((2, 2)))

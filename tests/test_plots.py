@@ -223,6 +223,135 @@ def test_intervals_and_grids_are_drawn():
     assert table[1, 0].get_facecolor() != table[2, 0].get_facecolor()
 
 
+def history(*shares):
+    return {"train_accuracy": np.array(shares, float), "test_accuracy": np.array(shares, float) / 2}
+
+
+def density(x, y, sem):
+    return hessian.Density(*(np.array(values, float) for values in (x, y, sem)), 1)
+
+
+NAN, MOST, LEAST, SIZES = float("nan"), 1.7e308, 5e-324, np.linspace(0.5, 1.5, 5)
+# Nothing of these may be refused, nor warned of.
+DRAWN = {
+    "a path of one point": lambda ax: plots.path([0.5], {"a": [[1.0], [2.0]]}, ax=ax),
+    "a path of one number": lambda ax: plots.path(0.5, 1.0, ax=ax),
+    "a path that is lost": lambda ax: plots.path(
+        [0, 1], {"a": [[np.inf, 1], [-np.inf, 2]], "b": [None, NAN]}, ax=ax
+    ),
+    "a long path": lambda ax: plots.path([-MOST, MOST], [[MOST, -MOST], [MOST, 1]], ax=ax),
+    "a high plane": lambda ax: plots.plane(S, T, BOWL * 1e307, ax=ax),
+    "a wide plane": lambda ax: plots.plane(S * 5e307, T, BOWL, ax=ax),
+    "a plane with holes": lambda ax: plots.plane(S, T, np.where(BOWL > 2, np.inf, BOWL), ax=ax),
+    "a flat plane": lambda ax: plots.plane(S, T, np.ones_like(BOWL), ax=ax),
+    "a density of one draw": lambda ax: plots.density(DENSITY._replace(sem=np.full(101, NAN)), ax=ax),
+    "a density of one number": lambda ax: plots.density(density([1], [1], [NAN]), ax=ax),
+    "a density, in part": lambda ax: plots.density(density(range(5), SIZES, [NAN, 1, 1, np.inf, 1]), ax=ax),
+    "a high density": lambda ax: plots.density(density(range(5), [0, MOST, 0, 2, 0], [MOST] * 5), ax=ax),
+    "sharp": lambda ax: plots.sharpness({"F1": {"SB": {0: MOST}, "LB": {0: 1.0, 1: 1e308}}}, ax=ax),
+    "sharp and flat": lambda ax: plots.sharpness({"F1": {"SB": {0: LEAST}, "LB": {0: MOST, 1: 1e-200}}}, ax=ax),
+    "a network without seeds": lambda ax: plots.sharpness({"F1": {}, "C1": {"SB": {}, "LB": {0: 1.0}}}, ax=ax),
+    "the paper's 0": lambda ax: plots.sharpness({"F1": {"SB": {0: 1}}}, paper={"F1": {"SB": (0, NAN)}}, ax=ax),
+    "a seed without epochs": lambda ax: plots.accuracy(
+        {"SB": [history(), {}, history(0.1, 0.2)], "LB": []}, ax=ax
+    ),
+    "one epoch": lambda ax: plots.accuracy({"SB": [history(0.1), history(0.2)]}, ax=ax),
+    "one seed": lambda ax: plots.accuracy({"SB": history(0.1, 0.2)}, ax=ax),
+    "a seed that was lost at once": lambda ax: plots.accuracy({"SB": [history(NAN, NAN)]}, ax=ax),
+    "great accuracy": lambda ax: plots.accuracy({"SB": [history(MOST), history(MOST)]}, ax=ax),
+    "the paper alone": lambda ax: plots.accuracy({}, paper={("SB", "test"): ([1, 2], [3, 4])}, ax=ax),
+    "no lines": lambda ax: plots.panels([plots.Panel("", "x", "y", [], log_x=True, log_y=True, flip_x=True)]),
+    "nothing above 0": lambda ax: log_log([0, -1], [0, NAN]),
+    "long lines": lambda ax: log_log([LEAST, 1, MOST], [1, LEAST, MOST]),
+    "one point": lambda ax: log_log([MOST], [MOST]),
+    "an empty line": lambda ax: log_log([], []),
+    "intervals of five": lambda ax: plots.intervals(["a"], {"x": {name: [(0, -MOST, NAN)] for name in "abcde"}}),
+    "no series": lambda ax: plots.intervals(["a"], {"x": {}}),
+    "letters of all kinds": lambda ax: plots.panels([plots.Panel("数据", "x", "y", [plots.Line([1], [1], "数")])]),
+}
+
+
+def log_log(x, y):
+    return plots.panels([plots.Panel("", "x", "y", [plots.Line(x, y, "a")], log_x=True, log_y=True, flip_x=True)])
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_whatever_can_be_drawn_is_drawn_without_a_warning(ax, name):
+    found = DRAWN[name](ax)
+    figure = found if isinstance(found, Figure) else ax.get_figure()
+    assert len(plots.image(figure, "png")) > 1000
+    figure.draw_without_rendering() if name != "letters of all kinds" else None
+    assert all(np.isfinite([*one.get_xlim(), *one.get_ylim()]).all() for one in figure.axes)
+
+
+REFUSED = {
+    r"alphas has the shape \(0,\); it must be \(1 or more,\)": lambda ax: plots.path([], [], ax=ax),
+    r"alphas has the shape \(1, 2\)": lambda ax: plots.path([[0, 1]], [0, 1], ax=ax),
+    "curves is empty": lambda ax: plots.path([0, 1], {}, ax=ax),
+    r"curves 'a' has the shape \(0, 2\); it must be \(1 or more, 2\)": lambda ax: plots.path(
+        [0, 1], {"a": np.zeros((0, 2))}, ax=ax
+    ),
+    "curves 'a' must be numbers: .* 'x'": lambda ax: plots.path([0, 1], {"a": ["x", "y"]}, ax=ax),
+    "values has none that is positive and finite": lambda ax: plots.levels(),
+    r"values has the shape \(0,\)": lambda ax: plots.levels([]),
+    "s and t have 1 and 5 numbers; two of each": lambda ax: plots.plane([0.0], T, BOWL[:, :1], ax=ax),
+    "s and t have 9 and 1 numbers; two of each": lambda ax: plots.plane(S, [0.0], BOWL[:1], ax=ax),
+    "s and t have 9 and 5 numbers; two of each": lambda ax: plots.plane(0 * S, T, BOWL, ax=ax),
+    r"values has the shape \(9, 5\); it must be \(5, 9\)": lambda ax: plots.plane(S, T, BOWL.T, ax=ax),
+    r"s has the shape \(0,\)": lambda ax: plots.plane([], [], np.zeros((0, 0)), ax=ax),
+    r"at is \[1.0\]; it must be two levels or more": lambda ax: plots.plane(S, T, BOWL, at=[1.0], ax=ax),
+    r"at is \[0, 1\]; .* from above 0 upwards": lambda ax: plots.plane(S, T, BOWL, at=[0, 1], ax=ax),
+    r"found.eigenvalues has the shape \(0,\)": lambda ax: plots.density(density([], [], []), ax=ax),
+    r"found.density has the shape \(1,\); it must be \(2,\)": lambda ax: plots.density(
+        density([1, 2], [1], [1, 1]), ax=ax
+    ),
+    "the density is not finite": lambda ax: plots.density(density([1, 2], [1, np.inf], [1, 1]), ax=ax),
+    "values 'F1' must be numbers: int too large": lambda ax: plots.sharpness({"F1": {"SB": {0: 10**400}}}, ax=ax),
+    "values must be network -> method -> seed -> value": lambda ax: plots.sharpness({}, ax=ax),
+    "values must be network -> method -> seed": lambda ax: plots.sharpness({"F1": {"SB": {}}}, ax=ax),
+    "values must be network -> method": lambda ax: plots.sharpness({"SB": {0: 1.0}}, ax=ax),
+    "histories has no epoch of any seed: ": lambda ax: plots.accuracy({}, ax=ax),
+    "histories has no epoch of any seed:": lambda ax: plots.accuracy({"SB": []}, ax=ax),
+    "histories has no epoch of any seed": lambda ax: plots.accuracy({"SB": [history(), {}]}, ax=ax),
+    "the number of panels is 0; it must be 1 or more": lambda ax: plots.panels([]),
+    "the number of panels is 0; it must be 1": lambda ax: plots.intervals(["a"], {}),
+    r"panels 'x' has the shape \(1, 0\); it must be \(1 or more, 3\)": lambda ax: plots.intervals(
+        [], {"x": {"s": []}}
+    ),
+    r"panels 'x' has the shape \(1, 3\); it must be \(2, 3\)": lambda ax: plots.intervals(
+        ["a", "b"], {"x": {"s": [(0, 0, 1)]}}
+    ),
+    r"line 'a' has the shape \(2,\); it must be \(1,\)": lambda ax: log_log([1], [1, 2]),
+    r"curve 'a' has the shape \(1,\); it must be \(2,\)": lambda ax: plots.seeds([([1, 2], [1])], "a", "here"),
+    "cells must be words, one at least, in 0 rows and 1 columns": lambda ax: plots.grid([], ["x"], []),
+    "cells must be words, one at least, in 1 rows and 0 columns": lambda ax: plots.grid(["a"], [], [[]]),
+    "cells must be words, one at least, in 2 rows and 1": lambda ax: plots.grid(["a", "b"], ["x"], [["1"], []]),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_drawn_is_refused_by_its_name(ax, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        REFUSED[words](ax)
+    assert "\n" not in str(caught.value)
+
+
+def test_seeds_of_one_point_are_dots_and_those_without_any_left_out():
+    lines = plots.seeds([([0.5], [1.0]), ([0.5], [MOST]), ([], [])], "a", "here")
+    assert [(line.marker, line.y.tolist()) for line in lines] == [(".", [1.0]), (".", [1e250]), (".", [5e249])]
+
+
+def test_a_density_of_one_draw_has_no_band(ax):
+    plots.density(DENSITY._replace(sem=np.full(101, NAN)), ax=ax)
+    assert words(ax.get_legend()) == ["density of the eigenvalues"] and not ax.collections
+    assert ax.get_ylim() == pytest.approx((1e-4, 2.0), rel=0.1)
+
+
+def test_an_axis_with_nothing_above_0_stays_linear():
+    (ax,) = log_log([0, -1], [1, NAN]).axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log") and ax.xaxis_inverted()
+
+
 @pytest.mark.parametrize("kind", ["svg", "png"])
 def test_the_same_figure_gives_the_same_bytes(kind):
     figures = []

@@ -1,10 +1,13 @@
 """Runs on disk: what survives an interruption, what is refused, and that nothing finished is written to again."""
 
+import datetime
 import fcntl
 import json
 import math
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +79,19 @@ def test_a_row_says_where_it_came_from(done):
             "date",
         } <= origin.keys()
         assert origin["jax"] and 0 <= origin["seconds"] < 60
+
+
+def test_a_row_is_dated_when_it_is_finished(monkeypatch):
+    clock, today = iter([10.0, 11.5, 14.0]), iter(["2026-01-01T00:00:01+00:00", "2026-01-01T00:00:03+00:00"])
+    monkeypatch.setattr(records.time, "monotonic", lambda: next(clock))
+    now = SimpleNamespace(now=lambda zone: datetime.datetime.fromisoformat(next(today)))
+    monkeypatch.setattr(records, "datetime", SimpleNamespace(datetime=now, UTC=datetime.UTC))
+    with opened(None) as run:
+        run.add(row(0))
+        run.add(row(1))
+    origins = [found["origin"] for found in run.rows]
+    assert [origin["date"] for origin in origins] == ["2026-01-01T00:00:01+00:00", "2026-01-01T00:00:03+00:00"]
+    assert [origin["seconds"] for origin in origins] == [1.5, 2.5]
 
 
 def test_a_result_is_kept_with_its_fields(tmp_path):
@@ -175,7 +191,18 @@ def test_a_directory_that_cannot_be_written_can_be_read(done):
 
 
 @pytest.mark.parametrize(
-    "config", ["", "[1]", "{}", '{"experiment": "toy"}', '{"experiment": "a", "config": 3}', b"\xff\xfe"]
+    "config",
+    [
+        "",
+        "[1]",
+        "{}",
+        '{"experiment": "toy"}',
+        '{"experiment": "a", "config": 3}',
+        b"\xff\xfe",
+        b"\0",
+        "[" * 100_000,
+    ],
+    ids=lambda config: str(config)[:20],
 )
 def test_a_foreign_config_is_named(done, config):
     (done / "config.json").write_bytes(config if isinstance(config, bytes) else config.encode())
@@ -184,13 +211,64 @@ def test_a_foreign_config_is_named(done, config):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("line", ["[1, 2]", '"text"', "{", '{"seed": 0}', b"\xff\xfe", "null"])
+FOREIGN = ["[1, 2]", '"text"', "{", '{"seed": 0}', b"\xff\xfe", "null", b"\0" * 64, '{"seed": 0}\0', "[" * 100_000]
+FOREIGN += ['{"origin": 3}', '{"origin": {}}', '{"origin": {"date": "2026"}}', "1" * 5000]
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=lambda line: str(line)[:20])
 def test_a_foreign_row_is_named_with_its_line(done, line):
     with open(done / "rows.jsonl", "ab") as file:
         file.write((line if isinstance(line, bytes) else line.encode()) + b"\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 3, is not a row") as caught, opened(done):
         pass
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "rows.jsonl"])
+def test_a_damaged_file_is_read_or_named(done, name):
+    stored, rng = (done / name).read_bytes(), np.random.default_rng(0)
+    damaged = [stored[:i] for i in range(0, len(stored), 10)]
+    for i in range(0, len(stored), 3):
+        damaged.append(stored[:i] + bytes([stored[i] ^ 1 << rng.integers(8)]) + stored[i + 1 :])
+    for content in damaged:
+        (done / name).write_bytes(content)
+        try:
+            assert all({"date", "seconds"} <= found["origin"].keys() for found in records.read(done).rows)
+        except ValueError as error:
+            assert str(done / name) in str(error) and "\n" not in str(error)
+
+
+def gone(path, lost):
+    """Remove a file of a run, or all of it."""
+    shutil.rmtree(path) if lost == "." else (path / lost).unlink()
+
+
+@pytest.mark.parametrize("lost", [".", "config.json", "rows.jsonl"])
+def test_a_row_is_not_kept_where_the_run_is_gone(tmp_path, lost):
+    path = tmp_path / "run"
+    with pytest.raises(ValueError, match=rf"{path}/\S+ is gone: .* its rows are not saved"), opened(path) as run:
+        run.add(row(0))
+        gone(path, lost)
+        try:
+            run.add(row(1))
+        finally:
+            assert bare(run.rows) == [row(0)] and run.added == 1 and not run.has(row(1))
+            left = {"config.json", "rows.jsonl"} - {lost} if lost != "." else set()
+            assert {found.name for found in tmp_path.rglob("*.json*")} == left
+
+
+def test_a_run_that_is_gone_at_its_end_is_not_taken_for_kept(tmp_path):
+    with pytest.raises(ValueError, match="is gone"), opened(tmp_path / "run") as run:
+        run.add(row(0))
+        gone(tmp_path / "run", ".")
+
+
+def test_a_row_that_cannot_be_written_is_not_among_the_rows(tmp_path):
+    with opened(tmp_path / "run") as run:
+        (tmp_path / "run" / "rows.jsonl").mkdir()
+        with pytest.raises(IsADirectoryError):
+            run.add(row(0))
+        assert run.rows == [] and run.added == 0
 
 
 def test_a_directory_without_a_run_is_named(tmp_path):
@@ -213,6 +291,15 @@ def test_a_run_is_named_by_what_differs(config, name):
 def test_names_are_short_and_different_settings_have_different_names():
     names = {records.run_name({**CONFIG, "target": "x" * 300 + str(i)}, CONFIG) for i in range(3)}
     assert len(names) == 3 and all(len(name) < 250 for name in names)
+
+
+@pytest.mark.parametrize("sign", ["数", "é", "𝛼", "\udc80"])
+@pytest.mark.parametrize("count", [1, 60, 125, 199, 1000])
+def test_a_name_of_any_signs_is_a_directory(tmp_path, sign, count):
+    """File systems take 255 bytes, not letters."""
+    names = {records.run_name({"dataset": sign * count + end}, {}) for end in "ab"}
+    with opened(tmp_path / max(names)):
+        assert len(names) == 2 and (tmp_path / max(names) / "config.json").exists()
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
