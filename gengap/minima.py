@@ -5,6 +5,7 @@ ends. Names are labels. Training looks at its losses to end, so that it cannot b
 """
 
 import hashlib
+import itertools
 import json
 import re
 import time
@@ -18,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from gengap import flat, growth, methods, objective, program, records, train
-from gengap.data import Dataset, read_npz
+from gengap import checkpoints, flat, growth, methods, objective, program, train
+from gengap.data import Dataset
 from gengap.methods import PLAIN, Method
 from gengap.models import Model
 
@@ -227,9 +228,9 @@ def find_along(
     last, history, before = epochs[-1], None, 0.0
     checkpoint = paths[last].with_suffix(".checkpoint.npz") if paths else None
     if checkpoint and checkpoint.exists():
-        header, told, leaves = _read(checkpoint, settings[last])
+        header, told, leaves = checkpoints.read(checkpoint, settings[last])
         if all(epoch in found or epoch > header["epochs"] for epoch in epochs):
-            state, history = _as_tree(checkpoint, header, leaves, state), told
+            state, history = checkpoints.as_tree(checkpoint, header, leaves, state), told
             before = header["seconds"]
     began = saved = time.monotonic()
 
@@ -248,7 +249,7 @@ def find_along(
         )
         if paths:
             rest = found[epoch]._asdict()
-            _write(paths[epoch], rest.pop("params"), rest.pop("history"), rest)
+            checkpoints.write(paths[epoch], rest.pop("params"), rest.pop("history"), rest)
 
     def after_epoch(state: train.TrainState, history: train.History) -> None:
         nonlocal saved
@@ -257,7 +258,7 @@ def find_along(
             keep(epoch, state, history)
         elif checkpoint and now - saved > _SECONDS_BETWEEN_CHECKPOINTS:
             header = {"settings": settings[last], "epochs": epoch, "seconds": before + now - began}
-            _write(checkpoint, state, history, header)
+            checkpoints.write(checkpoint, state, history, header)
             saved = time.monotonic()
 
     batches: Any = size
@@ -305,8 +306,10 @@ def load(path: str | PathLike, *, like: PyTree | None = None, settings: dict[str
     Raises:
       ValueError: the file is damaged, holds other parameters than `like`, or was trained with other settings.
     """
-    header, history, leaves = _read(Path(path), settings)
-    params = _as_tree(Path(path), header, leaves, like)
+    header, history, leaves = checkpoints.read(Path(path), settings)
+    if "batch_size" not in header:
+        raise ValueError(f"{path} is of a training that has not ended; it must be the file of a minimum")
+    params = checkpoints.as_tree(Path(path), header, leaves, like)
     header = {"seconds": float("nan"), **header}  # files of the first version have none
     rest = {name: header[name] for name in Minimum._fields if name not in ("params", "history")}
     return Minimum(params=params, history=history, **rest)
@@ -338,13 +341,14 @@ def _code(fn: Any) -> str:
     """A function of Python's by its code and what that closes over."""
     if (code := getattr(fn, "__code__", None)) is None:
         return repr(fn)
-    inside = [cell.cell_contents for cell in fn.__closure__ or ()]
-    words = [
-        code.co_code.hex(),
-        *map(repr, code.co_names),
-        *(repr(c) for c in code.co_consts if not hasattr(c, "co_code")),
-    ]
-    return hashlib.sha256(" ".join([*words, *map(_code, inside), repr(fn.__defaults__)]).encode()).hexdigest()[:16]
+    inside = [_code(cell.cell_contents) for cell in fn.__closure__ or ()]
+    words = [*_words(code), *inside, repr(fn.__defaults__)]
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+
+def _words(code: Any) -> list[str]:
+    inner = [_words(c) if hasattr(c, "co_code") else [repr(c)] for c in code.co_consts]
+    return [code.co_code.hex(), repr(code.co_names), *itertools.chain(*inner)]
 
 
 @jax.jit
@@ -355,7 +359,7 @@ def _distance(a: PyTree, b: PyTree) -> Array:
 def _fingerprint(tree: PyTree) -> str:
     digest = hashlib.sha256()
     for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(_raw(leaf))
+        array = np.ascontiguousarray(checkpoints.raw(leaf))
         digest.update(f"{jax.tree_util.keystr(where)} {array.dtype} {array.shape} ".encode())
         digest.update(array.view(np.uint8).data if array.size and array.ndim else array.tobytes())
     return digest.hexdigest()[:16]
@@ -366,67 +370,3 @@ def _path(store: Path, settings: dict[str, Any]) -> Path:
     words = f"{settings['network']} {settings['data']} B{settings['batch_size']} seed{settings['seed']}"
     short = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return store / f"{re.sub('[^A-Za-z0-9]+', '-', words)[:80].strip('-')}-{short}.npz"
-
-
-def _write(path: Path, tree: PyTree, history: train.History, header: dict[str, Any]) -> None:
-    leaves = jax.tree.leaves_with_path(tree)
-    arrays = {f"leaf {i}": np.asarray(_raw(leaf)) for i, (_, leaf) in enumerate(leaves)}
-    types = [str(array.dtype) for array in arrays.values()]
-    header = {**header, "where": [_names(where) for where, _ in leaves], "types": types}
-    arrays |= {f"history {name}": values for name, values in history.items()}
-    text = np.array(json.dumps(header))
-    records.atomically(path, lambda file: np.savez(file, header=text, **arrays))  # type: ignore[arg-type]
-
-
-def _read(path: Path, settings: dict[str, Any] | None) -> tuple[dict[str, Any], train.History, list[np.ndarray]]:
-    try:
-        arrays = read_npz(path)
-        header = json.loads(str(arrays["header"]))
-        # bfloat16 and its like are unknown to NumPy, which reads them back as raw bytes
-        leaves = [arrays[f"leaf {i}"].view(jnp.dtype(dtype)) for i, dtype in enumerate(header["types"])]
-        history = {n.removeprefix("history "): values for n, values in arrays.items() if n.startswith("history ")}
-        there = dict(header["settings"])
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no minimum, or damaged: {error}") from None
-    if settings is not None and there != settings:
-        names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
-        changes = "; ".join(f"{name} {there.get(name)}, asked for {settings.get(name)}" for name in names)
-        raise ValueError(f"{path} was trained with other settings: {changes}")
-    return header, history, leaves
-
-
-def _as_tree(path: Path, header: dict[str, Any], leaves: list[np.ndarray], like: PyTree | None) -> Any:
-    """The leaves in the structure of `like`, or in the nested dicts that they lay in."""
-    if like is not None:
-        entries, structure = jax.tree.flatten_with_path(like)
-        here = [(_names(where), _raw(leaf).shape) for where, leaf in entries]
-        if here != [(where, leaf.shape) for where, leaf in zip(header["where"], leaves, strict=True)]:
-            raise ValueError(f"{path} holds parameters of other names or shapes")
-        typed = [_typed(own, leaf) for (_, own), leaf in zip(entries, leaves, strict=True)]
-        return jax.tree.unflatten(structure, typed)
-    tree: dict[str, Any] = {}
-    for where, leaf in zip(header["where"], leaves, strict=True):
-        if not where or not all(isinstance(name, str) for name in where):
-            raise ValueError(f"{path} holds no dict of arrays: give the parameters of the network as `like`")
-        inner = tree
-        for name in where[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[where[-1]] = jnp.asarray(leaf)
-    return tree
-
-
-def _names(where: Any) -> list[Any]:
-    """A path into a pytree for JSON: the keys of dicts, and other entries each in a list."""
-    keys = [(entry, getattr(entry, "key", None)) for entry in where]
-    return [key if isinstance(key, str) else [str(entry)] for entry, key in keys]
-
-
-def _raw(leaf: Any) -> Any:
-    """What NumPy can keep of a leaf: the data of a random key."""
-    is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
-
-
-def _typed(like: Any, leaf: np.ndarray) -> Any:
-    array = jnp.asarray(leaf)
-    return array if _raw(like) is like else jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))

@@ -18,6 +18,7 @@ SOURCES = [ROOT / "gengap" / "__init__.py", *MODULES.values()]
 # What each module may import from gengap.
 MAY_IMPORT: dict[str, set[str]] = {
     "ascent": set(),
+    "checkpoints": {"data", "records", "train"},
     "data": {"tfds_sets"},
     "flat": {"program"},
     "growth": {"flat", "methods", "program", "train"},
@@ -27,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "landscape": {"flat", "kernels", "program"},
     "measures": {"ascent", "flat", "hessian", "kernels", "objective", "program"},
     "methods": {"flat", "objective", "train"},
-    "minima": {"data", "flat", "growth", "methods", "models", "objective", "program", "records", "train"},
+    "minima": {"checkpoints", "data", "flat", "growth", "methods", "models", "objective", "program", "train"},
     "models": {"flat", "objective", "program"},
     "objective": {"flat", "program"},
     "paper": set(),

@@ -110,7 +110,7 @@ def test_pieces_join_in_either_order(pieces):
             state = train.start(params, KEY, optimizer=own)
             sums = jnp.zeros((), int), jnp.zeros(()), jnp.zeros(())
             batches = jnp.zeros((1, 12), int), jax.random.split(KEY, 1)
-            return train._step(loss, own, False, state, sums, batches, DATA.x_train, DATA.y_train)
+            return train._step(loss, own, state, sums, batches, DATA.x_train, DATA.y_train)
 
         after, _ = jax.eval_shape(step, params)
         assert jax.tree.structure(after.params) == jax.tree.structure(params)

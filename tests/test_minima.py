@@ -215,7 +215,7 @@ NOISY = train.named("noisy", optax.noisy_sgd(0.1, key=jax.random.key(2)))
 def test_an_interrupted_run_goes_on_to_the_same_minimum(monkeypatch, tmp_path, writes, optimizer):
     monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     whole = find(optimizer=optimizer, epochs=4)
-    write, done = minima._write, []
+    write, done = minima.checkpoints.write, []
 
     def interrupted(*args):
         write(*args)
@@ -224,7 +224,7 @@ def test_an_interrupted_run_goes_on_to_the_same_minimum(monkeypatch, tmp_path, w
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(minima, "_write", interrupted)
+        patch.setattr(minima.checkpoints, "write", interrupted)
         find(tmp_path, optimizer=optimizer, epochs=4)
     begun = spy(monkeypatch)
     same(find(tmp_path, optimizer=optimizer, epochs=4), whole)
@@ -265,7 +265,7 @@ def test_a_run_that_ends_early_gives_its_end_for_later_lengths():
 def interrupt(monkeypatch, tmp_path, lengths, writes):
     """Training to several lengths is stopped at a write, one of which follows each epoch."""
     monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    write, done = minima._write, []
+    write, done = minima.checkpoints.write, []
 
     def stop(*args):
         done.append(1)
@@ -274,7 +274,7 @@ def interrupt(monkeypatch, tmp_path, lengths, writes):
         write(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(minima, "_write", stop)
+        patch.setattr(minima.checkpoints, "write", stop)
         along(lengths, tmp_path)
 
 
