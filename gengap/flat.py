@@ -147,9 +147,12 @@ def check_key(key: Any) -> None:
 
 def as_array(name: str, value: Any) -> Any:
     """One array, or a list of numbers as one."""
-    parts = value if isinstance(value, list | tuple) else []
-    array = value if hasattr(value, "dtype") else np.asarray(value)
-    if isinstance(value, Mapping) or any(hasattr(part, "shape") for part in parts) or array.dtype == object:
+    pair = isinstance(value, tuple) and any(hasattr(part, "shape") for part in value)
+    try:
+        array = value if hasattr(value, "dtype") else None if pair else np.asarray(value)
+    except ValueError:  # rows of several lengths
+        array = None
+    if array is None or array.dtype.kind in "OUS" or array.ndim == 0:
         raise ValueError(f"{name} is of type {type(value).__name__}; it must be one array, with an example a row")
     return array
 
@@ -219,7 +222,8 @@ def with_extras(transformation: Any) -> Callable:
 
     def with_known(gradient: PyTree, state: Any, params: PyTree, **extra: Any) -> Any:
         if not takes_all:
-            extra["grad_fn"] = lambda params, *_: jax.grad(extra["value_fn"])(params)
+            slope = jax.grad(extra["value_fn"])
+            extra["grad_fn"] = lambda params, *_: slope(params)
             extra = {name: extra[name] for name in extra.keys() & names}
         with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
             return update(gradient, state, params, **extra)

@@ -189,12 +189,10 @@ def find_along(
     x0, batches_key = _begin(model.init, key, seed, ds.x_train[:2])
     x0 = x0 if start is None else start
     flat.layout_of(x0)
-    # An impossible label or shape is named before anything is trained.
     of_train, of_test = (
         objective.loss_and_accuracy(model.apply, x, y, chunk=chunk, clip=clip)
         for x, y in ((ds.x_train, ds.y_train), (ds.x_test, ds.y_test))
     )
-    jax.eval_shape(of_train, x0)
     precision = precision or program.asked_precision()
     label, optimizer = getattr(optimizer, "name", ""), methods.optimizer(method, optimizer)
     network: Any = {"apply": model.apply, "apply_train": model.apply_train, "clip": clip}

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend import core
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
@@ -220,7 +221,13 @@ def _total(fn: Callable, x: Array, y: Array, params: PyTree, chunk: int) -> Any:
         found, like = jax.make_jaxpr(fn, return_shape=True)(params, x[:size], y[:size])
         # XLA:CPU runs a convolution many times slower in a loop than outside (jax 0.10.2).
         in_python = jax.default_backend() == "cpu" and "conv_general_dilated" in program.primitives(found.jaxpr)
-        one = jax.jit(lambda *args: fn(*args)) if in_python else fn
+        of_leaves = core.jaxpr_as_fun(found)  # tracing a network again takes as long as the first time
+
+        def one(params: PyTree, x: Array, y: Array) -> Any:
+            same = len(x) == size
+            leaves = of_leaves(*jax.tree.leaves((params, x, y))) if same else jax.tree.leaves(fn(params, x, y))
+            return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
         total = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), like)
         for begin, end, length in ((0, middle, size + 1), (middle, len(x), size)):
             if in_python or end - begin == length:

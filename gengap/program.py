@@ -38,6 +38,7 @@ def compiled(fn: Callable, *, donate: Sequence[int] = (), matmul: str | None = N
     >>> compiled(lambda x: scale * x)(2.0).item()
     6.0
     """
+    check_precision(matmul)
     traced = jax.jit(lambda *args: fn(*args))
     known: dict[Any, Any] = {}
 
@@ -77,6 +78,16 @@ def precision(matmul: str | None = None) -> Iterator[None]:
     """Float32 matrix products, unless `matmul` or `jax.default_matmul_precision` around it asks for others."""
     with jax.default_matmul_precision(matmul or asked_precision()):
         yield
+
+
+def check_precision(precision: str | None) -> None:
+    """Refuse what JAX knows no such precision of matrix products of."""
+    try:
+        with jax.default_matmul_precision(precision):
+            pass
+    except ValueError:
+        some = '"float32", "tensorfloat32", "bfloat16" or another of jax.default_matmul_precision'
+        raise ValueError(f"precision is {precision!r}; it must be {some}") from None
 
 
 def asked_precision() -> str:

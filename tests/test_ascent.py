@@ -1,5 +1,6 @@
 """The maximiser over a box: closed forms, and what holds for any function."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -116,6 +117,22 @@ def problems():
         corners = (2.0 * ((np.arange(2**p)[:, None] >> np.arange(p)) & 1) - 1) * r
         best = (corners @ g + ((corners @ H) * corners).sum(1) / 2).max()
         yield quadratic(0, g, H), jnp.float32(np.pad(r, (0, P - p))), best
+
+
+def test_more_gradients_find_the_best_corner_of_a_convex_quadratic():
+    """While a new beginning finds nothing better, more coordinates change sides, in the end all."""
+    reached = {24: 0, 100: 0, 400: 0}
+    for p in (3, 6, 9, 12):
+        rng = np.random.default_rng(p)
+        B, g = rng.normal(size=(p, p)), 0.3 * rng.normal(size=p)
+        corners = np.array(list(itertools.product([-1.0, 1.0], repeat=p)))
+        best = (corners @ g + ((corners @ B @ B.T) * corners).sum(1) / 2).max()
+        for seed in range(5):
+            for looks in reached:
+                radius = jnp.float32(np.pad(np.ones(p), (0, P - p)))
+                top = run(quadratic(0, g, B @ B.T), radius, jax.random.key(seed), max_looks=looks)
+                reached[looks] += float(top.value) > best * (1 - 1e-4)
+    assert reached[24] <= reached[100] <= reached[400] == 20 and reached[100] >= 19
 
 
 def test_most_convex_quadratics_end_at_their_best_corner_and_none_above():

@@ -138,6 +138,19 @@ def test_a_layer_that_nothing_reads() -> None:
     np.testing.assert_allclose(found.vectors["frozen"], 0, atol=1e-4)
 
 
+def test_leaves_whose_joined_names_are_alike_are_told_apart() -> None:
+    """A dictionary's key may hold the sign that joins names; a leaf that is held fixed may be a function."""
+    params = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(3)}, "relu": jax.nn.relu}
+
+    def loss(p: dict) -> jax.Array:
+        return 5 * (p["a/b"] ** 2).sum() + 10 * (p["a"]["b"] ** 2).sum()
+
+    found = hessian.eigenpairs(loss, params, KEY, k=5, only=lambda name: name == "a/b")
+    np.testing.assert_allclose(found.values, [20, 20, 20, 10, 10], rtol=1e-5)
+    assert found.vectors["relu"] is jax.nn.relu and found.vectors["a/b"].shape == (5, 2)
+    assert hessian.eigenpairs(loss, params, KEY, k=1, only=lambda name: name == "a/b").converged.all()
+
+
 def test_only_some_leaves() -> None:
     """The diagonal block of these; others may be of any type."""
     loss, params, dense = network()

@@ -149,6 +149,20 @@ def test_the_fisher_trace_scales_images() -> None:
     assert found.value == measures.fisher_trace(logits, params, images / 255, KEY, num_samples=2).value
 
 
+def test_the_batches_of_the_two_sizes_of_a_noise_scale_are_drawn_apart() -> None:
+    """Small batches that were the first examples of the large ones would go with them."""
+    seen: dict[int, list[np.ndarray]] = {2: [], 8: []}
+
+    def loss(params: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda y: seen[len(y)].append(np.asarray(y)), y)
+        return (params * x).sum()
+
+    x, y = jnp.ones((1000, 1)), jnp.arange(1000)
+    measures.noise_scale(loss, jnp.ones(1), x, y, KEY, small=2, large=8, num_samples=6)
+    jax.effects_barrier()
+    assert len(seen[2]) >= 6 and not any(set(s[:2]) <= set(b) for s in seen[2] for b in seen[8])
+
+
 def test_the_noise_scale_has_its_two_parts() -> None:
     """f_i = g_i . x has the gradients g_i: |G|^2 is that of their mean, tr(Sigma) their variance."""
     g = jnp.array([2.0, 4.0, 0.0, 1.0])[None] + jax.random.normal(jax.random.key(7), (500, 4))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gengap import data, minima, models, train
+from gengap import data, methods, minima, models, train
 
 KEY = jax.random.key(3)
 
@@ -205,6 +205,73 @@ def test_an_archive_of_something_else_is_no_minimum(tmp_path, arrays):
     np.savez(tmp_path / "other.npz", **arrays)
     with pytest.raises(ValueError, match=r"other\.npz is no minimum, or damaged"):
         minima.load(tmp_path / "other.npz")
+
+
+def grows_by(factor):
+    return methods.Method("grows", grow=lambda size, epoch, noise: factor * size)
+
+
+def scaled(network, k):
+    return lambda *args: jax.tree.map(lambda a: k * a, network(*args))
+
+
+def steps(k):
+    return optax.sgd(optax.piecewise_constant_schedule(0.1, {1: k}))
+
+
+def weighted(k):
+    return methods.Method("mine", loss=lambda of: lambda *args: (k * of(*args)[0], of(*args)[1]))
+
+
+SAME_NAMES = {
+    "optimizer": lambda k: {"optimizer": train.named("lion", optax.lion(k * 1e-3))},
+    "schedule": lambda k: {"optimizer": train.named("", steps(k))},
+    "apply": lambda k: {"model": MODEL._replace(apply_train=None, apply=scaled(apply, k))},
+    "apply, for the test set alone": lambda k: {"model": MODEL._replace(apply=scaled(apply, k))},
+    "apply_train": lambda k: {"model": MODEL._replace(apply_train=scaled(apply_train, k))},
+    "init": lambda k: {"model": MODEL._replace(init=scaled(init, k))},
+    "table": lambda k: {"model": MODEL._replace(apply=lambda p, x: apply(p, x) + k * jnp.ones((1, 3)))},
+    "loss": lambda k: {"method": weighted(k)},
+    "grow": lambda k: {"method": grows_by(round(k)), "epochs": 2},
+    "precision": lambda k: {"precision": "float32" if k == 1 else "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("name", SAME_NAMES)
+def test_another_computation_under_the_same_name_is_another_minimum(monkeypatch, tmp_path, name):
+    one, other = SAME_NAMES[name](1.0), SAME_NAMES[name](3.0)
+    first = find(tmp_path, **{"epochs": 1, **one})
+    begun = spy(monkeypatch)
+    find(tmp_path, **{"epochs": 1, **other})
+    assert begun == [0]
+    same(find(tmp_path, **{"epochs": 1, **one}), first)
+    assert begun == [0]
+
+
+def test_the_precision_around_the_call_is_that_of_training(monkeypatch, tmp_path):
+    find(tmp_path, epochs=1)
+    begun = spy(monkeypatch)
+    with jax.default_matmul_precision("bfloat16"):
+        assert find(tmp_path, epochs=1).settings["precision"] == "bfloat16"
+    assert find(tmp_path, epochs=1).settings["precision"] == "float32"
+    assert begun == [0]
+    with pytest.raises(ValueError, match="precision is 'float3'; it must be"):
+        find(precision="float3")
+
+
+def test_the_seconds_of_a_minimum_are_those_of_its_training(monkeypatch, tmp_path):
+    clock = iter(range(0, 10_000, 7))
+    monkeypatch.setattr(minima.time, "monotonic", lambda: float(next(clock)))
+    first = find(tmp_path, epochs=2)
+    assert first.seconds >= 7 and find(tmp_path, epochs=2).seconds == first.seconds
+
+
+def test_a_checkpoint_is_no_minimum(monkeypatch, tmp_path):
+    monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr(minima.Path, "unlink", lambda *args, **how: None)
+    find(tmp_path, epochs=3)
+    with pytest.raises(ValueError, match="of a training that has not ended"):
+        minima.load(next(tmp_path.glob("*.checkpoint.npz")))
 
 
 NOISY = train.named("noisy", optax.noisy_sgd(0.1, key=jax.random.key(2)))

@@ -113,19 +113,51 @@ def test_labels_that_are_no_classes_are_refused(make, y):
         inspect.unwrap(make)(lambda p, x: x, jnp.ones((3, 3)), y)
 
 
-def test_chunks_are_a_scan_and_unrolled_where_a_cpu_convolves():
-    x, y = jnp.ones((6, 4, 4, 1)), jnp.zeros(6, int)
+def convolution(p, x):
+    return jax.lax.conv(x, p, (1, 1), "VALID").reshape(len(x), -1)[:, :2]
 
-    def convolution(p, x):
-        return jax.lax.conv(x, p, (1, 1), "VALID").reshape(len(x), -1)[:, :2]
 
-    def plain(p, x):
-        return x.reshape(len(x), -1)[:, :2] * p.sum()
+@pytest.mark.parametrize("chunk", [6, 5000, 3, 2, 4, 5], ids=lambda chunk: f"chunk {chunk}")
+def test_no_chunk_of_a_convolution_is_in_a_loop_on_a_cpu(chunk):
+    """XLA:CPU runs a convolution many times slower there; also one chunk, and chunks of unequal sizes."""
+    x, y, p = jnp.ones((6, 4, 4, 1)), jnp.zeros(6, int), jnp.ones((4, 4, 2, 1))
+    f = objective.over_dataset(convolution, x, y, chunk=chunk)
+    for of in (
+        f,
+        jax.value_and_grad(f),
+        lambda p: jax.jvp(jax.grad(f), (p,), (p,)),
+        objective.loss_and_accuracy(convolution, x, y, chunk=chunk),
+    ):
+        text = jax.jit(of).lower(p).as_text()
+        assert "stablehlo.while" not in text and "convolution" in text
 
-    for apply, loops in ((convolution, False), (plain, True)):
-        f = objective.over_dataset(apply, x, y, chunk=2)
-        text = jax.jit(f).lower(jnp.ones((4, 4, 2, 1))).as_text()
-        assert ("stablehlo.while" in text) == loops
+
+def test_chunks_of_what_convolves_nothing_are_a_loop():
+    x, y = jnp.ones((6, 4)), jnp.zeros(6, int)
+    f = objective.over_dataset(lambda p, x: x * p[None], x, y, chunk=2)
+    assert "stablehlo.while" in jax.jit(f).lower(jnp.ones(4)).as_text()
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.uint16, jnp.int16, jnp.uint32])
+def test_labels_of_any_width_count_all_classes(dtype):
+    """A label's own type holds fewer classes than there are logits."""
+    logits = jax.random.normal(jax.random.key(0), (5, 300 if dtype in (jnp.uint8, jnp.int8) else 70_000)) * 3
+    labels = jnp.array([0, 1, 5, 100, 127])
+    exact = reference(logits, labels)
+    narrow = labels.astype(dtype)
+    np.testing.assert_allclose(cross_entropy(logits, narrow), exact, rtol=1e-5)
+    assert objective.accuracy(logits.at[:, 0].set(99.0), narrow).tolist() == [1, 0, 0, 0, 0]
+    f = objective.over_dataset(lambda p, x: p * x, logits, narrow)
+    np.testing.assert_allclose(f(1.0), exact.mean(), rtol=1e-5)
+    loss, _ = methods.batch_loss(methods.PLAIN, lambda p, x: p * x)(1.0, logits, narrow, jax.random.key(0))
+    np.testing.assert_allclose(loss, exact.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("x", [{"a": np.ones((3, 2))}, (np.ones((3, 2)),) * 3, [[1.0], [1.0, 2.0]], "words"])
+def test_inputs_that_are_no_array_are_named(make, x):
+    with pytest.raises(ValueError, match=r"x is of type .*; it must be one array"):
+        inspect.unwrap(make)(lambda p, x: x, x, np.zeros(3, int))
 
 
 def test_cross_entropy_of_huge_logits_is_finite_and_exact():

@@ -368,27 +368,45 @@ def test_no_measure_has_a_convolution_in_a_loop():
 
 PIPELINE = """
 import jax, jax.numpy as jnp, numpy as np
-from gengap import data, hessian, landscape, measures, minima, models, objective, sharpness
-rng, key = np.random.default_rng(0), jax.random.key(0)
+from gengap import data, hessian, landscape, measures, methods, minima, models, objective, sharpness, updates
+rng, keys = np.random.default_rng(0), iter(jax.random.split(jax.random.key(0), 20))
 x, y = rng.integers(0, 256, (20, 4), np.uint8), np.arange(20) % 3
 ds = data.from_arrays(x, y, x, y)
 model = models.dense(3, widths=[4])
-p = minima.find(model, ds, key, 5, epochs=1).params
+p = minima.find(model, ds, next(keys), 5, epochs=1).params
 f = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
-s = sharpness.full_space(f, p, key, max_evaluations=12)
-r = sharpness.random_subspaces(f, p, key, dim=3, num_draws=1, num_directions=1, max_evaluations=8)
-out = [s.value, r.value, hessian.trace(f, p, key, num_samples=2).value]
-out += [measures.worst_case(f, p, key, max_evaluations=2), measures.worst_case_linf(f, p, key, max_evaluations=8)]
+s = sharpness.full_space(f, p, next(keys), max_evaluations=12)
+r = sharpness.random_subspaces(f, p, next(keys), dim=3, num_draws=1, num_directions=1, max_evaluations=8)
+out = [s.value, r.value, hessian.trace(f, p, next(keys), num_samples=2).value]
+out += [measures.worst_case(f, p, next(keys), max_evaluations=2)]
+out += [measures.worst_case_linf(f, p, next(keys), max_evaluations=8)]
 assert np.isnan(r.sem)
-near = landscape.neighbourhood(lambda p: 0 * f(p), p, key, num_directions=3, max_evaluations=1)
+r = sharpness.random_subspaces(
+    f, p, next(keys), dim=3, num_draws=3, draws_at_once=2, max_evaluations=8, entries=jax.random.normal
+)
+measures.average_case(f, p, next(keys), num_samples=2)
+measures.pac_bayes_sigma(lambda p: f(p), p, next(keys), num_samples=2, steps=2, rise=1e-3)
+measures.fisher_trace(model.apply, p, ds.x_train, next(keys), num_samples=2)
+hessian.eigenpairs(f, p, next(keys), k=2)
+landscape.connect(objective.over_batches(model.apply, ds.x_train, ds.y_train), p, p, next(keys), steps=2)
+changes = methods.combine(methods.ghost_batch_norm(2), methods.adversarial(), updates.sam())
+minima.find(model, ds, next(keys), 5, epochs=1, method=changes, target=1e-9)
+near = landscape.neighbourhood(lambda p: 0 * f(p), p, next(keys), num_directions=3, max_evaluations=1)
 assert np.isnan(near.share) and np.isnan(near.mean_over_highest)
 assert all(a.dtype == jnp.float32 and np.isfinite(a).all() and (a > 0).any() for a in out), out
 """
 
 
-def test_the_whole_way_in_other_modes_of_jax():
-    """Fillers of our own are no NaN to look for, and 64 bits leave float32 parameters alone."""
-    modes = {**os.environ, "JAX_DEBUG_NANS": "1", "JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+MODES = [
+    {"JAX_DEBUG_NANS": "1", "JAX_ENABLE_X64": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+    {"JAX_DEBUG_INFS": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_DEBUG_KEY_REUSE": "1"},
+]
+
+
+@pytest.mark.parametrize("modes", MODES, ids=["nans, x64", "infs, strict, keys"])
+def test_the_whole_way_in_other_modes_of_jax(modes):
+    """Fillers of our own are no NaN and no infinity, and 64 bits leave float32 parameters alone."""
     run = [sys.executable, "-c", PIPELINE]
-    done = subprocess.run(run, cwd=Path(__file__).parents[1], env=modes, capture_output=True, text=True)
+    env = {**os.environ, **modes}
+    done = subprocess.run(run, cwd=Path(__file__).parents[1], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,27 @@ def linear(params):
     return 2.0 + jnp.concatenate([params["a"].ravel(), params["b"]]) @ jnp.asarray(G, jnp.float32)
 
 
+def test_every_purpose_has_a_key_of_its_own(monkeypatch):
+    """Tiles of A, restarts of the ascents and directions: no two have one key."""
+    ascents, maximise = [], sharpness.ascent.maximise
+    monkeypatch.setattr(
+        sharpness.ascent, "maximise", lambda *args, **how: ascents.append(args[4]) or maximise(*args, **how)
+    )
+    sharpness.random_subspaces(linear, X, KEY, dim=2, num_draws=4, num_directions=1, max_evaluations=2)
+    assert len(ascents) == 4
+    draws = [*sharpness.draw_keys(KEY, 4)]
+    used = [*draws, *ascents, *jax.random.split(KEY, 4)[2:]]
+    used += [k for draw in draws for k in jax.random.split(draw, 3)]  # of the tiles
+    used += [jax.random.fold_in(key, i) for key in ascents for i in range(3)]
+    assert len({tuple(np.asarray(jax.random.key_data(key))) for key in used}) == len(used)
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_a_key_whose_numbers_depend_on_how_many_are_drawn_is_refused(kind):
+    with pytest.raises(ValueError, match=f"key is of kind {kind}, whose numbers change with how many"):
+        sharpness.random_subspaces(linear, X, jax.random.key(0, impl=kind), dim=2, num_draws=2)
+
+
 def waves(params):
     return 1 + jnp.sum(jnp.sin(3 * params["a"]) ** 2) + 0.3 * jnp.sum(jnp.cos(4 * params["b"]))
 

@@ -232,6 +232,39 @@ def test_the_target_is_of_the_objective_and_not_of_the_losses_of_the_batches():
         follow([DOWN], epochs=6, target=0.5, objective=None)
 
 
+def test_a_batch_size_is_a_count_or_a_share_and_never_both():
+    counts = {1: 1, 10: 10, np.int64(3): 3, 4.0: 4, 0.999: 10, 0.25: 2, np.float32(0.5): 5}
+    assert {size: inspect.unwrap(train.count)(size, 10) for size in counts} == counts
+    assert train.count(1.0, 10) == 10  # a float is a share, and 1.0 all
+    for size in (True, False, 0, 0.0, 0.01, 11, 2.5, -1, np.nan, np.inf, np.bool_(True), "4"):
+        with pytest.raises(ValueError, match=f"batch size {size} is neither a share"):
+            inspect.unwrap(train.count)(size, 10)
+
+
+ASKING = {
+    "sam": optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), sync_period=2),
+    "opaque sam": optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=True),
+    "schedule-free": optax.contrib.schedule_free_sgd(0.1),
+    "d-adaptation": optax.contrib.dadapt_adamw(0.1),
+    "prodigy": optax.contrib.prodigy(0.1),
+    "momo": optax.contrib.momo(0.1),
+    "plateau": optax.contrib.reduce_on_plateau(),
+    "value alone": optax.GradientTransformationExtraArgs(
+        optax.sgd(0.1).init, lambda g, s, p=None, *, value: (g, s)
+    ),
+    "nothing": optax.GradientTransformation(optax.sgd(0.1).init, optax.sgd(0.1).update),
+    "lbfgs": optax.lbfgs(),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("named", [True, False], ids=["named", "bare"])
+def test_optimisers_take_of_the_extra_arguments_those_they_know(name, named):
+    optimizer = train.named("it", ASKING[name]) if named else ASKING[name]
+    end, history = run(begin(classes()[0], optimizer), optimizer=optimizer, epochs=1)
+    assert np.isfinite(history["train_loss"]).all() and int(end.step) == 3
+
+
 @pytest.mark.parametrize("name", ["tolerance", "target"])
 def test_a_stop_that_could_never_come_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is nan"):
