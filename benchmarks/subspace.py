@@ -29,7 +29,7 @@ def main(parameters: int = 1_090_000, dim: int = 100, rounds: int = 3, normal: b
     """
     key, y = jax.random.key(0), jnp.ones(dim)
     x = jnp.sin(jnp.arange(float(parameters)))
-    draw = subspace.draw.lower(key, parameters, dim).compile()
+    draw = jax.jit(subspace.draw, static_argnums=(1, 2)).lower(key, parameters, dim).compile()
     A = draw(key)
     calls = {"draw": partial(draw, key)}
     products = {

@@ -30,8 +30,8 @@ class Config(NamedTuple):
     """One network at many batch sizes, trained for all its epochs."""
 
     training: Training = Training(num_seeds=3, epochs=30)
-    batch_sizes: tuple[float, ...] = ()
-    """in examples, or as fractions of the training set; by default the paper's, on the digits 16 to 1024"""
+    batch_sizes: tuple[int | float, ...] = ()
+    """in examples, or with a point as shares of the training set; by default the paper's, on the digits 16 to 1024"""
     max_evaluations: int = 24
     """gradients to spend on each maximum"""
 

@@ -241,6 +241,6 @@ def pair(
 
 
 def sizes(training: Training) -> dict[Literal["SB", "LB"], float]:
-    """The batch sizes of the two methods, in examples or as fractions."""
+    """The batch sizes of the two methods, in examples or as shares."""
     assert training.small_batch is not None
     return {"SB": training.small_batch, "LB": training.large_batch}

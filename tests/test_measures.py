@@ -155,7 +155,7 @@ def test_the_batches_of_the_two_sizes_of_a_noise_scale_are_drawn_apart() -> None
 
     def loss(params: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         jax.debug.callback(lambda y: seen[len(y)].append(np.asarray(y)), y)
-        return (params * x).sum()
+        return (x @ params).sum()
 
     x, y = jnp.ones((1000, 1)), jnp.arange(1000)
     measures.noise_scale(loss, jnp.ones(1), x, y, KEY, small=2, large=8, num_samples=6)
