@@ -31,7 +31,7 @@ class Config(NamedTuple):
 
     training: Training = Training(num_seeds=3, epochs=30)
     batch_sizes: tuple[int | float, ...] = ()
-    """in examples, or with a point as shares of the training set; by default the paper's, on the digits 16 to 1024"""
+    """in examples, or with a point as shares of the training set; by default the paper's, on digits 16 to 1024"""
     max_evaluations: int = 24
     """gradients to spend on each maximum"""
 
