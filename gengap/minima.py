@@ -182,6 +182,7 @@ def find_along(
     flat.check_untraced("training", key, ds, start, seed)
     flat.check_key(key)
     flat.check_counts({"seed": seed}, least=0)
+    flat.check_counts({"chunk": chunk})
     for epoch in epochs:
         flat.check_counts({"epochs": epoch})
     size, epochs = train.count(batch_size, len(ds.x_train)), sorted(int(epoch) for epoch in epochs)
@@ -190,7 +191,7 @@ def find_along(
     x0 = x0 if start is None else start
     flat.layout_of(x0)
     of_train, of_test = (
-        objective.loss_and_accuracy(model.apply, x, y, chunk=chunk, clip=clip)
+        objective.loss_and_accuracy(model.apply, x, y, chunk=int(chunk), clip=clip)
         for x, y in ((ds.x_train, ds.y_train), (ds.x_test, ds.y_test))
     )
     precision = precision or program.asked_precision()
