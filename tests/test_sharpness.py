@@ -196,6 +196,7 @@ def measures(loss):
     return full, random
 
 
+@pytest.mark.filterwarnings("ignore:.* does not resolve at a loss")
 @pytest.mark.parametrize("which", [0, 1], ids=["full", "random"])
 def test_vmap_over_parameters_and_jit_equal_a_loop(which):
     measure = measures(waves)[which]

@@ -29,7 +29,7 @@ def test_the_sign_test_sums_a_binomial(pairs) -> None:
 
 
 def test_a_single_seed_has_no_p_value() -> None:
-    assert statistics.compare({0: 1.0}, {0: 2.0}, "sharper") == "sharper in 0 of 1 seeds"
+    assert statistics.compare({0: 1.0}, {0: 2.0}, "sharper") == "sharper in 0 of 1 seed"
     assert statistics.compare({0: 1.0}, {0: 1.0}, "sharper") == "sharper in 0 of 0 seeds, 1 tied and left out"
 
 
