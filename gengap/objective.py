@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.tree_util import Partial
@@ -155,7 +156,7 @@ def _classes(name: str, y: Any) -> Any:
     if jnp.ndim(y) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
         found = f"{y.dtype}{list(jnp.shape(y))}"
         raise ValueError(f"{name} is {found}; it must be one whole number for each example, its class")
-    return y.astype(jnp.promote_types(y.dtype, jnp.int32))
+    return y.astype(jax.dtypes.canonicalize_dtype(np.int64))  # as of argmax
 
 
 def fitting(

@@ -222,6 +222,9 @@ def _description(jaxpr: core.Jaxpr) -> tuple[str, list[Any]]:
         if isinstance(value, np.ndarray | jax.Array):
             return f"{value.dtype}{value.shape}{_bytes(value).hex()}"
         text = repr(value)
+        mesh = getattr(value, "mesh", value)
+        if isinstance(mesh, jax.sharding.Mesh) and not mesh.empty:  # its words do not tell the devices
+            text += f" on {[device.id for device in mesh.devices.flat]}"
         if (callable(value) and not isinstance(value, type)) or " at 0x" in text:
             objects.append(value)
             return type(value).__name__

@@ -135,8 +135,13 @@ def _tiles_of_signs(key: Array, dim: int, n: int) -> UInt32[Array, "tiles p word
     """32 signs to a word, drawn tile by tile: the bits of the whole would take as much memory again."""
     count = -(-n // _ROWS)
     words = -(-n // (32 * count))
-    draw = partial(jax.random.bits, shape=(dim, words), dtype=jnp.uint32)
-    return jax.lax.map(draw, jax.random.split(key, count))
+    kind = jax.random.key_impl(key)
+
+    def draw(data: Array) -> Array:
+        return jax.random.bits(jax.random.wrap_key_data(data, impl=kind), (dim, words), jnp.uint32)
+
+    # Of the data of keys: under vmap jax_debug_key_reuse takes a loop over keys for a mistake.
+    return jax.lax.map(draw, jax.random.key_data(jax.random.split(key, count)))
 
 
 def _unpack(words: UInt32[Array, "p words"], dtype: Any = float) -> Float[Array, "p rows"]:

@@ -368,3 +368,10 @@ def test_batches_are_an_unbiased_estimate_of_the_whole() -> None:
     assert values.std() > 0.01
     with pytest.raises(ValueError, match="size is 0"):
         objective.over_batches(apply, x, y, size=0)
+
+
+def test_labels_of_every_type_pass_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        for dtype in (jnp.uint8, jnp.int8, jnp.uint16, jnp.int32, jnp.uint32):
+            loss = objective.over_dataset(lambda p, x: x @ p, jnp.eye(3), jnp.arange(3, dtype=dtype))
+            assert np.isfinite(loss(jnp.eye(3)))

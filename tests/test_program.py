@@ -1,6 +1,9 @@
 """What is compiled: a function is read at each call, and compiled once for what it computes."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import jax
@@ -241,3 +244,17 @@ def test_losses_and_measures_have_one_precision_and_training_its_own():
         step = train.training_step(loss, train.ADAM, asked)
         args = state, *train.epoch_of(4, 2, KEY, jnp.int32(0))[::-1], x, y
         assert ("HIGHEST" in "".join(dots(step, *args))) == found
+
+
+def test_a_mesh_of_other_devices_is_another_computation():
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from gengap import hessian
+P, X0, K = jax.sharding.PartitionSpec("x"), jnp.ones(4), jax.random.key(0)
+for devices in (jax.devices()[:1], jax.devices()[1:]):
+    s = jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), ("x",)), P)
+    loss = lambda p: (jax.lax.with_sharding_constraint(p, s) ** 2).sum()
+    assert hessian.trace(loss, jax.device_put(X0, s), K, num_samples=2).value == 8
+"""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)

@@ -121,3 +121,10 @@ def test_the_tiles_of_signs_are_independent():
     tiles = np.asarray(subspace.signs(jax.random.key(0), (2, n))).reshape(2, 3, -1)
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert abs(np.mean(tiles[:, a] * tiles[:, b])) < 5 / np.sqrt(2 * n / 3)
+
+
+def test_draws_side_by_side_use_each_key_once():
+    with jax.debug_key_reuse(True):
+        several = jax.vmap(lambda key: subspace.draw(key, 40, 3))(jax.random.split(jax.random.key(0), 2))
+    one = subspace.draw(jax.random.split(jax.random.key(0), 2)[1], 40, 3)
+    np.testing.assert_array_equal(several.tiles[1], one.tiles)
