@@ -1,4 +1,4 @@
-"""F1 on the digits that scikit-learn carries: the paper's comparison in two minutes, on any machine.
+"""F1 on the digits that scikit-learn carries: the paper's comparison in minutes, on any machine.
 
     make exp-digits
 

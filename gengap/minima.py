@@ -5,11 +5,13 @@ ends. Names are labels. Training looks at its losses to end, so that it cannot b
 """
 
 import hashlib
-import itertools
+import inspect
 import json
 import re
 import time
+import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,7 +144,7 @@ def find(
       precision: of matrix products in training, see `train.fit`.
       store: a directory. A minimum in it that was trained with the same of all the above is returned; a new one is
         written to it, and on the way there, every 20 s, a checkpoint from which a run that was killed goes on. The
-        same is what is computed, and the labels; of a method's `grow` it is the code and what that closes over.
+        same is what is computed, and the labels; of a method's `grow` it is the code and what that reads.
       progress: what to call the line that shows how far training is; `None` shows none.
 
     Raises:
@@ -333,21 +335,37 @@ def _computation(
         train.training_step(loss, optimizer, precision), state, sums, batches, ds.x_train, ds.y_train
     )
     followed = program.fingerprint(lambda ends, params: [end(params) for end in ends], ends, state.params)
-    return f"{step} {followed} {_code(grow)}"
+    return f"{step} {followed} {hashlib.sha256(_code(grow).encode()).hexdigest()[:16]}"
 
 
-def _code(fn: Any) -> str:
-    """A function of Python's by its code and what that closes over."""
-    if (code := getattr(fn, "__code__", None)) is None:
-        return repr(fn)
-    inside = [_code(cell.cell_contents) for cell in fn.__closure__ or ()]
-    words = [*_words(code), *inside, repr(fn.__defaults__)]
-    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
-
-
-def _words(code: Any) -> list[str]:
-    inner = [_words(c) if hasattr(c, "co_code") else [repr(c)] for c in code.co_consts]
-    return [code.co_code.hex(), repr(code.co_names), *itertools.chain(*inner)]
+def _code(it: Any, inside: tuple[int, ...] = ()) -> str:
+    """What a function of Python's does, and what it reads, in words that are the same in every process."""
+    if id(it) in inside or isinstance(it, types.ModuleType):
+        return ""
+    of = partial(_code, inside=(*inside, id(it)))
+    if hasattr(it, "dtype"):
+        return _fingerprint(it)
+    if isinstance(it, partial):
+        return of((it.func, it.args, it.keywords))
+    if isinstance(it, types.MethodType):
+        return of((it.__func__, it.__self__))
+    if isinstance(it, list | tuple):
+        return f"({', '.join(map(of, it))})"
+    if isinstance(it, set | frozenset):
+        return f"({', '.join(sorted(map(of, it)))})"
+    if isinstance(it, dict):
+        return of(sorted(it.items(), key=repr))
+    if isinstance(it, types.CodeType):
+        return of((it.co_code.hex(), it.co_names, it.co_consts))
+    it = inspect.unwrap(it) if callable(it) else it
+    if isinstance(it, types.FunctionType):
+        read = [it.__globals__.get(name) for name in it.__code__.co_names]
+        closed = [cell.cell_contents for cell in it.__closure__ or ()]
+        return of((it.__code__, it.__defaults__, it.__kwdefaults__, closed, read))
+    if isinstance(it, type) or " at 0x" not in repr(it):
+        return repr(it)
+    called = inspect.getattr_static(type(it), "__call__", None)
+    return f"{type(it).__qualname__} {of((getattr(it, '__dict__', {}), called))}"
 
 
 @jax.jit

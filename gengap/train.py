@@ -110,13 +110,14 @@ def count(batch_size: float, m: int) -> int:
     >>> count(256, 60000), count(0.1, 60000), count(1.0, 60000), count(1, 60000)
     (256, 6000, 60000, 1)
     """
+    batch_size = batch_size.item() if isinstance(batch_size, jax.Array) and batch_size.ndim == 0 else batch_size
     is_number = isinstance(batch_size, numbers.Real) and not isinstance(batch_size, bool)
     is_share = is_number and not isinstance(batch_size, numbers.Integral) and 0 < batch_size <= 1
     size = round(batch_size * m) if is_share else batch_size
     if not (is_number and 1 <= size <= m and size == int(size)):
         raise ValueError(
-            f"batch size {batch_size} is neither a share from above 0 to 1.0 nor a whole number from 1 to {m}, "
-            "the number of training examples"
+            f"batch size {batch_size} is neither a share, up to 1.0, that is an example or more, nor a whole "
+            f"number from 1 to {m}, the number of training examples"
         )
     return int(size)
 
@@ -281,7 +282,13 @@ def _stack(trees: list[Any]) -> Any:
 
 
 def _row(tree: PyTree, i: int) -> Any:
-    return jax.tree.map(lambda a: a[i], tree)
+    def row(a: Any) -> Any:
+        if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return a[i]
+        # jax_debug_key_reuse takes a second slice of keys for a mistake.
+        return jax.random.wrap_key_data(jax.random.key_data(a)[i], impl=jax.random.key_impl(a))
+
+    return jax.tree.map(row, tree)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

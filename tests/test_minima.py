@@ -1,7 +1,12 @@
 """Pairs of minima: one starting point, found by what they were trained with, and checkpoints."""
 
+import functools
 import inspect
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from gengap import data, methods, minima, models, train
+from gengap import data, growth, methods, minima, models, train
 
 KEY = jax.random.key(3)
 
@@ -235,6 +240,87 @@ SAME_NAMES = {
     "grow": lambda k: {"method": grows_by(round(k)), "epochs": 2},
     "precision": lambda k: {"precision": "float32" if k == 1 else "bfloat16"},
 }
+
+
+FACTOR = 2
+
+
+class Grower:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def grow(self, size, epoch, noise, *, by=1):
+        return size * self.factor * by
+
+    def __call__(self, size, epoch, noise):
+        return self.grow(size, epoch, noise)
+
+
+def by_a_keyword(factor):
+    def grow(size, epoch, noise, *, by=factor):
+        return size * by
+
+    return grow
+
+
+def by_a_table(table):
+    return lambda size, epoch, noise: int(size * table.sum())
+
+
+def by_a_jitted(f):
+    return lambda size, epoch, noise: int(f(size))
+
+
+def by_a_global(size, epoch, noise):
+    return size * FACTOR
+
+
+GROWERS = {
+    "closure": lambda k: grows_by(k).grow,
+    "bound method": lambda k: Grower(k).grow,
+    "object": Grower,
+    "keyword": by_a_keyword,
+    "partial": lambda k: functools.partial(Grower.grow, Grower(2), by=k),
+    "large array": lambda k: by_a_table(np.arange(3000) == 1500 + k),
+    "array of JAX": lambda k: by_a_table(jnp.full(2, k)),
+    "combined": lambda k: methods.combine(growth.byrd(most=4 * k), growth.doubling(2, most=4 * k)).grow,
+    "jitted": lambda k: by_a_jitted(jax.jit(lambda x: x * k)),
+}
+
+
+@pytest.mark.parametrize("name", GROWERS)
+def test_what_makes_a_batch_grow_is_known_by_what_it_does(name):
+    one, again, other = (minima._code(GROWERS[name](k)) for k in (2, 2, 3))
+    assert one == again != other and " at 0x" not in one
+
+
+def test_a_global_that_makes_a_batch_grow_is_read(monkeypatch):
+    before = minima._code(by_a_global)
+    monkeypatch.setitem(globals(), "FACTOR", 3)
+    assert minima._code(by_a_global) != before
+
+
+def test_another_process_finds_the_same_minimum(tmp_path):
+    code = """
+import sys
+import jax, numpy as np
+from gengap import data, growth, methods, minima, models, updates
+x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+ds = data.from_arrays(x, np.arange(8) % 2, x, np.arange(8) % 2)
+grow = growth.doubling(1, most=4)._replace(grow=lambda size, epoch, noise: 2 * size if epoch in {1, 2} else size)
+method = methods.combine(methods.ghost_batch_norm(2), updates.sam(), growth.byrd(most=4), grow)
+model = models.dense(2, widths=[3])
+found = minima.find(model, ds, jax.random.key(0), 2, method=method, epochs=1, store=sys.argv[1])
+print(found.settings["computation"])
+"""
+    said = []
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        run = [sys.executable, "-c", code, str(tmp_path)]
+        done = subprocess.run(run, cwd=Path(__file__).parents[1], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1] and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("name", SAME_NAMES)

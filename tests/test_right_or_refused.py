@@ -383,7 +383,7 @@ out += [measures.worst_case(f, p, next(keys), max_evaluations=2)]
 out += [measures.worst_case_linf(f, p, next(keys), max_evaluations=8)]
 assert np.isnan(r.sem)
 r = sharpness.random_subspaces(
-    f, p, next(keys), dim=3, num_draws=3, draws_at_once=2, num_directions=1, max_evaluations=8, entries=jax.random.normal
+    f, p, next(keys), dim=3, num_draws=3, draws_at_once=2, num_directions=1, entries=jax.random.normal
 )
 measures.average_case(f, p, next(keys), num_samples=2)
 measures.pac_bayes_sigma(lambda p: f(p), p, next(keys), num_samples=2, steps=2, rise=1e-3)
