@@ -9,6 +9,7 @@ by name only.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -161,15 +162,62 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> 
     for eqn in jaxpr.eqns:
         inputs, params = [read(atom) for atom in eqn.invars], eqn.params
         inner = params["call_jaxpr"] if eqn.primitive.name in _RULES else _plain_jit(eqn)
+        loop = _LOOPS.get(eqn.primitive.name) if _closes_over_arrays(params) else None
         with eqn.ctx.manager:
             if inner is not None:
                 out = _evaluate(inner.jaxpr, inner.consts, inputs)
+            elif loop is not None:
+                out = loop(params, inputs)
             else:
                 bound = eqn.primitive.get_bind_params(params)
                 functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a tuple before jax 0.10
                 out = eqn.primitive.bind(*functions, *inputs, **params)
         values.update(zip(eqn.outvars, out if inner or eqn.primitive.multiple_results else [out], strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _closes_over_arrays(params: dict[str, Any]) -> bool:
+    """Whether a function within a program, such as a jitted one in the body of a scan, closes over arrays."""
+    values = [one for value in params.values() for one in (value if isinstance(value, tuple | list) else [value])]
+    closed = [value for value in values if isinstance(value, core.ClosedJaxpr)]
+    within = [eqn.params for jaxpr in core.jaxprs_in_params(params) for eqn in jaxpr.eqns]
+    return any(value.consts for value in closed) or any(map(_closes_over_arrays, within))
+
+
+def _cond(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
+    branches = [partial(_evaluate_closed, branch) for branch in params["branches"]]
+    return jax.lax.switch(inputs[0], branches, *inputs[1:])
+
+
+def _scan(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
+    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+
+    def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        out = _evaluate_closed(params["jaxpr"], *inputs[:first], *carry, *x)
+        return out[: last - first], out[last - first :]
+
+    how = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, out = jax.lax.scan(body, inputs[first:last], inputs[last:], **how)
+    return [*carry, *out]
+
+
+def _while(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
+    first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+
+    def goes_on(values: list[Any]) -> Any:
+        return _evaluate_closed(params["cond_jaxpr"], *inputs[:first], *values)[0]
+
+    def body(values: list[Any]) -> list[Any]:
+        return _evaluate_closed(params["body_jaxpr"], *inputs[first:last], *values)
+
+    return jax.lax.while_loop(goes_on, body, inputs[last:])
+
+
+def _evaluate_closed(closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
+    return _evaluate(closed.jaxpr, closed.consts, args)
+
+
+_LOOPS = {"cond": _cond, "scan": _scan, "while": _while}
 
 
 def _plain_jit(eqn: Any) -> Any:

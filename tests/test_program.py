@@ -139,6 +139,35 @@ def test_a_new_closure_over_other_data_of_one_shape_compiles_nothing(name):
         assert not programs or name == "restrict"
 
 
+def in_scan(f):
+    return lambda p: jax.lax.scan(lambda c, i: (c + f(i * p), c), jnp.zeros(()), jnp.arange(1.0, 3.0))[0]
+
+
+def in_cond(f):
+    return lambda p: jax.lax.cond(p.sum() > 0, f, lambda p: p.sum(), p)
+
+
+def in_while(f):
+    step = lambda c: (c[0] + 1, c[1] + jax.lax.stop_gradient(f(c[1]) * 1e-3))  # noqa: E731
+    return lambda p: (p * jax.lax.while_loop(lambda c: c[0] < 2, step, (0, jax.lax.stop_gradient(p)))[1]).sum()
+
+
+@pytest.mark.parametrize("within", [in_scan, in_cond, in_while, lambda f: in_cond(in_scan(f))])
+def test_jitted_functions_within_loops_and_branches_close_over_arrays_as_others_do(within):
+    seen, values = [], []
+    for data in (jnp.linspace(1, 2, 10), jnp.linspace(3, 6, 10)):
+        inner = jax.jit(lambda p, data=data: jnp.sin(p * data).sum())
+        f = within(inner)
+        with compiled() as programs:
+            values.append(float(sharpness.full_space(f, X0, KEY, max_evaluations=2).base_loss))
+        assert values[-1] == pytest.approx(float(jax.jit(f)(X0)), rel=1e-5)
+        seen.append(weakref.ref(data))
+    assert values[0] != values[1] and not programs
+    del data, inner, f
+    gc.collect()
+    assert [ref() for ref in seen] == [None, None]
+
+
 def test_training_on_other_data_and_with_another_closure_compiles_nothing():
     def fit(data):
         loss = lambda p, x, y, key: ((p - data.mean()) ** 2, (p, p))  # noqa: E731
