@@ -105,8 +105,14 @@ def primitives(jaxpr: core.Jaxpr) -> Iterator[str]:
     """The names of the primitives of a program, also of those within others."""
     for eqn in jaxpr.eqns:
         yield eqn.primitive.name
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from primitives(inner)
+        for inner in _within(eqn.params):
+            yield from primitives(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
+
+
+def _within(params: dict[str, Any]) -> list[core.ClosedJaxpr | core.Jaxpr]:
+    """The programs among the parameters of a primitive."""
+    values = [one for value in params.values() for one in (value if isinstance(value, tuple | list) else [value])]
+    return [value for value in values if isinstance(value, core.ClosedJaxpr | core.Jaxpr)]
 
 
 def _is_weak(leaf: Any) -> bool:
@@ -178,10 +184,10 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> 
 
 def _closes_over_arrays(params: dict[str, Any]) -> bool:
     """Whether a function within a program, such as a jitted one in the body of a scan, closes over arrays."""
-    values = [one for value in params.values() for one in (value if isinstance(value, tuple | list) else [value])]
-    closed = [value for value in values if isinstance(value, core.ClosedJaxpr)]
-    within = [eqn.params for jaxpr in core.jaxprs_in_params(params) for eqn in jaxpr.eqns]
-    return any(value.consts for value in closed) or any(map(_closes_over_arrays, within))
+    programs = _within(params)
+    if any(getattr(inner, "consts", ()) for inner in programs):
+        return True
+    return any(_closes_over_arrays(eqn.params) for inner in programs for eqn in inner.eqns)
 
 
 def _cond(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
@@ -222,7 +228,7 @@ _LOOPS = {"cond": _cond, "scan": _scan, "while": _while}
 
 def _plain_jit(eqn: Any) -> Any:
     """The program of a jitted function that places nothing on devices."""
-    if eqn.primitive.name != "jit":
+    if eqn.primitive.name not in ("jit", "pjit"):
         return None
     placed = [eqn.params[name] for name in ("in_shardings", "out_shardings", "in_layouts", "out_layouts")]
     unplaced = all(one is None or "Unspecified" in type(one).__name__ for group in placed for one in group)
