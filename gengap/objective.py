@@ -156,6 +156,8 @@ def _classes(name: str, y: Any) -> Any:
     if jnp.ndim(y) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
         found = f"{y.dtype}{list(jnp.shape(y))}"
         raise ValueError(f"{name} is {found}; it must be one whole number for each example, its class")
+    if isinstance(y, np.ndarray) and y.dtype.itemsize == 8:  # in 32 bits 2^32 would be class 0
+        y = np.clip(y, -1 if np.issubdtype(y.dtype, np.signedinteger) else 0, 2**31 - 1)
     return y.astype(jax.dtypes.canonicalize_dtype(np.int64))  # as of argmax
 
 

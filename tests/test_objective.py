@@ -153,6 +153,12 @@ def test_labels_of_any_width_count_all_classes(dtype):
     np.testing.assert_allclose(loss, exact.mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("label", [np.int64(2**32), np.int64(-(2**32)), np.uint64(2**32), np.uint64(2**63)])
+def test_a_label_beyond_32_bits_is_no_small_class(label):
+    with pytest.raises(ValueError, match="y has a label"):
+        inspect.unwrap(objective.over_dataset)(lambda p, x: x * p, jnp.ones((1, 3)), np.array([label]))(1.0)
+
+
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("x", [{"a": np.ones((3, 2))}, (np.ones((3, 2)),) * 3, [[1.0], [1.0, 2.0]], "words"])
 def test_inputs_that_are_no_array_are_named(make, x):
