@@ -16,40 +16,17 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 __all__ = [
-    "ascent",
-    "data",
-    "flat",
-    "growth",
-    "hessian",
-    "kernels",
-    "landscape",
-    "measures",
-    "methods",
-    "minima",
-    "models",
-    "objective",
-    "paper",
-    "plots",
-    "program",
-    "records",
-    "report",
-    "sharpness",
-    "statistics",
-    "subspace",
-    "symmetry",
-    "train",
-    "updates",
-]
+    "ascent", "checks", "comparison", "data", "flat", "hessian", "kernels", "landscape", "measures", "methods",
+    "minima", "models", "objective", "paper", "plots", "program", "records", "report", "sharpness", "stats",
+    "subspace", "symmetry", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> ModuleType:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{name}")
-    # Tab completion offers what the module defines, and not what it imports.
-    own = [n for n, v in vars(module).items() if getattr(v, "__module__", module.__name__) == module.__name__]
-    public = [n for n in own if not n.startswith("_") and not isinstance(getattr(module, n), ModuleType)]
-    module.__dir__ = lambda: sorted(public)  # type: ignore[method-assign]
+    module.__dir__ = lambda: module.__all__  # type: ignore[method-assign]  # what tab completion offers
     return module
 
 

@@ -1,14 +1,12 @@
 """A function of a pytree as a function of one flat vector: what every measure is computed on.
 
-Here, and nowhere else, arguments and the types of the parameters are checked, and points are cast to what the
-network reads.
+Here, and nowhere else, the types of the parameters are checked and points are cast to what the network reads.
 """
 
 import inspect
 import math
-import numbers
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,9 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
-from gengap import program
+from gengap import checks, program
+
+__all__ = [
+    "Flat", "Layout", "as_scalar", "check_alike", "key_for", "layout_of", "of", "ravel", "stacked", "unit",
+    "warn_rounded", "with_extras",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,9 @@ class Layout:
         """The pytree of flat vectors [..., n], each leaf in its own type, or all in `dtype`."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1].tolist()
         parts = flat.__array_namespace__().split(flat, ends, axis=-1)
-        leaves = [
-            part.reshape(*flat.shape[:-1], *shape).astype(dtype or own)
-            for part, shape, own in zip(parts, self.shapes, self.dtypes, strict=True)
-        ]
-        return jax.tree.unflatten(self.tree, leaves)
+        leaves = zip(parts, self.shapes, self.dtypes, strict=True)
+        parts = [part.reshape(*flat.shape[:-1], *shape).astype(dtype or kept) for part, shape, kept in leaves]
+        return jax.tree.unflatten(self.tree, parts)
 
 
 class Flat(NamedTuple):
@@ -94,10 +95,10 @@ def layout_of(params: PyTree) -> Layout:
     types = [getattr(leaf, "dtype", type(leaf)) for _, leaf in leaves]
     for (path, _), dtype in zip(leaves, types, strict=True):
         if not jnp.issubdtype(dtype, jnp.floating):
-            name, of = jax.tree_util.keystr(path) or " itself", getattr(dtype, "__name__", dtype)
+            name, kind = jax.tree_util.keystr(path) or " itself", getattr(dtype, "__name__", dtype)
             raise ValueError(
-                f"params{name} is of type {of}; every leaf must be floating point: split off the others, as with "
-                "nnx.split, equinox.partition or hessian.part"
+                f"params{name} is of type {kind}; every leaf must be floating point: split off the others, as "
+                "with nnx.split, equinox.partition or hessian.part"
             )
     shapes = tuple(np.shape(leaf) for _, leaf in leaves)
     return Layout(tree, shapes, tuple(map(jax.dtypes.canonicalize_dtype, types)))
@@ -111,15 +112,8 @@ def check_alike(*points: PyTree) -> None:
             raise ValueError(f"the points are pytrees of different structures, {first.tree} and {other.tree}")
         for (path, _), a, b in zip(jax.tree.leaves_with_path(points[0]), first.shapes, other.shapes, strict=True):
             if a != b:
-                raise ValueError(
-                    f"params{jax.tree_util.keystr(path)} has the shapes {a} and {b}; they must be one"
-                )
-
-
-def check_untraced(name: str, *trees: PyTree) -> None:
-    """Refuse a transformation of what decides by numbers how it goes on."""
-    if program.is_traced(*trees):
-        raise ValueError(f"{name} decides by numbers and cannot be traced; call it outside jit, vmap and grad")
+                name = jax.tree_util.keystr(path)
+                raise ValueError(f"params{name} has the shapes {a} and {b}; they must be one")
 
 
 def stacked(arrays: Sequence[Any]) -> Any:
@@ -127,88 +121,13 @@ def stacked(arrays: Sequence[Any]) -> Any:
     return jnp.stack(arrays) if program.is_traced(*arrays) else np.stack(jax.device_get(arrays))
 
 
-def keys(key: Any, num_samples: Any, least: int = 2) -> list[Array]:
-    """A key for each sample, of which there are to be `least` or more."""
-    check_key(key)
-    check_counts({"num_samples": num_samples}, least)
-    return [jax.random.fold_in(key, i) for i in range(num_samples)]
-
-
-def check_key(key: Any) -> None:
-    """Refuse what is not one typed key, and one whose numbers would depend on how many are drawn side by side."""
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
-        raise ValueError(f"key is {key!r}; it must be one key, as from jax.random.key(0)")
-    if (kind := str(jax.random.key_impl(key))) not in ("fry", "threefry2x32"):
-        raise ValueError(
-            f"key is of kind {kind}, whose numbers change with how many are drawn at once; take "
-            'jax.random.key(0, impl="threefry2x32")'
-        )
-
-
-def as_array(name: str, value: Any) -> Any:
-    """One array, or a list of numbers as one."""
-    pair = isinstance(value, tuple) and any(hasattr(part, "shape") for part in value)
-    try:
-        array = value if hasattr(value, "dtype") else None if pair else np.asarray(value)
-    except ValueError:  # rows of several lengths
-        array = None
-    if array is None or array.dtype.kind in "OUS" or array.ndim == 0:
-        raise ValueError(f"{name} is of type {type(value).__name__}; it must be one array, with an example a row")
-    return array
-
-
-def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
-    """Refuse, by its name, what is not an integer from `least` up."""
-    for name, number in counts.items():
-        _check_known(name, number)
-        if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < least:
-            raise ValueError(f"{name} is {number!r}; it must be an integer, {least} or more")
-
-
-def check_positive(values: Mapping[str, Any]) -> None:
-    """Refuse, by its name, what is not a finite number above 0."""
-    for name, value in values.items():
-        if not 0 < _number(name, value) < math.inf:
-            raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
-
-
-def check_between(values: Mapping[str, Any], low: float, high: float = math.inf) -> None:
-    """Refuse, by its name, what is not a finite number from `low` to `high`."""
-    for name, value in values.items():
-        if not low <= _number(name, value) <= high or value == math.inf:
-            where = f"from {low} up" if high == math.inf else f"from {low} to {high}"
-            raise ValueError(f"{name} is {value!r}; it must be a number {where}")
-
-
-def _number(name: str, value: Any) -> float:
-    """A number, also of NumPy or JAX; NaN for what is none."""
-    _check_known(name, value)
-    number = value.item() if isinstance(value, jax.Array) and value.ndim == 0 else value
-    return float(number) if isinstance(number, numbers.Real) and not isinstance(number, bool) else math.nan
-
-
-def _check_known(name: str, value: Any) -> None:
-    if program.is_traced(value):
-        raise ValueError(f"{name} is traced; it must be known outside jit, vmap and grad")
-
-
-def said(value: Float[Array, ""], level: int = 4) -> Float[Array, ""]:
-    """The value of a measure; a RuntimeWarning if it is not finite."""
-    if not program.is_traced(value) and not np.isfinite(value):
-        warn(f"the value is {value}: the loss was not finite where it was looked at", level)
-    return value
-
-
-def tell_rounded(layout: Layout, x: Float[Array, " n"], step: Float[Array, " n"]) -> None:
+def warn_rounded(layout: Layout, x: Float[Array, " n"], step: Float[Array, " n"]) -> None:
     """A RuntimeWarning where a tenth of a step from x is lost when its end is cast to what the network reads."""
     if not program.is_traced(x, step) and (lost := float(_lost(layout, x, step))) > 0.1:
         types = ", ".join(sorted({str(jnp.dtype(dtype)) for dtype in layout.dtypes}))
-        warn(f"{lost:.0%} of a step of this size is lost in rounding to {types}; take params of a wider type", 4)
-
-
-def warn(what: str, level: int = 3) -> None:
-    """A RuntimeWarning where a measure is called, so many calls up."""
-    warnings.warn(what, RuntimeWarning, stacklevel=level)
+        checks.warn(
+            f"{lost:.0%} of a step of this size is lost in rounding to {types}; take params of a wider type", 4
+        )
 
 
 def with_extras(transformation: Any) -> Callable:
@@ -217,18 +136,23 @@ def with_extras(transformation: Any) -> Callable:
     One that asks for `grad_fn`, as `optax.contrib.sam` does, gets the gradient of `value_fn`.
     """
     update = optax.with_extra_args_support(transformation).update
-    known = inspect.signature(update).parameters.values()
-    names, takes_all = {p.name for p in known}, any(p.kind is p.VAR_KEYWORD for p in known)
+    parameters = inspect.signature(update).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     def with_known(gradient: PyTree, state: Any, params: PyTree, **extra: Any) -> Any:
         if not takes_all:
             slope = jax.grad(extra["value_fn"])
             extra["grad_fn"] = lambda params, *_: slope(params)
-            extra = {name: extra[name] for name in extra.keys() & names}
+            extra = {name: extra[name] for name in extra.keys() & parameters.keys()}
         with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
             return update(gradient, state, params, **extra)
 
     return with_known
+
+
+def key_for(key: Key[Array, ""], purpose: str) -> Key[Array, ""]:
+    """A key for one purpose, so that what is drawn for two of them differs."""
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
 
 
 @jax.jit

@@ -19,7 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import GetAttrKey, keystr
 from jaxtyping import PyTree
+
+__all__ = ["Axes", "Kernel", "Units", "alone", "first_axis", "last_axis", "named", "of", "stacked"]
 
 Path = tuple[Any, ...]  # keys of jax.tree_util
 Shape = tuple[int, ...]
@@ -40,6 +43,8 @@ Units = Callable[[Path, Shape], Axes]
 
 # Also behind "_", as in in_proj_bias, and before it, as in bias_ih.
 _BIAS_OR_SCALE = re.compile(r"(.*_)?(b\d*|bias(es)?\d*(_\w+)?|beta|gamma|offset|scale|shift)", re.IGNORECASE)
+# The end of an attribute, or of a dotted key, as keystr writes it.
+_DOT_WEIGHT = re.compile(r"\.[^.]*weight[^.]*$")
 _ATTENTION = {"query", "key", "value"}
 
 
@@ -58,9 +63,9 @@ def last_axis(path: Path, shape: Shape) -> Axes:
     """
     if _is_no_kernel(path, shape, -1):
         return None
-    if _is_first_axis_named(path):
-        found = "is named as in Equinox and PyTorch, whose first axis counts units"
-        raise _refusal(path, shape, found, "units=kernels.first_axis")
+    if _DOT_WEIGHT.search(keystr(_without_value(path)[-1:])):
+        reason = "is named as in Equinox and PyTorch, whose first axis counts units"
+        raise _refusal(path, shape, reason, "units=kernels.first_axis")
     if len(shape) == 2 or (len(shape) == 4 and not _ATTENTION & {*_names(path)}):
         return -1
     raise _refusal(path, shape, "may be attention, stacked layers or a convolution")
@@ -94,8 +99,8 @@ def named(axes: Mapping[str, Axes | Units], otherwise: Units = last_axis) -> Uni
 
     def rule(path: Path, shape: Shape) -> Axes:
         name = "/".join(_names(path))
-        chosen = next((chosen for part, chosen in axes.items() if re.search(part, name)), otherwise)
-        return chosen(path, shape) if callable(chosen) else chosen
+        choice = next((choice for pattern, choice in axes.items() if re.search(pattern, name)), otherwise)
+        return choice(path, shape) if callable(choice) else choice
 
     return rule
 
@@ -123,8 +128,7 @@ def stacked(units: Units = last_axis) -> Units:
             raise ValueError(f"in each of {shape[0]} stacked layers {error}") from None
         if kernel is None:
             return None
-        own, layers = (tuple(axis + 1 for axis in axes) for axes in kernel)
-        return Kernel(own, (0, *layers))
+        return Kernel(tuple(axis + 1 for axis in kernel.units), (0, *(axis + 1 for axis in kernel.layers)))
 
     return rule
 
@@ -158,9 +162,9 @@ def alone(
     leaves, tree = jax.tree.flatten(params)
     paths = [path for path, _ in jax.tree.leaves_with_path(params)]
     wanted = [str(key) for key in layer]
-    i = next((i for i, path in enumerate(paths) if wanted in (_keys(path), _keys(_own(path)))), None)
+    i = next((i for i, path in enumerate(paths) if wanted in (_keys(path), _keys(_without_value(path)))), None)
     if i is None:
-        known = ", ".join(str(tuple(_keys(_own(path)))) for path in paths)
+        known = ", ".join(str(tuple(_keys(_without_value(path)))) for path in paths)
         raise ValueError(f"layer is {tuple(layer)}; it must be the path of a leaf: {known}")
 
     def at_leaf(leaf: dict[str, Any]) -> Any:
@@ -174,12 +178,11 @@ def _kernel(path: Path, shape: Shape, units: Units) -> Kernel | None:
     if axes is None:
         return None
     kernel = axes if isinstance(axes, Kernel) else Kernel((axes,) if isinstance(axes, int) else tuple(axes))
-    every = kernel.units + kernel.layers
-    distinct = {axis % ndim for axis in every if -ndim <= axis < ndim}
-    if not kernel.units or len(distinct) < len(every) or len(every) >= ndim:
-        raise _refusal(path, shape, f"does not fit the axes {every} for units and one more for what they read")
-    own, layers = (tuple(axis % ndim for axis in axes) for axes in kernel)
-    return Kernel(own, layers)
+    both = kernel.units + kernel.layers
+    distinct = {axis % ndim for axis in both if -ndim <= axis < ndim}
+    if not kernel.units or len(distinct) < len(both) or len(both) >= ndim:
+        raise _refusal(path, shape, f"does not fit the axes {both} for units and one more for what they read")
+    return Kernel(*(tuple(axis % ndim for axis in axes) for axes in kernel))
 
 
 def _is_no_kernel(path: Path, shape: Shape, units: int) -> bool:
@@ -196,29 +199,22 @@ def _has_name_of_bias_or_scale(path: Path) -> bool:
     return any(_BIAS_OR_SCALE.fullmatch(name) for name in _names(path)[-1:])
 
 
-def _is_first_axis_named(path: Path) -> bool:
-    last = _own(path)[-1:]
-    attribute = isinstance(last[0], jax.tree_util.GetAttrKey) if last else False
-    return any("weight" in key.split(".")[-1] and (attribute or "." in key) for key in _keys(last))
-
-
-def _refusal(path: Path, shape: Shape, found: str, ready: str = "units=kernels.stacked()") -> ValueError:
-    name = "/".join(_names(path))
+def _refusal(path: Path, shape: Shape, reason: str, ready: str = "units=kernels.stacked()") -> ValueError:
     return ValueError(
-        f"params{jax.tree_util.keystr(path)} of shape {shape} {found}; pass {ready}, or "
-        f"units=kernels.named({{{name!r}: axes}}) with the axes that count units, None for no kernel"
+        f"params{keystr(path)} of shape {shape} {reason}; pass {ready}, or units=kernels.named("
+        f"{{{'/'.join(_names(path))!r}: axes}}) with the axes that count units, None for no kernel"
     )
 
 
-def _own(path: Path) -> Path:
+def _without_value(path: Path) -> Path:
     """A path without the `.value` at the end of each in NNX."""
-    return path[:-1] if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value") else path
+    return path[:-1] if len(path) > 1 and path[-1] == GetAttrKey("value") else path
 
 
 def _keys(path: Path) -> list[str]:
-    return [jax.tree_util.keystr((key,), simple=True) for key in path]
+    return [keystr((key,), simple=True) for key in path]
 
 
 def _names(path: Path) -> list[str]:
     """The keys of a path, those of flattened dictionaries such as "Dense_0/kernel" and "0.weight" taken apart."""
-    return [name for key in _keys(_own(path)) for name in re.split(r"[/.]", key)]
+    return [name for key in _keys(_without_value(path)) for name in re.split(r"[/.]", key)]

@@ -14,6 +14,19 @@ import json
 from importlib import resources
 from typing import NamedTuple
 
+__all__ = [
+    "DATASET",
+    "DISTANCE_RATIO",
+    "TABLE_2",
+    "TABLE_3",
+    "TABLE_4",
+    "TABLE_6",
+    "TABLE_7",
+    "Curve",
+    "figure",
+    "nearest",
+]  # fmt: skip
+
 MeanStd = tuple[float, float]
 AccuracyTable = dict[str, dict[str, dict[str, MeanStd]]]
 SharpnessTable = dict[str, dict[str, dict[float, MeanStd]]]
@@ -174,5 +187,6 @@ def nearest(name: str, network: str) -> tuple[str, dict[str, Curve]]:
         'F2'
     """
     stored = figure(name)
-    own = network if network in stored else "F2" if network.startswith("F") else "C1"
-    return own, stored[own]
+    if network not in stored:
+        network = "F2" if network.startswith("F") else "C1"
+    return network, stored[network]

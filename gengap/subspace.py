@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
-from gengap import flat, program
+from gengap import checks, program
+
+__all__ = ["Entries", "Subspace", "draw", "pseudo_inverse_times", "signs", "times", "transpose_times"]
 
 Entries = Callable[[Key[Array, ""], tuple[int, int]], Array]
 """A sampler of the entries of A: `(key, (p, n)) -> array [p, n]`, such as `jax.random.normal`."""
 
 _ROWS = 2**14  # of a tile: with 100 columns it stays in a processor's cache
+_dot = partial(jnp.dot, precision="highest")
 
 
 def signs(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "p n"]:
@@ -29,10 +32,10 @@ def signs(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "p n"]:
     [-1.0, 1.0]
     """
     tiles = _tiles_of_signs(key, *shape)
-    return _unpack(tiles.swapaxes(0, 1).reshape(shape[0], -1))[:, : shape[1]]
+    return _floats(tiles.swapaxes(0, 1).reshape(shape[0], -1), float)[:, : shape[1]]
 
 
-@partial(jax.tree_util.register_dataclass)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Subspace:
     """A matrix A of n rows and `dim` columns; see `draw`.
@@ -63,8 +66,8 @@ def draw(key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs) -> 
     >>> times(A, jnp.ones(5)).shape, transpose_times(A, jnp.ones(7)).shape
     ((7,), (5,))
     """
-    flat.check_key(key)
-    flat.check_counts({"n": n, "dim": dim})
+    checks.check_key(key)
+    checks.check_counts({"n": n, "dim": dim})
     return program.compiled(partial(_draw, n, dim, entries))(key)
 
 
@@ -106,10 +109,10 @@ def pseudo_inverse_times(A: Subspace, x: Float[Array, " n"]) -> Float[Array, " p
     gram = _sum(A, x, lambda tile, part: _dot(tile, tile.T), jnp.zeros((A.dim, A.dim), x.dtype))
     lengths = jnp.sqrt(jnp.diag(gram))
     lengths = jnp.where(lengths > 0, lengths, 1)
-    values, V = jnp.linalg.eigh(gram / lengths[None] / lengths[:, None])
+    eigenvalues, V = jnp.linalg.eigh(gram / lengths[None] / lengths[:, None])
     # A direction with less than this is lost in the rounding of the products.
-    kept = values > 8 * A.dim * jnp.finfo(gram.dtype).eps
-    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    kept = eigenvalues > 8 * A.dim * jnp.finfo(gram.dtype).eps
+    inverse = jnp.where(kept, 1 / jnp.where(kept, eigenvalues, 1), 0)
     z = jnp.zeros(A.dim, x.dtype)
     for _ in range(3):
         rest = transpose_times(A, x - times(A, z)) / lengths
@@ -121,14 +124,14 @@ def _sum(A: Subspace, x: Array, term: Callable, start: Array) -> Array:
     """The sum of `term(tile [p, rows], the tile's part of x)` over the tiles, rows of padding set to 0."""
     rows = A.tiles.shape[2] * (32 if A.tiles.dtype == jnp.uint32 else 1)
 
-    def cut(x: Array) -> Array:
-        return jnp.pad(x, (0, len(A.tiles) * rows - A.n)).reshape(-1, rows)
+    parts = jnp.pad(x, (0, len(A.tiles) * rows - A.n)).reshape(-1, rows)
+    inside = jnp.pad(jnp.ones_like(x), (0, len(A.tiles) * rows - A.n)).reshape(-1, rows)
 
-    def add(total: Array, one: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        tile, part, inside = one
+    def add(total: Array, terms: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        tile, part, inside = terms
         return total + term(_floats(tile, x.dtype) * inside[None], part), None
 
-    return jax.lax.scan(add, start, (A.tiles, cut(x), cut(jnp.ones_like(x))))[0]
+    return jax.lax.scan(add, start, (A.tiles, parts, inside))[0]
 
 
 def _tiles_of_signs(key: Array, dim: int, n: int) -> UInt32[Array, "tiles p words"]:
@@ -144,14 +147,8 @@ def _tiles_of_signs(key: Array, dim: int, n: int) -> UInt32[Array, "tiles p word
     return jax.lax.map(draw, jax.random.key_data(jax.random.split(key, count)))
 
 
-def _unpack(words: UInt32[Array, "p words"], dtype: Any = float) -> Float[Array, "p rows"]:
-    bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
-    return (2 * bits.astype(dtype) - 1).reshape(len(words), -1)
-
-
 def _floats(tile: Array, dtype: Any) -> Float[Array, "p rows"]:
-    return _unpack(tile, dtype) if tile.dtype == jnp.uint32 else tile.astype(dtype)
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.dot(a, b, precision="highest")
+    if tile.dtype != jnp.uint32:
+        return tile.astype(dtype)
+    bits = (tile[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
+    return (2 * bits.astype(dtype) - 1).reshape(len(tile), -1)

@@ -3,6 +3,7 @@
 A number that the data do not give is NaN.
 """
 
+import itertools
 import math
 import warnings
 from collections import Counter
@@ -12,7 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
+__all__ = [
+    "Interval", "Threshold", "Verdict", "at_loss", "check_comparable", "comparable", "compare", "decay",
+    "granulated", "interval", "kendall", "log_ratio", "threshold", "trend", "verdict", "weakest", "where",
+]  # fmt: skip
+
 Values = Sequence[float | None] | np.ndarray
+Settings = Sequence[Mapping[str, Hashable]]
 
 
 def comparable(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -21,14 +28,12 @@ def comparable(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     Settings are those of a run. Where rows of several runs are gathered, each has its "run", and the words name it
     where the network and the data set do not tell.
     """
-    found: dict[tuple, list[Any]] = {}
+    groups: dict[tuple, list[Any]] = {}
     for row in rows:
-        found.setdefault((row.get("network"), row.get("dataset"), row.get("run")), []).append(row)
-    count = Counter(key[:2] for key in found)
-    return {
-        ", ".join(filter(None, (where(own[0]), key[2] if count[key[:2]] > 1 else ""))): own
-        for key, own in found.items()
-    }
+        groups.setdefault((row.get("network"), row.get("dataset"), row.get("run")), []).append(row)
+    runs = Counter(key[:2] for key in groups)
+    names = [(where(group[0]), key[2] if runs[key[:2]] > 1 else "") for key, group in groups.items()]
+    return {", ".join(filter(None, name)): group for name, group in zip(names, groups.values(), strict=True)}
 
 
 def check_comparable(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -129,10 +134,8 @@ def weakest(verdicts: Iterable[Verdict]) -> Verdict:
     So it holds where it holds for all that were tested, and does not hold where it does not for one.
     """
     order = ("does not hold", "undecided", "holds")
-    tested = [one for one in verdicts if one.n]
-    return min(
-        tested, key=lambda one: (order.index(one.word), one.wins - one.losses), default=Verdict("not tested", 0)
-    )
+    tested = [verdict for verdict in verdicts if verdict.n]
+    return min(tested, key=lambda v: (order.index(v.word), v.wins - v.losses), default=Verdict("not tested", 0))
 
 
 def log_ratio(a: float, b: float) -> float:
@@ -153,9 +156,7 @@ def decay(accuracies: Values) -> float:
     return float(x.max() - x[-max(1, len(x) // 10) :].mean()) if len(x) else math.nan
 
 
-def kendall(
-    values: Values, gaps: Values, settings: Sequence[Mapping[str, Hashable]], *, level: float = 0.95
-) -> Interval:
+def kendall(values: Values, gaps: Values, settings: Settings, *, level: float = 0.95) -> Interval:
     """Kendall's tau-b of a measure and the gaps, with a bootstrap over settings.
 
     Runs of one setting that differ in their seed alone are no independent evidence, so a resample takes settings,
@@ -183,7 +184,7 @@ def kendall(
 
 
 def granulated(
-    values: Values, gaps: Values, settings: Sequence[Mapping[str, Hashable]], *, level: float = 0.95
+    values: Values, gaps: Values, settings: Settings, *, level: float = 0.95
 ) -> tuple[Interval, dict[str, float]]:
     r"""The granulated coefficient $\Psi = \frac{1}{n} \sum_i \psi_i$: does a measure go with every hyperparameter?
 
@@ -210,12 +211,10 @@ def granulated(
     if not alone:
         raise ValueError("no two runs differ in one hyperparameter alone")
 
-    def psi(pairs: np.ndarray, runs: np.ndarray) -> float:
-        both = np.ix_(runs, runs)
-        return float(agree[both][pairs[both]].mean()) if pairs[both].any() else 0.0
-
     def mean(runs: np.ndarray) -> float:
-        return float(np.mean([psi(pairs, runs) for pairs in alone.values()]))
+        both = np.ix_(runs, runs)
+        resampled = [(agree[both], pairs[both]) for pairs in alone.values()]
+        return float(np.mean([signs[pairs].mean() if pairs.any() else 0.0 for signs, pairs in resampled]))
 
     return _over_settings(mean, kept, level), {name: float(agree[pairs].mean()) for name, pairs in alone.items()}
 
@@ -247,25 +246,23 @@ def at_loss(losses: Values, values: Values, level: float) -> float:
     k = int((f <= level).argmax()) if len(f) else 0
     if k == 0 or not (np.minimum(f, v)[k - 1 : k + 1] > 0).all():
         return math.nan
-    (f0, f1), (v0, v1) = np.log(f[k - 1 : k + 1]), np.log(v[k - 1 : k + 1])
-    share = (f0 - math.log(level)) / (f0 - f1)
-    return math.exp((1 - share) * v0 + share * v1)
+    f, v = np.log([f[[k, k - 1]], v[[k, k - 1]]])  # the later first: the abscissae of `interp` rise
+    return math.exp(np.interp(math.log(level), f, v))
 
 
 def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> str:
     """In how many seeds one side is larger, with the sign test; ties are left out, as that test has it.
 
     Args:
-        high: values by seed of the side expected to be larger.
-        low: values by seed of the other side.
-        words: the claim, such as "LB sharper than SB".
+      high: values by seed of the side expected to be larger.
+      low: values by seed of the other side.
+      words: the claim, such as "LB sharper than SB".
 
     Returns:
-        A clause with the count, and with p from two seeds up.
+      A clause with the count, and with p from two seeds up.
 
-    Example:
-        >>> compare({0: 3.0, 1: 2.0}, {0: 1.0, 1: 1.0}, "LB sharper than SB")
-        'LB sharper than SB in 2 of 2 seeds (sign test, p = 0.25 one-sided)'
+    >>> compare({0: 3.0, 1: 2.0}, {0: 1.0, 1: 1.0}, "LB sharper than SB")
+    'LB sharper than SB in 2 of 2 seeds (sign test, p = 0.25 one-sided)'
     """
     pairs = [(high[seed], low[seed]) for seed in high if seed in low]
     if not pairs:
@@ -314,8 +311,8 @@ def threshold(batch_sizes: Values, accuracies: Values) -> Threshold | None:
       ValueError: lengths that differ, or a batch size that is not above 0.
 
     >>> sizes = [10, 30, 100, 300, 1000, 3000]
-    >>> found = threshold(sizes, [80 - 2 * max(0, math.log10(B / 100)) for B in sizes])
-    >>> round(found.batch_size), round(found.plateau), round(found.slope)
+    >>> fall = threshold(sizes, [80 - 2 * max(0, math.log10(B / 100)) for B in sizes])
+    >>> round(fall.batch_size), round(fall.plateau), round(fall.slope)
     (100, 80, -2)
     """
     if len(batch_sizes) != len(accuracies):
@@ -327,52 +324,47 @@ def threshold(batch_sizes: Values, accuracies: Values) -> Threshold | None:
     distinct = np.unique(x)
     if len(distinct) < 5:
         return None
-    candidates = []
-    for t in np.linspace(distinct[1], distinct[-2], 400):
-        beyond = np.maximum(0, x - t)
-        (a, b), *_ = np.linalg.lstsq(np.stack([np.ones_like(x), beyond], 1), y, rcond=None)
-        candidates.append((float(((a + b * beyond - y) ** 2).sum()), t, a, b))
-    least, t, a, b = min(candidates)
-    if b >= 0:
+    turns = np.linspace(distinct[1], distinct[-2], 400)
+    beyond = np.maximum(0, x - turns[:, None])
+    designs = np.stack([np.ones_like(beyond), beyond], -1)  # [turns, points, 2]
+    fits = np.linalg.pinv(designs) @ y
+    squares = ((np.einsum("tpk,tk->tp", designs, fits) - y) ** 2).sum(1)
+    best = squares.argmin()
+    (plateau, slope), least = fits[best], squares[best]
+    if slope >= 0 or np.ptp(y) == 0:
         return None
-    freedom = len(x) - 3
-    flat = float(((y - y.mean()) ** 2).sum())
-    f = math.inf if least == 0 else (flat - least) / 2 / (least / freedom)
-    return Threshold(float(10**t), float(a), float(b), float(scipy.stats.f.sf(f, 2, freedom)))
+    freedom, flat = len(x) - 3, ((y - y.mean()) ** 2).sum()
+    f = (flat - least) / 2 / (least / freedom) if least > 0 else math.inf
+    p_value = scipy.stats.f.sf(f, 2, freedom)
+    return Threshold(float(10 ** turns[best]), float(plateau), float(slope), float(p_value))
 
 
-def _finite(
-    values: Values, gaps: Values, settings: Sequence[Mapping[str, Hashable]]
-) -> tuple[np.ndarray, np.ndarray, list[Mapping[str, Hashable]]]:
+def _finite(values: Values, gaps: Values, settings: Settings) -> tuple[np.ndarray, np.ndarray, Settings]:
     x, y = np.asarray(values, float), np.asarray(gaps, float)
     if not len(x) == len(y) == len(settings):
         raise ValueError(f"{len(x)} values, {len(y)} gaps and {len(settings)} settings; there must be as many")
     keep = np.isfinite(x) & np.isfinite(y)
-    return x[keep], y[keep], [one for one, kept in zip(settings, keep, strict=True) if kept]
+    return x[keep], y[keep], list(itertools.compress(settings, keep))
 
 
-def _over_settings(
-    statistic: Callable[[np.ndarray], float], settings: Sequence[Mapping[str, Hashable]], level: float
-) -> Interval:
+def _over_settings(statistic: Callable[[np.ndarray], float], settings: Settings, level: float) -> Interval:
     """A statistic of the runs with these numbers, with a bootstrap that draws settings with all their runs."""
+    _check_level(level)
     runs: dict[Hashable, list[int]] = {}
-    for i, one in enumerate(settings):
-        runs.setdefault(frozenset((k, v) for k, v in one.items() if k != "seed"), []).append(i)
-    groups = [np.array(group) for group in runs.values()]
+    for i, setting in enumerate(settings):
+        runs.setdefault(frozenset((k, v) for k, v in setting.items() if k != "seed"), []).append(i)
+    value, groups = statistic(np.arange(len(settings))), list(runs.values())
+    if len(groups) < 5 or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan)
 
     def resampled(drawn: np.ndarray) -> float:
         return float(np.nan_to_num(statistic(np.concatenate([groups[k] for k in drawn]))))
 
-    return _bootstrap(statistic(np.arange(len(settings))), np.arange(len(groups)), resampled, level)
-
-
-def _bootstrap(value: float, data: np.ndarray, statistic: Callable, level: float) -> Interval:
-    _check_level(level)
-    if len(data) < 5 or not math.isfinite(value):
-        return Interval(value, math.nan, math.nan)
     with warnings.catch_warnings(action="ignore"):  # where all resamples are alike, the ends are NaN
-        found = scipy.stats.bootstrap((data,), statistic, n_resamples=999, confidence_level=level, rng=0)
-    return Interval(value, *map(float, found.confidence_interval))
+        ends = scipy.stats.bootstrap(
+            (np.arange(len(groups)),), resampled, n_resamples=999, confidence_level=level, rng=0
+        ).confidence_interval
+    return Interval(value, *map(float, ends))
 
 
 def _check_level(level: float) -> None:

@@ -1,0 +1,102 @@
+"""Arguments: what is refused, and in which words; and what is warned of."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from gengap import program
+
+__all__ = [
+    "as_array", "check_between", "check_counts", "check_key", "check_positive", "check_untraced",
+    "sample_keys", "warn", "warn_not_finite",
+]  # fmt: skip
+
+
+def check_counts(counts: Mapping[str, Any], least: int = 1) -> None:
+    """Refuse, by its name, what is not an integer from `least` up."""
+    for name, number in counts.items():
+        _check_known(name, number)
+        if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < least:
+            raise ValueError(f"{name} is {number!r}; it must be an integer, {least} or more")
+
+
+def check_positive(values: Mapping[str, Any]) -> None:
+    """Refuse, by its name, what is not a finite number above 0."""
+    for name, value in values.items():
+        if not 0 < _number(name, value) < math.inf:
+            raise ValueError(f"{name} is {value!r}; it must be a finite number above 0")
+
+
+def check_between(values: Mapping[str, Any], low: float, high: float = math.inf) -> None:
+    """Refuse, by its name, what is not a finite number from `low` to `high`."""
+    for name, value in values.items():
+        if not low <= _number(name, value) <= high or value == math.inf:
+            bounds = f"from {low} up" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{name} is {value!r}; it must be a number {bounds}")
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not one typed key, and one whose numbers would depend on how many are drawn side by side."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+        raise ValueError(f"key is {key!r}; it must be one key, as from jax.random.key(0)")
+    if (kind := str(jax.random.key_impl(key))) not in ("fry", "threefry2x32"):
+        raise ValueError(
+            f"key is of kind {kind}, whose numbers change with how many are drawn at once; take "
+            'jax.random.key(0, impl="threefry2x32")'
+        )
+
+
+def check_untraced(name: str, *trees: PyTree) -> None:
+    """Refuse a transformation of what decides by numbers how it goes on."""
+    if program.is_traced(*trees):
+        raise ValueError(f"{name} decides by numbers and cannot be traced; call it outside jit, vmap and grad")
+
+
+def as_array(name: str, value: Any) -> Any:
+    """One array, or a list of numbers as one."""
+    pair = isinstance(value, tuple) and any(hasattr(part, "shape") for part in value)
+    try:
+        array = value if hasattr(value, "dtype") else None if pair else np.asarray(value)
+    except ValueError:  # rows of several lengths
+        array = None
+    if array is None or array.dtype.kind in "OUS" or array.ndim == 0:
+        raise ValueError(f"{name} is of type {type(value).__name__}; it must be one array, with an example a row")
+    return array
+
+
+def sample_keys(key: Any, num_samples: Any, least: int = 2) -> list[Array]:
+    """A key for each sample, of which there are to be `least` or more."""
+    check_key(key)
+    check_counts({"num_samples": num_samples}, least)
+    return [jax.random.fold_in(key, i) for i in range(num_samples)]
+
+
+def warn_not_finite(value: Float[Array, ""], level: int = 4) -> Float[Array, ""]:
+    """The value of a measure; a RuntimeWarning if it is not finite."""
+    if not program.is_traced(value) and not np.isfinite(value):
+        warn(f"the value is {value}: the loss was not finite where it was looked at", level)
+    return value
+
+
+def warn(what: str, level: int = 3) -> None:
+    """A RuntimeWarning where a measure is called, so many calls up."""
+    warnings.warn(what, RuntimeWarning, stacklevel=level)
+
+
+def _number(name: str, value: Any) -> float:
+    """A number, also of NumPy or JAX; NaN for what is none."""
+    _check_known(name, value)
+    number = value.item() if isinstance(value, jax.Array) and value.ndim == 0 else value
+    return float(number) if isinstance(number, numbers.Real) and not isinstance(number, bool) else math.nan
+
+
+def _check_known(name: str, value: Any) -> None:
+    if program.is_traced(value):
+        raise ValueError(f"{name} is traced; it must be known outside jit, vmap and grad")
