@@ -26,7 +26,7 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 def main(
     network: Literal["f1", "c1", "c2", "c3", "c4"] = "f1",
     dataset: str = "digits",
-    method: Literal["SB", "LB"] = "LB",
+    side: Literal["SB", "LB"] = "LB",
     examples: int = 1000,
     epsilon: float = 1e-3,
     dim: int = 100,
@@ -40,7 +40,7 @@ def main(
     Args:
       network: of the paper.
       dataset: its data set.
-      method: which of the two minima of seed 0.
+      side: which of the two minima of seed 0.
       examples: of the training set, from its beginning.
       epsilon: of the box.
       dim: columns of A.
@@ -49,27 +49,25 @@ def main(
       data_dir: the TFDS directory.
       out: a JSON file to write too.
     """
-    model, ds, params = minimum(network, dataset, method, examples, epochs, store, data_dir)
+    model, ds, params = minimum(network, dataset, side, examples, epochs, store, data_dir)
     loss = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
     rows: list[dict[str, Any]] = []
     for space, p in (("full", None), ("random", dim)):
         with jax.enable_x64(True):
-            look64, radius64 = problem(*in_float64(model, ds.x_train, ds.y_train, params), p)
-            reference, base = _ascend(look64, epsilon * radius64)
+            evaluate64, radius64 = problem(*in_float64(model, ds.x_train, ds.y_train, params), p)
+            reference, base = _ascend(evaluate64, epsilon * radius64)
         best = phi(float(reference.value), base)
-        look, radius = problem(loss, params, p)
+        evaluate, radius = problem(loss, params, p)
         for precision in PRECISIONS:
-            found, below = _ascend(partial(look, precision=precision), epsilon * radius)
-            value = phi(float(found.value), below)
+            top, below = _ascend(partial(evaluate, precision=precision), epsilon * radius)
+            value = phi(float(top.value), below)
             with jax.enable_x64(True):
-                there = phi(float(look64(found.point.astype(jnp.float64))[0]), base)
-            row = {"space": space, "precision": precision, "value": value, "float64 there": there, "float64": best}
+                exact = phi(float(evaluate64(top.point.astype(jnp.float64))[0]), base)
+            row = {"space": space, "precision": precision, "value": value, "float64 there": exact, "float64": best}
             rows.append(
-                row | {"error of the arithmetic": value / there - 1, "error of the whole": value / best - 1}
+                row | {"error of the arithmetic": value / exact - 1, "error of the whole": value / best - 1}
             )
-    print(
-        f"{jax.devices()[0].device_kind}, {network} on {len(ds.x_train)} of {dataset}, {method}, loss {base:.6g}"
-    )
+    print(f"{jax.devices()[0].device_kind}, {network} on {len(ds.x_train)} of {dataset}, {side}, loss {base:.6g}")
     for row in rows:
         print("  ".join(f"{name} {v:.6g}" if isinstance(v, float) else str(v) for name, v in row.items()))
     if out is not None:
@@ -85,13 +83,13 @@ def in_float64(model: models.Model, x: Array, y: Array, params: Any) -> tuple[Ca
 
 
 def minimum(
-    network: str, dataset: str, method: str, examples: int, epochs: int, store: Path, data_dir: Path | None
+    network: str, dataset: str, side: str, examples: int, epochs: int, store: Path, data_dir: Path | None
 ) -> tuple[models.Model, data.Dataset, Any]:
     """The network, the first examples of the data, and the SB or LB minimum of all of them; see `main`."""
     ds = data.load(dataset, data_dir)
     model = getattr(models, network)(ds.num_classes)
     small, large = common.pair(model, ds, epochs=epochs, store=store)
-    return model, data.head(ds, min(examples, len(ds.x_train))), (small if method == "SB" else large).params
+    return model, data.head(ds, min(examples, len(ds.x_train))), (small if side == "SB" else large).params
 
 
 def problem(loss: Callable, params: Any, dim: int | None, key: Array | None = None) -> tuple[Callable, Array]:
@@ -99,15 +97,17 @@ def problem(loss: Callable, params: Any, dim: int | None, key: Array | None = No
     n = sum(leaf.size for leaf in jax.tree.leaves(params))
     A = None if dim is None else subspace.draw(jax.random.key(0) if key is None else key, n, dim)
     fn = jax.value_and_grad(sharpness.restrict(loss, params, A))
-    looks = {name: program.compiled(fn, matmul=name) for name in PRECISIONS}
-    return lambda y, precision="float32": looks[precision](y), sharpness.box(params, A, 1.0)
+    evaluations = {name: program.compiled(fn, matmul=name) for name in PRECISIONS}
+    return lambda y, precision="float32": evaluations[precision](y), sharpness.box(params, A, 1.0)
 
 
-def _ascend(look: Callable, radius: Array) -> tuple[ascent.Maximum, float]:
-    """What is found, and f at the centre."""
-    centre = look(jnp.zeros_like(radius))
+def _ascend(evaluate: Callable, radius: Array) -> tuple[ascent.Maximum, float]:
+    """The maximum, and f at the centre."""
+    centre = evaluate(jnp.zeros_like(radius))
     start = jnp.sign(centre[1])[None]
-    return ascent.maximise(look, radius, centre, start, jax.random.key(0), max_looks=12), float(centre[0])
+    return ascent.maximise(evaluate, radius, centre, start, jax.random.key(0), max_evaluations=12), float(
+        centre[0]
+    )
 
 
 def phi(top: float, base: float) -> float:

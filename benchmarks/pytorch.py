@@ -4,7 +4,7 @@
 
 The same network, loss, optimiser, batch and precision, on random images that lie on the device. PyTorch has its
 channels last and, on a GPU, `torch.compile`. For the sharpness in random subspaces PyTorch draws A, and SciPy's
-L-BFGS-B takes the paper's 10 iterations; for more seeds than one, PyTorch trains one after another.
+L-BFGS-B takes the paper's 10 iterations.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,6 @@ def main(
     train_size: int = 50_000,
     batch_size: int = 256,
     chunk: int = 5000,
-    seeds: tuple[int, ...] = (1, 5),
     dim: int = 100,
     draws: int = 2,
     rounds: int = 3,
@@ -43,7 +42,6 @@ def main(
       train_size: training examples.
       batch_size: of training.
       chunk: examples at once in the sharpness.
-      seeds: how many to train, each number timed by itself.
       dim: columns of A.
       draws: matrices A.
       rounds: of the timing, whose median is taken.
@@ -52,41 +50,39 @@ def main(
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     autocast = partial(torch.autocast, DEVICE, torch.bfloat16, enabled=precision == "bfloat16")
-    model, x, y, states, epoch = common.training("c1", train_size, batch_size, max(seeds))
+    model, x, y, state, epoch = common.training("c1", train_size, batch_size)
 
     def timed(calls: dict[str, Callable]) -> dict[str, Any]:
         with jax.default_matmul_precision(precision):
             seconds = common.in_turn(calls, rounds)
-        ours, theirs = (one["median"] for one in seconds.values())
-        return {**seconds, "JAX / PyTorch": ours / theirs}
+        jax_seconds, torch_seconds = (times["median"] for times in seconds.values())
+        return {**seconds, "JAX / PyTorch": jax_seconds / torch_seconds}
 
     images = torch.tensor(np.asarray(x)).to(DEVICE).permute(0, 3, 1, 2)  # channels last in memory
     labels = torch.tensor(np.asarray(y)).long().to(DEVICE)
-    found: dict[str, Any] = {
+    torch_epoch = partial(train_epoch, torch_training(state.params, autocast), images, labels, batch_size)
+    row: dict[str, Any] = {
         "torch": torch.__version__,
         "precision": precision,
         "train_size": train_size,
         "batch_size": batch_size,
+        "an epoch": timed({"JAX": partial(epoch, state), "PyTorch": torch_epoch}),
     }
-    for count in seeds:
-        steps = [torch_training(states[i].params, autocast) for i in range(count)]
-        theirs = partial(torch_epochs, steps, images, labels, batch_size)
-        found[f"an epoch, {count} seeds"] = timed({"JAX": partial(epoch, states[:count]), "PyTorch": theirs})
 
-    params, key = epoch(states[:1])[0].params, states[0].key
+    params, key = epoch(state).params, state.key
     f = objective.over_dataset(model.apply, x, y, chunk=chunk)
 
     ours = partial(sharpness.random_subspaces, f, params, key, dim=dim, num_draws=draws, max_evaluations=12)
     g = partial(torch_loss, network := c1(params).to(DEVICE), images, labels, chunk, autocast)
     theirs = partial(torch_subspaces, network, g, dim, draws)
-    found["sharpness"] = timed({"JAX": ours, "SciPy over PyTorch": theirs})
+    row["sharpness"] = timed({"JAX": ours, "SciPy over PyTorch": theirs})
     with jax.default_matmul_precision(precision):
         mine, (values, evaluations) = ours(), theirs()
-    found["sharpness"] |= {
+    row["sharpness"] |= {
         "mean value": {"JAX": float(mine.mean), "SciPy over PyTorch": float(np.mean(values))},
         "evaluations": {"JAX": float(mine.evaluations.mean()), "SciPy over PyTorch": float(np.mean(evaluations))},
     }
-    return common.report(found, out)
+    return common.report(row, out)
 
 
 def c1(params: Any) -> nn.Sequential:
@@ -134,14 +130,13 @@ def torch_training(params: Any, autocast: Callable) -> Callable[[torch.Tensor, t
     return step
 
 
-def torch_epochs(steps: list[Callable], images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
-    """An epoch of each network, the last batch filled up as `train.fit` does."""
+def train_epoch(step: Callable, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
+    """An epoch, the last batch filled up as `train.fit` does."""
     count = -(-len(images) // size)
-    for step in steps:
-        order = torch.randperm(len(images), device=DEVICE)
-        order = torch.cat([order] * -(-count * size // len(order)))[: count * size]
-        for batch in order.split(size):
-            step(images[batch], labels[batch])
+    order = torch.randperm(len(images), device=DEVICE)
+    order = torch.cat([order] * -(-count * size // len(order)))[: count * size]
+    for batch in order.split(size):
+        step(images[batch], labels[batch])
     _wait()
 
 

@@ -1,13 +1,11 @@
 """What changes a training run: its batches, network, loss, optimiser or batch size, in small pieces that combine.
 
 A piece is a `Method` with one function, which takes what it changes first and returns that changed. So pieces
-join: `combine(ghost_batch_norm(32), updates.sam(0.05), updates.warm_up(100))`. One of strength 0 changes nothing.
-Here are those for the batch, the network and the loss; `updates` has those for the optimiser, and `growth` those
-for the batch size.
+join: `combine(ghost_batch_norm(32), sam(0.05), warm_up(100))`. One of strength 0 changes nothing. Of those that
+change the optimiser the first is the innermost.
 """
 
 import math
-import zlib
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -16,13 +14,35 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, PyTree
 
-from gengap import flat, objective, train
+from gengap import checks, flat, train
+
+__all__ = [
+    "PLAIN",
+    "Method",
+    "adversarial",
+    "augmentation",
+    "byrd",
+    "combine",
+    "conservative",
+    "doubling",
+    "ghost_batch_norm",
+    "instead",
+    "label_smoothing",
+    "matched_noise",
+    "optimizer",
+    "sam",
+    "same_updates",
+    "scale_rate",
+    "stability",
+    "warm_up",
+    "weight_averaging",
+]  # fmt: skip
 
 
-def _same(it: Any, *_: Any) -> Any:
-    return it
+def _same(unchanged: Any, *_: Any) -> Any:
+    return unchanged
 
 
 class Method(NamedTuple):
@@ -36,7 +56,7 @@ class Method(NamedTuple):
         descends the mean of the losses. It reports the plain loss and accuracy of the logits.
       optimizer: `train.Optimizer -> train.Optimizer`. Beside optax's three arguments its `update` gets `value`,
         `grad` and `value_fn(params)`, of the loss of this step's batch.
-      grow: `(batch_size, epoch, noise) -> batch_size` after so many epochs; `noise()` is a `growth.Noise`.
+      grow: `(batch_size, epoch, noise) -> batch_size` after so many epochs; `noise()` is a `train.GradientNoise`.
       gradients: evaluations for each update, in units of the plain one.
     """
 
@@ -58,64 +78,26 @@ def combine(*methods: Method) -> Method:
     >>> combine(label_smoothing(0.1), ghost_batch_norm(32)).name
     'label_smoothing(0.1) + ghost_batch_norm(32)'
     """
-    pieces = {name: _chain([getattr(one, name) for one in methods]) for name in Method._fields[1:-1]}
-    names = " + ".join(one.name for one in methods if one.name)
-    return PLAIN._replace(name=names, gradients=math.prod(one.gradients for one in methods), **pieces)
+    pieces = {name: _chain([getattr(method, name) for method in methods]) for name in Method._fields[1:-1]}
+    names = " + ".join(method.name for method in methods if method.name)
+    return PLAIN._replace(name=names, gradients=math.prod(method.gradients for method in methods), **pieces)
 
 
 def _chain(functions: list[Callable]) -> Callable:
-    steps = [f for f in functions if f is not _same]
-    if len(steps) < 2:
-        return (steps or [_same])[0]
-    return lambda it, *rest: reduce(lambda it, f: f(it, *rest), steps, it)
-
-
-def own_key(key: Key[Array, ""], word: str) -> Key[Array, ""]:
-    """A key for one method, so that two that are combined draw different numbers."""
-    return jax.random.fold_in(key, zlib.crc32(word.encode()))
-
-
-def examples(
-    method: Method, apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None
-) -> Callable:
-    """What a method makes of the loss: `(params, x, y, key) -> (losses [b], logits [b, classes])` of a batch x.
-
-    `apply_train`, `(params, x, key) -> logits`, stands in for `apply` where the network has dropout.
-    """
-    network = method.network(apply_train or (lambda params, x, key: apply(params, x)))
-
-    def plain(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        logits = objective.fitting(network(params, x, jax.random.clone(key)), len(y))  # one dropout for each batch
-        return objective.cross_entropy(logits, y, clip=clip), logits
-
-    changed = method.loss(plain)
-    return lambda params, x, y, key: changed(params, method.batch(objective.scale(x), key), y, key)
-
-
-def batch_loss(
-    method: Method, apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None
-) -> Callable:
-    """For `train.fit`: `(params, x, y, key) -> (loss to descend, (plain loss, accuracy) to report)`."""
-    of = examples(method, apply, apply_train, clip=clip)
-
-    def loss(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, tuple[Array, Array]]:
-        losses, logits = of(params, x, y, key)
-        plain = objective.cross_entropy(logits, y, clip=clip)
-        return losses.mean(), (plain.mean(), objective.accuracy(logits, y).mean())
-
-    return loss
+    changes = [change for change in functions if change is not _same]
+    if len(changes) < 2:
+        return (changes or [_same])[0]
+    return lambda first, *rest: reduce(lambda changed, change: change(changed, *rest), changes, first)
 
 
 def optimizer(method: Method, plain: Any) -> Any:
     """The optimiser of a method, from a named or any other optax transformation."""
-    if method.optimizer is _same:
-        return plain
     return method.optimizer(plain if isinstance(plain, train.Optimizer) else train.named("", plain))
 
 
-def parameters(state: train.TrainState) -> Any:
-    """Those that a run has come to: the average where there is one."""
-    return optax.tree.get(state.opt_state, "weight_average", state.params)
+def _around(change: Callable) -> Callable:
+    """`f -> g` where g calls `change` with f before its own arguments."""
+    return lambda f: partial(change, f)
 
 
 # The batch
@@ -131,14 +113,14 @@ def augmentation(*, flip: float = 0.5, degrees: float = 10.0, shift: float = 0.2
       degrees: the most a rotation turns, about the centre and either way.
       shift: the most a translation moves, as a share of height and of width, either way.
     """
-    flat.check_between({"flip": flip, "shift": shift}, 0, 1)
-    flat.check_between({"degrees": degrees}, 0, 180)
+    checks.check_between({"flip": flip, "shift": shift}, 0, 1)
+    checks.check_between({"degrees": degrees}, 0, 180)
     move = jax.vmap(partial(_moved, flip, degrees, shift))
 
     def batch(x: Array, key: Array) -> Array:
         if x.ndim != 4:
             raise ValueError(f"x has the shape {x.shape}; augmentation needs images [b, height, width, channels]")
-        return move(x, jax.random.split(own_key(key, "augmentation"), len(x)))
+        return move(x, jax.random.split(flat.key_for(key, "augmentation"), len(x)))
 
     return Method(f"augmentation(flip={flip}, degrees={degrees}, shift={shift})", batch=batch)
 
@@ -146,9 +128,9 @@ def augmentation(*, flip: float = 0.5, degrees: float = 10.0, shift: float = 0.2
 def _moved(flip: float, degrees: float, shift: float, x: Array, key: Array) -> Array:
     u = jax.random.uniform(key, (4,))
     angle, size = jnp.deg2rad(degrees) * (2 * u[1] - 1), jnp.array(x.shape[:2], x.dtype)
-    place = jnp.stack(jnp.meshgrid(*map(jnp.arange, x.shape[:2]), indexing="ij")).astype(x.dtype)
+    pixels = jnp.stack(jnp.meshgrid(*map(jnp.arange, x.shape[:2]), indexing="ij")).astype(x.dtype)
     centre = ((size - 1) / 2)[:, None, None]
-    down, right = place - centre - (shift * size * (2 * u[2:] - 1))[:, None, None]
+    down, right = pixels - centre - (shift * size * (2 * u[2:] - 1))[:, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     source = jnp.stack([cos * down - sin * right, sin * down + cos * right]) + centre
     mirrored = jnp.where(u[0] < flip, x[:, ::-1], x)
@@ -165,25 +147,21 @@ def ghost_batch_norm(size: int) -> Method:
     The groups are as equal as can be: 400 examples with a size of 32 are four groups of 34 and eight of 33. A size
     of the batch or more is batch norm itself. It wraps any network whose examples meet through batch norm alone.
     """
-    flat.check_counts({"size": size})
+    checks.check_counts({"size": size})
 
-    def network(apply: Callable) -> Callable:
-        def grouped(params: PyTree, x: Array, key: Array) -> Array:
-            groups = max(1, round(len(x) / size))
-            if groups == 1:
-                return apply(params, x, key)
-            short, longer = divmod(len(x), groups)
-            keys, end, logits = jax.random.split(key, groups), longer * (short + 1), []
-            parts = (x[:end], keys[:longer], short + 1), (x[end:], keys[longer:], short)
-            for part, own, n in parts:
-                if len(part):
-                    of_groups = jax.vmap(apply, in_axes=(None, 0, 0))
-                    logits.append(of_groups(params, part.reshape(-1, n, *x.shape[1:]), own))
-            return jnp.concatenate([one.reshape(-1, one.shape[-1]) for one in logits])
+    def grouped(apply: Callable, params: PyTree, x: Array, key: Array) -> Array:
+        groups = max(1, round(len(x) / size))
+        if groups == 1:
+            return apply(params, x, key)
+        short, longer = divmod(len(x), groups)
+        keys, end, logits = jax.random.split(key, groups), longer * (short + 1), []
+        for rows, row_keys, n in ((x[:end], keys[:longer], short + 1), (x[end:], keys[longer:], short)):
+            if len(rows):
+                apply_each = jax.vmap(apply, in_axes=(None, 0, 0))
+                logits.append(apply_each(params, rows.reshape(-1, n, *x.shape[1:]), row_keys))
+        return jnp.concatenate([group.reshape(-1, group.shape[-1]) for group in logits])
 
-        return grouped
-
-    return Method(f"ghost_batch_norm({size})", network=network)
+    return Method(f"ghost_batch_norm({size})", network=_around(grouped))
 
 
 # The loss
@@ -200,33 +178,27 @@ def matched_noise(small_batch: int) -> Method:
     Raises:
       ValueError: `small_batch` below 1; when training begins, one above the batch.
     """
-    flat.check_counts({"small_batch": small_batch})
+    checks.check_counts({"small_batch": small_batch})
 
-    def loss(examples: Callable) -> Callable:
-        def noisy(params: PyTree, x: Array, y: Array, key: Array) -> tuple[Array, Array]:
-            if small_batch > len(x):
-                raise ValueError(f"small_batch is {small_batch}; it must be at most {len(x)}, the batch")
-            losses, logits = examples(params, x, y, key)
-            z = jax.random.normal(own_key(key, "matched_noise"), losses.shape, losses.dtype)
-            return losses * (1 + math.sqrt(len(x) / small_batch - 1) * (z - z.mean())), logits
+    def noisy(examples: Callable, params: PyTree, x: Array, y: Array, key: Array) -> tuple[Array, Array]:
+        if small_batch > len(x):
+            raise ValueError(f"small_batch is {small_batch}; it must be at most {len(x)}, the batch")
+        losses, logits = examples(params, x, y, key)
+        z = jax.random.normal(flat.key_for(key, "matched_noise"), losses.shape, losses.dtype)
+        return losses * (1 + math.sqrt(len(x) / small_batch - 1) * (z - z.mean())), logits
 
-        return noisy
-
-    return Method(f"matched_noise({small_batch})", loss=loss)
+    return Method(f"matched_noise({small_batch})", loss=_around(noisy))
 
 
 def label_smoothing(amount: float = 0.1) -> Method:
     r"""$(1 - a) f_i - \frac aK \sum_k \log p_k$: a label shares the amount a with all classes (Szegedy 2016)."""
-    flat.check_between({"amount": amount}, 0, 1)
+    checks.check_between({"amount": amount}, 0, 1)
 
-    def loss(examples: Callable) -> Callable:
-        def smooth(params: PyTree, x: Array, y: Array, key: Array) -> tuple[Array, Array]:
-            losses, logits = examples(params, x, y, key)
-            return (1 - amount) * losses - amount * jax.nn.log_softmax(logits).mean(1), logits
+    def smooth(examples: Callable, params: PyTree, x: Array, y: Array, key: Array) -> tuple[Array, Array]:
+        losses, logits = examples(params, x, y, key)
+        return (1 - amount) * losses - amount * jax.nn.log_softmax(logits).mean(1), logits
 
-        return smooth
-
-    return Method(f"label_smoothing({amount})", loss=loss if amount else _same)
+    return Method(f"label_smoothing({amount})", loss=_around(smooth) if amount else _same)
 
 
 def adversarial(epsilon: float = 0.03, *, share: float = 0.5) -> Method:
@@ -238,20 +210,17 @@ def adversarial(epsilon: float = 0.03, *, share: float = 0.5) -> Method:
 
     Reference: Goodfellow et al., "Explaining and Harnessing Adversarial Examples", 2015.
     """
-    flat.check_between({"epsilon": epsilon}, 0)
-    flat.check_between({"share": share}, 0, 1)
+    checks.check_between({"epsilon": epsilon}, 0)
+    checks.check_between({"share": share}, 0, 1)
 
-    def loss(examples: Callable) -> Callable:
-        def both(params: PyTree, x: Array, y: Array, key: Array) -> tuple[Array, Array]:
-            slope = jax.grad(lambda x: examples(params, x, y, key)[0].sum())(x)
-            moved = jax.lax.stop_gradient(x + epsilon * jnp.sign(slope))
-            losses, logits = examples(params, x, y, key)
-            return (1 - share) * losses + share * examples(params, moved, y, key)[0], logits
-
-        return both
+    def both(examples: Callable, params: PyTree, x: Array, y: Array, key: Array) -> tuple[Array, Array]:
+        slope = jax.grad(lambda x: examples(params, x, y, key)[0].sum())(x)
+        moved = jax.lax.stop_gradient(x + epsilon * jnp.sign(slope))
+        losses, logits = examples(params, x, y, key)
+        return (1 - share) * losses + share * examples(params, moved, y, key)[0], logits
 
     name = f"adversarial({epsilon}, share={share})"
-    return Method(name, loss=loss, gradients=3) if epsilon and share else Method(name)
+    return Method(name, loss=_around(both), gradients=3) if epsilon and share else Method(name)
 
 
 def stability(sigma: float = 0.04, *, weight: float = 0.01) -> Method:
@@ -263,16 +232,168 @@ def stability(sigma: float = 0.04, *, weight: float = 0.01) -> Method:
 
     Reference: Zheng et al., "Improving the Robustness of Deep Neural Networks via Stability Training", 2016.
     """
-    flat.check_between({"sigma": sigma, "weight": weight}, 0)
+    checks.check_between({"sigma": sigma, "weight": weight}, 0)
 
-    def loss(examples: Callable) -> Callable:
-        def stable(params: PyTree, x: Array, y: Array, key: Array) -> tuple[Array, Array]:
-            noise = sigma * jax.random.normal(own_key(key, "stability"), x.shape, x.dtype)
-            losses, logits = examples(params, x, y, key)
-            other = jax.nn.log_softmax(examples(params, x + noise, y, key)[1])
-            return losses - weight * (jax.nn.softmax(logits) * other).sum(1), logits
-
-        return stable
+    def stable(examples: Callable, params: PyTree, x: Array, y: Array, key: Array) -> tuple[Array, Array]:
+        noise = sigma * jax.random.normal(flat.key_for(key, "stability"), x.shape, x.dtype)
+        losses, logits = examples(params, x, y, key)
+        noisy = jax.nn.log_softmax(examples(params, x + noise, y, key)[1])
+        return losses - weight * (jax.nn.softmax(logits) * noisy).sum(1), logits
 
     name = f"stability({sigma}, weight={weight})"
-    return Method(name, loss=loss, gradients=2) if weight else Method(name)
+    return Method(name, loss=_around(stable), gradients=2) if weight else Method(name)
+
+
+# The optimiser
+
+
+def _updating(update: Callable) -> Callable:
+    return lambda inner: inner._replace(update=partial(update, inner))
+
+
+def sam(rho: float = 0.05, *, adaptive: bool = False) -> Method:
+    r"""SAM: the gradient at $x + \rho\, T^2 g / \|T g\|$, where g is that at x.
+
+    T is 1, or for ASAM (`adaptive`) $|x_j| + 0.01$ for each parameter, as in its authors' code for all of them.
+
+    References: Foret et al. 2021 (arXiv:2010.01412); Kwon et al. 2021 (arXiv:2102.11600), who have a rho of 0.5.
+    """
+    checks.check_between({"rho": rho}, 0)
+
+    def update(inner: train.Optimizer, gradient: PyTree, state: Any, params: PyTree, **extra: Any) -> Any:
+        scale = jax.tree.map(lambda p: jnp.abs(p) + 0.01 if adaptive else jnp.ones_like(p), params)
+        length = optax.tree.norm(jax.tree.map(jnp.multiply, scale, gradient))
+        step = jnp.where(length > 0, rho / jnp.where(length > 0, length, 1), 0)
+        climb = jax.tree.map(lambda t, g: step * t**2 * g, scale, gradient)
+        raised = jax.grad(extra["value_fn"])(optax.apply_updates(params, climb))
+        return inner.update(raised, state, params, **extra)
+
+    return Method(f"{'asam' if adaptive else 'sam'}({rho})", optimizer=_updating(update), gradients=2)
+
+
+def conservative(strength: float = 1e-3, *, steps: int = 3) -> Method:
+    r"""$x_{k+1} = \arg\min_x f_B(x) + \frac\lambda2 \|x - x_k\|^2$ (eq. 5), by some steps of the optimiser.
+
+    The state of the optimiser, Adam's moments, goes on from batch to batch; the paper does not say. One step is
+    plain training, since the proximal term is 0 at x_k. Three at strength 0 are the control.
+
+    Args:
+      strength: lambda.
+      steps: of the optimiser, each with a gradient; the paper takes 3.
+
+    Reference: appendix E.2, after Li et al. 2014.
+    """
+    checks.check_between({"strength": strength}, 0)
+    checks.check_counts({"steps": steps})
+
+    def update(inner: train.Optimizer, gradient: PyTree, state: Any, params: PyTree, **extra: Any) -> Any:
+        moved, state = inner.update(gradient, state, params, **extra)
+        for _ in range(steps - 1):
+            x = optax.apply_updates(params, moved)
+            slope = jax.tree.map(lambda g, d: g + strength * d, jax.grad(extra["value_fn"])(x), moved)
+            step, state = inner.update(slope, state, x, **extra)
+            moved = jax.tree.map(jnp.add, moved, step)
+        return moved, state
+
+    return Method(f"conservative({strength}, steps={steps})", optimizer=_updating(update), gradients=steps)
+
+
+class _Averaged(NamedTuple):
+    inner: Any
+    weight_average: Any
+    steps: Array
+
+
+def weight_averaging(decay: float = 0.99) -> Method:
+    """The minimum is an average of the iterates (`optax.incremental_update`); training and its history are plain.
+
+    It is the plain mean of the first 1 / (1 - decay) iterates, then an exponential one (Polyak and Juditsky 1992).
+    In `combine` it goes last: a later piece that changes the step would not reach the average.
+    """
+    checks.check_between({"decay": decay}, 0, 1)
+
+    def change(inner: train.Optimizer) -> train.Optimizer:
+        def init(params: PyTree) -> _Averaged:
+            return _Averaged(inner.init(params), params, jnp.zeros((), jnp.int32))
+
+        def update(gradient: PyTree, state: _Averaged, params: PyTree, **extra: Any) -> Any:
+            moved, inner_state = inner.update(gradient, state.inner, params, **extra)
+            share, x = jnp.maximum(1 - decay, 1 / (state.steps + 1)), optax.apply_updates(params, moved)
+            average = optax.incremental_update(x, state.weight_average, share)
+            return moved, _Averaged(inner_state, average, state.steps + 1)
+
+        return inner._replace(init=init, update=update)
+
+    return Method(f"weight_averaging({decay})", optimizer=change)
+
+
+def _scaled(name: str, scaling: Any) -> Method:
+    def change(inner: train.Optimizer) -> train.Optimizer:
+        before = optax.GradientTransformationExtraArgs(inner.init, inner.update)
+        return train.named(inner.name, optax.chain(before, scaling))
+
+    return Method(name, optimizer=change)
+
+
+def scale_rate(factor: float) -> Method:
+    """The learning rate times a factor: B_L / B_S is linear scaling, its root sqrt scaling."""
+    checks.check_between({"factor": factor}, 0)
+    return _scaled(f"scale_rate({factor:.6g})", optax.scale(factor))
+
+
+def warm_up(steps: int) -> Method:
+    """The learning rate grows linearly over the first steps: update t, from 0, is scaled by (t + 1) / steps."""
+    checks.check_counts({"steps": steps}, least=0)
+    return _scaled(f"warm_up({steps})", optax.scale_by_schedule(lambda t: jnp.minimum(1, (t + 1) / max(steps, 1))))
+
+
+def instead(other: train.Optimizer) -> Method:
+    """Another optimiser, such as `instead(train.lamb(0.01))` or `instead(train.adam(1e-3, weight_decay=0.1))`."""
+    return Method(other.name, optimizer=lambda inner: other)
+
+
+# The batch size
+
+
+def same_updates(epochs: int, small_batch: int, batch: int, m: int) -> int:
+    """The epochs in which a batch makes as many updates as `small_batch` does in `epochs` (Hoffer et al. 2017).
+
+    Args:
+      epochs: of the small batch.
+      small_batch, batch: examples.
+      m: examples in an epoch, whose last batch is filled up.
+
+    >>> same_updates(25, 32, 400, 4000)  # 25 epochs of 125 updates, and of 10
+    312
+    """
+    checks.check_counts({"epochs": epochs, "small_batch": small_batch, "batch": batch, "m": m})
+    return max(1, round(epochs * -(-m // small_batch) / -(-m // batch)))
+
+
+def doubling(every: int, *, most: int) -> Method:
+    """The batch doubles after every so many epochs, up to `most` examples (Smith et al. 2018)."""
+    checks.check_counts({"every": every, "most": most})
+
+    def grow(size: int, epoch: int, noise: Callable[[], train.GradientNoise]) -> int:
+        return max(size, min(2 * size, most)) if epoch % every == 0 else size
+
+    return Method(f"doubling({every}, most={most})", grow=grow)
+
+
+def byrd(theta: float = 0.5, *, most: int) -> Method:
+    r"""A batch with $\mathrm{tr}\,\Sigma / B > \theta^2 |g|^2$, a noisy gradient g, grows to where they are equal.
+
+    The test is made after each epoch, on a batch of the present size. `most` examples are the end of it.
+
+    Reference: Byrd, Chin, Nocedal and Wu, "Sample size selection in optimization methods for machine learning",
+    Mathematical Programming 134, 2012.
+    """
+    checks.check_positive({"theta": theta})
+    checks.check_counts({"most": most})
+
+    def grow(size: int, epoch: int, noise: Callable[[], train.GradientNoise]) -> int:
+        measured = noise()
+        wanted = size * float(measured.variance) / (theta**2 * max(float(measured.square), 1e-30))
+        return max(size, min(math.ceil(wanted), most)) if math.isfinite(wanted) else size
+
+    return Method(f"byrd({theta}, most={most})", grow=grow)

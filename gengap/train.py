@@ -1,7 +1,7 @@
 """Training: a Python loop around one compiled step, over data that lie on the device. It cannot be traced."""
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,8 +11,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped
 
-from gengap import flat, program
+from gengap import checks, flat, objective, program
 from gengap import progress as shown
+
+__all__ = [
+    "ADAM", "GradientNoise", "History", "Optimizer", "TrainState", "adagrad", "adam", "batch_loss", "count",
+    "epoch_of", "examples", "fit", "gradient_noise", "growing", "has_plateaued", "lamb", "lars", "named",
+    "parameters", "sgd", "start", "training_step",
+]  # fmt: skip
 
 History = dict[str, np.ndarray]
 """Per epoch: "train_loss" and "train_accuracy" as means over the epoch's own batches (as Keras reports
@@ -39,32 +45,34 @@ def named(name: str, transformation: Any) -> Optimizer:
 
 def adam(learning_rate: float = 1e-3, *, weight_decay: float = 0.0) -> Optimizer:
     """Adam with 0.9, 0.999 and 1e-8; with a weight decay AdamW."""
-    own = optax.adamw(learning_rate, weight_decay=weight_decay) if weight_decay else optax.adam(learning_rate)
-    return named(f"adam({_settings(learning_rate, weight_decay)})", own)
+    rule = optax.adamw(learning_rate, weight_decay=weight_decay) if weight_decay else optax.adam(learning_rate)
+    return named(f"adam({_settings(learning_rate, weight_decay)})", rule)
 
 
 def sgd(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
     """Stochastic gradient descent with heavy-ball momentum; weight decay is added to the gradient."""
-    own = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum or None))
-    return named(f"sgd({_settings(learning_rate, weight_decay)}, momentum={momentum})", own)
+    rule = optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum or None)
+    )
+    return named(f"sgd({_settings(learning_rate, weight_decay)}, momentum={momentum})", rule)
 
 
 def adagrad(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
     """Adagrad; weight decay is added to the gradient."""
-    own = optax.chain(optax.add_decayed_weights(weight_decay), optax.adagrad(learning_rate))
-    return named(f"adagrad({_settings(learning_rate, weight_decay)})", own)
+    rule = optax.chain(optax.add_decayed_weights(weight_decay), optax.adagrad(learning_rate))
+    return named(f"adagrad({_settings(learning_rate, weight_decay)})", rule)
 
 
 def lars(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
     """LARS, optax's: momentum 0.9 and a trust ratio for each array (You et al. 2017)."""
-    own = optax.lars(learning_rate, weight_decay=weight_decay)
-    return named(f"lars({learning_rate}, weight_decay={weight_decay})", own)
+    name = f"lars({learning_rate}, weight_decay={weight_decay})"
+    return named(name, optax.lars(learning_rate, weight_decay=weight_decay))
 
 
 def lamb(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
     """LAMB, optax's: Adam with a trust ratio for each array (You et al. 2020)."""
-    own = optax.lamb(learning_rate, weight_decay=weight_decay)
-    return named(f"lamb({learning_rate}, weight_decay={weight_decay})", own)
+    name = f"lamb({learning_rate}, weight_decay={weight_decay})"
+    return named(name, optax.lamb(learning_rate, weight_decay=weight_decay))
 
 
 def _settings(learning_rate: float, weight_decay: float) -> str:
@@ -95,7 +103,7 @@ class TrainState(NamedTuple):
 
 def start(params: PyTree, key: Key[Array, ""], *, optimizer: Any = ADAM) -> TrainState:
     """The state before the first step."""
-    flat.check_key(key)
+    checks.check_key(key)
 
     def begin(params: PyTree, key: Array) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
@@ -128,9 +136,7 @@ def has_plateaued(losses: Float[np.ndarray, " epochs"], patience: int, tolerance
     >>> has_plateaued(np.array([3.0, 1.0, 1.1, 0.9]), patience=2, tolerance=0.2)
     True
     """
-    if len(losses) <= patience:
-        return False
-    return bool(losses[-patience:].min() >= losses[:-patience].min() - tolerance)
+    return len(losses) > patience and bool(losses[-patience:].min() >= losses[:-patience].min() - tolerance)
 
 
 def fit(
@@ -160,8 +166,8 @@ def fit(
     objective is below `target`.
 
     Args:
-      loss: `(params, x, y, key) -> (scalar, (loss, accuracy))`, such as `methods.batch_loss(...)`: what is
-        descended, and what history and the rules for the end see.
+      loss: `(params, x, y, key) -> (scalar, (loss, accuracy))`, such as `batch_loss(...)`: what is descended,
+        and what history and the rules for the end see.
       state: from `start`, or one to go on from. It is not modified.
       x, y: the training set.
       batch_size: examples, or a share of the training set, see `count`; or the examples of the next epoch from the
@@ -185,151 +191,190 @@ def fit(
     Raises:
       ValueError: a number out of its range.
     """
-    how = {"batch_size": batch_size, "optimizer": optimizer, "epochs": epochs, "patience": patience}
-    how |= {"tolerance": tolerance, "target": target, "evaluate": evaluate, "progress": progress}
-    how |= {"objective": objective, "precision": precision}
-    return fit_side_by_side(loss, [state], x, y, histories=[history or {}], on_epoch=on_epoch, **how)[0]
-
-
-def fit_side_by_side(
-    loss: Callable,
-    states: Sequence[TrainState],
-    x: Shaped[Array, "m ..."],
-    y: Integer[Array, " m"],
-    *,
-    batch_size: float | Callable[[TrainState, History], int],
-    optimizer: Any = ADAM,
-    epochs: int = 100,
-    patience: int | None = 10,
-    tolerance: float = 1e-3,
-    target: float | None = None,
-    objective: Callable | None = None,
-    evaluate: Callable | None = None,
-    precision: str | None = None,
-    histories: Sequence[History] = (),
-    on_epoch: Callable[[TrainState, History], None] | None = None,
-    progress: str | None = None,
-) -> list[tuple[TrainState, History]]:
-    """Several runs under one `vmap` of the step; one that stops leaves the others to go on. Arguments as of `fit`.
-
-    Worth it on an accelerator that one run does not fill.
-    """
-    flat.check_untraced("training", states, x, y)
-    if callable(batch_size) and len(states) > 1:
-        raise ValueError("batch_size is a function; of runs side by side it must be a number")
+    checks.check_untraced("training", state, x, y)
     size = 0 if callable(batch_size) else count(batch_size, len(x))
-    flat.check_counts({"epochs": epochs, "patience": 1 if patience is None else patience})
-    flat.check_between({"tolerance": tolerance, "target": 0 if target is None else target}, 0)
-    if target is not None and objective is None:
-        raise ValueError(f"target is {target}; it needs the objective, params -> f, that is to fall below it")
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    told = [dict(history) for history in histories] or [{} for _ in states]
-    now = [_copy(state) for state in states]  # the steps below overwrite their argument
-    done = [(int(state.epoch), int(state.diverged_at)) for state in now]
-    several = partial(jax.vmap, in_axes=(0, 0, 0, None, None))
-    step = training_step(loss, optimizer, precision), training_step(loss, optimizer, precision, several)
-    measured = {"test": evaluate} | ({} if target is None else {"objective": objective})
-    end_epoch = program.compiled(partial(_end_epoch, measured))
-    end_epochs = program.compiled(jax.vmap(partial(_end_epoch, measured)))
-
-    def goes_on(i: int) -> bool:
-        epoch, diverged_at = done[i]
-        losses, objectives = (told[i].get(name, np.empty(0)) for name in ("train_loss", "objective"))
-        plateau = patience is not None and has_plateaued(losses, patience, tolerance)
-        reached = target is not None and len(objectives) > 0 and objectives[-1] < target
-        return not (epoch >= epochs or diverged_at >= 0 or plateau or reached)
-
-    with shown.line(progress, epochs, "epoch", min(done)[0]) as line:
-        while active := [i for i in range(len(now)) if goes_on(i)]:
-            side_by_side = len(active) > 1
-            size = batch_size(now[0], told[0]) if callable(batch_size) else size
-            state = _stack([now[i] for i in active]) if side_by_side else now[active[0]]
+    _check_stops(epochs, patience, tolerance, target, objective)
+    x, y, state = jnp.asarray(x), jnp.asarray(y), _copy(state)  # the steps below overwrite their argument
+    history, epoch, diverged_at = dict(history or {}), int(state.epoch), int(state.diverged_at)
+    step = training_step(loss, optimizer, precision)
+    end_epoch = program.compiled(partial(_end_epoch, evaluate, None if target is None else objective))
+    with shown.line(progress, epochs, "epoch", epoch) as line:
+        while epoch < epochs and diverged_at < 0 and not _has_converged(history, patience, tolerance, target):
+            if callable(batch_size):
+                size = batch_size(state, history)
             batches, sums = epoch_of(len(x), size, state.key, state.epoch)
             for _ in range(-(-len(x) // size)):
-                state, sums = step[side_by_side](state, sums, batches, x, y)
-            metrics = (end_epochs if side_by_side else end_epoch)(state.params, sums)
+                state, sums = step(state, sums, batches, x, y)
+            metrics = end_epoch(state.params, sums)
             state = state._replace(epoch=state.epoch + 1)
-            metrics, ended, diverged = jax.device_get((metrics, state.epoch, state.diverged_at))
-            for k, i in enumerate(active):
-                now[i] = _row(state, k) if side_by_side else state
-                values, epoch, diverged_at = (
-                    _row((metrics, ended, diverged), k) if side_by_side else (metrics, ended, diverged)
-                )
-                done[i] = int(epoch), int(diverged_at)
-                values |= {"batch_size": size} if callable(batch_size) else {}
-                told[i] = {name: np.append(told[i].get(name, ()), value) for name, value in values.items()}
-                if on_epoch is not None:
-                    on_epoch(now[i], told[i])
-            line.update(1, {name: float(np.mean(metrics[name])) for name in sorted(metrics, reverse=True)})
-    return list(zip(now, told, strict=True))
+            metrics, epoch, diverged_at = jax.device_get((metrics, state.epoch, state.diverged_at))
+            metrics |= {"batch_size": size} if callable(batch_size) else {}
+            history = {name: np.append(history.get(name, ()), value) for name, value in metrics.items()}
+            if on_epoch is not None:
+                on_epoch(state, history)
+            line.update(1, {name: float(metrics[name]) for name in sorted(metrics, reverse=True)})
+    return state, history
 
 
-def training_step(
-    loss: Callable, optimizer: Any, precision: str | None, several: Callable = lambda f: f
-) -> Callable:
+def training_step(loss: Callable, optimizer: Any, precision: str | None) -> Callable:
     """`(state, sums, batches, x, y) -> (state, sums)`, one step; both are overwritten."""
-    return program.compiled(several(partial(_step, loss, optimizer)), donate=(0, 1), matmul=precision)
+    update = optimizer.update if isinstance(optimizer, Optimizer) else flat.with_extras(optimizer)
 
+    def step(state: TrainState, sums: Any, batches: Any, x: Array, y: Array) -> tuple[TrainState, Any]:
+        (at, losses, accuracies), (order, keys) = sums, batches  # steps, losses and accuracies so far
+        batch = x[order[at]], y[order[at]], keys[at]
+        (value, (reported, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *batch)
+        extra = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, *batch)[0]}
+        updates, opt_state = update(gradient, state.opt_state, state.params, **extra)
+        diverges = (state.diverged_at < 0) & ~jnp.isfinite(value)
+        state = state._replace(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            step=state.step + 1,
+            diverged_at=jnp.where(diverges, state.step, state.diverged_at),
+        )
+        sums = at + 1, (losses + reported).astype(losses.dtype), (accuracies + accuracy).astype(losses.dtype)
+        return state, sums
 
-@jax.jit
-def _copy(tree: PyTree) -> Any:
-    return jax.tree.map(jnp.copy, tree)
-
-
-@jax.jit
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _row(tree: PyTree, i: int) -> Any:
-    def row(a: Any) -> Any:
-        if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-            return a[i]
-        # jax_debug_key_reuse takes a second slice of keys for a mistake.
-        return jax.random.wrap_key_data(jax.random.key_data(a)[i], impl=jax.random.key_impl(a))
-
-    return jax.tree.map(row, tree)
+    return program.compiled(step, donate=(0, 1), matmul=precision)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def epoch_of(m: int, size: int, key: Array, epoch: Array) -> Any:
-    """Of an epoch, or one of several runs: examples [steps, size] and keys of its steps; and zeros to sum in."""
-
-    def begin(key: Array, epoch: Array) -> Any:
-        order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
-        steps = -(-m // size)
-        order = jnp.resize(jax.random.permutation(order_key, m), (steps, size))
-        return (order, jax.random.split(step_key, steps)), (jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
-
-    return (jax.vmap(begin) if key.ndim else begin)(key, epoch)
+    """Examples [steps, size] and keys of the steps of an epoch; and zeros to sum in."""
+    order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
+    steps = -(-m // size)
+    order = jnp.resize(jax.random.permutation(order_key, m), (steps, size))
+    return (order, jax.random.split(step_key, steps)), (jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
 
 
-def _step(
-    loss: Callable, optimizer: Any, state: TrainState, sums: Any, batches: Any, x: Array, y: Array
-) -> tuple[TrainState, Any]:
-    """One step, and the number of steps, the losses and the accuracies of the epoch so far."""
-    (at, losses, accuracies), (order, keys) = sums, batches
-    batch = x[order[at]], y[order[at]], keys[at]
-    (value, (reported, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *batch)
-    extra = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, *batch)[0]}
-    update = optimizer.update if isinstance(optimizer, Optimizer) else flat.with_extras(optimizer)
-    updates, opt_state = update(gradient, state.opt_state, state.params, **extra)
-    lost = (state.diverged_at < 0) & ~jnp.isfinite(value)
-    new = state._replace(
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-        step=state.step + 1,
-        diverged_at=jnp.where(lost, state.step, state.diverged_at),
-    )
-    return new, (at + 1, (losses + reported).astype(losses.dtype), (accuracies + accuracy).astype(losses.dtype))
+def examples(
+    method: Any, apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None
+) -> Callable:
+    """What a method makes of the loss: `(params, x, y, key) -> (losses [b], logits [b, classes])` of a batch x.
+
+    `apply_train`, `(params, x, key) -> logits`, stands in for `apply` where the network has dropout.
+    """
+    network = method.network(apply_train or (lambda params, x, key: apply(params, x)))
+
+    def plain(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
+        logits = network(params, x, jax.random.clone(key))  # one dropout for each batch
+        logits = objective.check_logits(logits, len(y))
+        return objective.cross_entropy(logits, y, clip=clip), logits
+
+    changed = method.loss(plain)
+    return lambda params, x, y, key: changed(params, method.batch(objective.scale(x), key), y, key)
 
 
-def _end_epoch(measured: dict[str, Callable | None], params: PyTree, sums: Any) -> dict[str, Array]:
+def batch_loss(
+    method: Any, apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None
+) -> Callable:
+    """For `fit`: `(params, x, y, key) -> (mean loss to descend, (plain loss, accuracy) to report)`."""
+    losses_and_logits = examples(method, apply, apply_train, clip=clip)
+
+    def loss(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, tuple[Array, Array]]:
+        losses, logits = losses_and_logits(params, x, y, key)
+        plain = objective.cross_entropy(logits, y, clip=clip)
+        return losses.mean(), (plain.mean(), objective.accuracy(logits, y).mean())
+
+    return loss
+
+
+def parameters(state: TrainState) -> Any:
+    """Those that a run has come to: the average where there is one."""
+    return optax.tree.get(state.opt_state, "weight_average", state.params)
+
+
+class GradientNoise(NamedTuple):
+    """Of the gradient g of one batch: the trace of its covariance, Sigma / B, and |g|^2."""
+
+    variance: Array
+    square: Array
+
+
+def gradient_noise(
+    examples: Callable,
+    params: PyTree,
+    x: Shaped[Array, "b ..."],
+    y: Integer[Array, " b"],
+    key: Key[Array, ""],
+    *,
+    draws: int = 16,
+) -> GradientNoise:
+    r"""How noisy the gradient of a batch is, from one forward pass and `draws` + 1 backward passes.
+
+    $\frac1B \sum_i (z_i - \bar z) \nabla f_i$ with $z_i \sim N(0, 1)$ has the mean square
+    $\frac{B-1}{B} \mathrm{tr}\, \Sigma / B$, with $\Sigma$ the unbiased covariance of the examples.
+
+    Args:
+      examples: `(params, x, y, key) -> (losses [b], logits)`, as from `examples`.
+      params: where.
+      x, y: the batch, of two examples or more.
+      key: of z and of the network.
+      draws: sets of z; the variance has a relative error of about sqrt(2 / draws) where one direction dominates.
+    """
+    if len(x) < 2:
+        raise ValueError(f"x has {len(x)} example; the noise of a gradient shows between two or more")
+
+    def noise(params: PyTree, x: Array, y: Array, key: Array) -> GradientNoise:
+        losses, pull = jax.vjp(lambda p: examples(p, x, y, key)[0], params)
+        z = jax.random.normal(flat.key_for(key, "gradient_noise"), (draws, len(x)), losses.dtype)
+
+        def square(weights: Array) -> Array:
+            return optax.tree.norm(pull(weights / len(x))[0], squared=True)
+
+        spread = jax.vmap(square)(z - z.mean(1, keepdims=True))
+        return GradientNoise(spread.mean() * len(x) / (len(x) - 1), square(jnp.ones_like(losses)))
+
+    return program.compiled(noise)(params, x, y, key)
+
+
+def growing(
+    grow: Callable, first: int, examples: Callable, x: Array, y: Array
+) -> Callable[[TrainState, History], int]:
+    """For `fit`: the batch size of each epoch, from the first one, by the `grow` of a method."""
+
+    def batch_size(state: TrainState, history: History) -> int:
+        if "batch_size" not in history:
+            return first
+        done, last = len(history["batch_size"]), int(history["batch_size"][-1])
+
+        def noise() -> GradientNoise:
+            key = flat.key_for(jax.random.fold_in(state.key, state.epoch), "grow")
+            order_key, noise_key = jax.random.split(key)
+            batch = jax.random.permutation(order_key, len(x))[:last]
+            return gradient_noise(examples, state.params, x[batch], y[batch], noise_key)
+
+        return min(grow(last, done, noise), len(x))
+
+    return batch_size
+
+
+_copy = jax.jit(partial(jax.tree.map, jnp.copy))
+
+
+def _end_epoch(
+    evaluate: Callable | None, objective: Callable | None, params: PyTree, sums: Any
+) -> dict[str, Array]:
     at, losses, accuracies = sums
     steps = at.astype(losses.dtype)
     metrics = {"train_loss": losses / steps, "train_accuracy": accuracies / steps}
-    if (evaluate := measured["test"]) is not None:
+    if evaluate is not None:
         metrics["test_loss"], metrics["test_accuracy"] = evaluate(params)
-    if (objective := measured.get("objective")) is not None:
+    if objective is not None:
         metrics["objective"] = objective(params)
     return metrics
+
+
+def _check_stops(epochs: Any, patience: Any, tolerance: Any, target: Any, objective: Any) -> None:
+    checks.check_counts({"epochs": epochs, "patience": 1 if patience is None else patience})
+    checks.check_between({"tolerance": tolerance, "target": 0 if target is None else target}, 0)
+    if target is not None and objective is None:
+        raise ValueError(f"target is {target}; it needs the objective, params -> f, that is to fall below it")
+
+
+def _has_converged(history: History, patience: int | None, tolerance: float, target: float | None) -> bool:
+    losses, objectives = (history.get(name, np.empty(0)) for name in ("train_loss", "objective"))
+    if patience is not None and has_plateaued(losses, patience, tolerance):
+        return True
+    return target is not None and len(objectives) > 0 and bool(objectives[-1] < target)
