@@ -1,84 +1,114 @@
-"""A training on disk: a pytree, its history and what made it, in an .npz without pickles."""
+"""A training on disk: the leaves of a pytree and what made them, in a file of safetensors."""
 
+import fcntl
+import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 from jaxtyping import PyTree
 
 from gengap import records
-from gengap.data import read_npz
-from gengap.train import History
+
+__all__ = ["fingerprint", "locked", "read", "write"]
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+           "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+           "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool"}  # fmt: skip
 
 
-def write(path: Path, tree: PyTree, history: History, header: dict[str, Any]) -> None:
-    """Write a pytree of arrays and keys, the history, and a header of plain values with its "settings"."""
-    leaves = jax.tree.leaves_with_path(tree)
-    arrays = {f"leaf {i}": np.asarray(raw(leaf)) for i, (_, leaf) in enumerate(leaves)}
-    types = [str(array.dtype) for array in arrays.values()]
-    header = {**header, "where": [_names(where) for where, _ in leaves], "types": types}
-    arrays |= {f"history {name}": values for name, values in history.items()}
-    text = np.array(json.dumps(header))
-    records.atomically(path, lambda file: np.savez(file, header=text, **arrays))  # type: ignore[arg-type]
+def fingerprint(tree: PyTree) -> str:
+    """A digest of the leaves of a pytree, with their paths, types and shapes."""
+    digest = hashlib.sha256()
+    for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(_raw(leaf))
+        digest.update(f"{jax.tree_util.keystr(where)} {array.dtype} {array.shape} ".encode())
+        digest.update(array.view(np.uint8).data if array.size and array.ndim else array.tobytes())
+    return digest.hexdigest()[:16]
 
 
-def read(path: Path, settings: dict[str, Any] | None) -> tuple[dict[str, Any], History, list[np.ndarray]]:
-    """The header, the history and the leaves of a file.
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file of the store, once no other process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    while True:
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not lock.exists() or lock.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # whoever had it has removed it
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def write(path: Path, tree: PyTree, values: dict[str, Any]) -> None:
+    """Write the leaves of a pytree, and beside them values such as the history."""
+    kept = [name for name in values if name not in ("params", "snapshots")]
+    header = json.dumps({name: values[name] for name in kept}, default=np.ndarray.tolist)
+    arrays = _arrays(tree)
+    metadata = {"header": header, "sha256": fingerprint({"header": np.array(header), **arrays})}
+    content = safetensors.numpy.save(arrays, metadata)
+    records.atomically(path, lambda file: file.write(content))
+
+
+def read(path: Path, like: PyTree, settings: dict[str, Any] | None) -> tuple[dict[str, Any], Any]:
+    """The values in a file, and its leaves in the structure of `like`.
 
     Raises:
-      ValueError: the file is not there, damaged, or of other settings; `None` takes any.
+      ValueError: the file is not there, damaged, of other leaves, or of other settings; `None` takes any.
     """
     try:
-        arrays = read_npz(path)
-        header = json.loads(str(arrays["header"]))
-        # bfloat16 and its like are unknown to NumPy, which reads them back as raw bytes
-        leaves = [arrays[f"leaf {i}"].view(jnp.dtype(dtype)) for i, dtype in enumerate(header["types"])]
-        history = {n.removeprefix("history "): values for n, values in arrays.items() if n.startswith("history ")}
-        there = dict(header["settings"])
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        with safetensors.safe_open(path, "np") as file:
+            metadata = file.metadata()
+        arrays = {
+            name: np.ndarray(tensor["shape"], jnp.dtype(_DTYPES[tensor["dtype"]]), tensor["data"])
+            for name, tensor in safetensors.deserialize(path.read_bytes())
+        }
+        if metadata["sha256"] != fingerprint({"header": np.array(metadata["header"]), **arrays}):
+            raise ValueError("its contents are not those that were written")
+        header = json.loads(metadata["header"])
+        stored = dict(header["settings"])
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is no minimum, or damaged: {error}") from None
-    if settings is not None and there != settings:
-        names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
-        changes = "; ".join(f"{name} {there.get(name)}, asked for {settings.get(name)}" for name in names)
+    if settings is not None and stored != settings:
+        names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
+        changes = "; ".join(f"{name} {stored.get(name)}, asked for {settings.get(name)}" for name in names)
         raise ValueError(f"{path} was trained with other settings: {changes}")
-    return header, history, leaves
+    header["history"] = {name: np.asarray(values, float) for name, values in header["history"].items()}
+    expected = _arrays(like)
+    if {n: (a.shape, a.dtype) for n, a in arrays.items()} != {n: (a.shape, a.dtype) for n, a in expected.items()}:
+        raise ValueError(f"{path} holds parameters of other names, shapes or types")
+    leaves, structure = jax.tree.flatten(like)
+    ordered = [arrays[name] for name in expected]
+    return header, jax.tree.unflatten(structure, map(_typed, leaves, ordered))
 
 
-def as_tree(path: Path, header: dict[str, Any], leaves: list[np.ndarray], like: PyTree | None) -> Any:
-    """The leaves in the structure of `like`, or in the nested dicts that they lay in."""
-    if like is not None:
-        entries, structure = jax.tree.flatten_with_path(like)
-        here = [(_names(where), raw(leaf).shape) for where, leaf in entries]
-        if here != [(where, leaf.shape) for where, leaf in zip(header["where"], leaves, strict=True)]:
-            raise ValueError(f"{path} holds parameters of other names or shapes")
-        typed = [_typed(own, leaf) for (_, own), leaf in zip(entries, leaves, strict=True)]
-        return jax.tree.unflatten(structure, typed)
-    tree: dict[str, Any] = {}
-    for where, leaf in zip(header["where"], leaves, strict=True):
-        if not where or not all(isinstance(name, str) for name in where):
-            raise ValueError(f"{path} holds no dict of arrays: give the parameters of the network as `like`")
-        inner = tree
-        for name in where[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[where[-1]] = jnp.asarray(leaf)
-    return tree
+def _arrays(tree: PyTree) -> dict[str, np.ndarray]:
+    """The leaves by their paths, such as "Dense_0/kernel"."""
+    leaves = jax.tree.leaves_with_path(tree)
+    simple = [jax.tree_util.keystr(where, simple=True, separator="/") or "params" for where, _ in leaves]
+    full = [jax.tree_util.keystr(where) for where, _ in leaves]
+    names = simple if len(set(simple)) == len(leaves) else full
+    return {name: np.asarray(_raw(leaf), order="C") for name, (_, leaf) in zip(names, leaves, strict=True)}
 
 
-def _names(where: Any) -> list[Any]:
-    """A path into a pytree for JSON: the keys of dicts, and other entries each in a list."""
-    keys = [(entry, getattr(entry, "key", None)) for entry in where]
-    return [key if isinstance(key, str) else [str(entry)] for entry, key in keys]
-
-
-def raw(leaf: Any) -> Any:
+def _raw(leaf: Any) -> Any:
     """What NumPy can keep of a leaf: the data of a random key."""
     is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf
 
 
-def _typed(like: Any, leaf: np.ndarray) -> Any:
-    array = jnp.asarray(leaf)
-    return array if raw(like) is like else jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+def _typed(like: Any, array: np.ndarray) -> Any:
+    stored = jnp.asarray(array)
+    return stored if _raw(like) is like else jax.random.wrap_key_data(stored, impl=jax.random.key_impl(like))

@@ -6,6 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -13,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 
-from gengap import data, growth, methods, minima, models, train
+from gengap import checkpoints, data, methods, minima, models, train
 
 KEY = jax.random.key(3)
 
@@ -35,15 +39,20 @@ def apply_train(params, x, key):
 MODEL = models.Model(init, apply, apply_train, name="two layers")
 X = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
 DATA = data.from_arrays(X, np.arange(24) % 3, X[:9] + 0.1, np.arange(9) % 3)
-HOW = {"epochs": 3, "patience": None}
 
 
-def pair(**how):
-    return minima.find_pair(MODEL, DATA, KEY, **{"small_batch": 4, "large_batch": 0.5, **HOW, **how})
+def find(store=None, *, model=MODEL, ds=DATA, key=KEY, seed=0, start=None, **recipe):
+    asked = minima.Recipe(**{"batch_size": 4, "epochs": 3, "patience": None, **recipe})
+    unchecked = inspect.unwrap(minima.find)  # as outside of tests
+    return unchecked(model, ds, key, asked, seed=seed, start=start, store=store)
 
 
-def find(store=None, *, model=MODEL, ds=DATA, key=KEY, size=4, **how):
-    return minima.find(model, ds, key, size, store=store, **{**HOW, **how})
+def pair(**recipe):
+    return [find(batch_size=size, **recipe) for size in (4, 0.5)]
+
+
+def load(path):
+    return minima.load(path, like=minima.starting_point(MODEL, DATA, KEY))
 
 
 def spy(monkeypatch):
@@ -109,16 +118,19 @@ def test_a_seed_has_its_own_numbers_and_keeps_them(uninterrupted):
 def test_a_minimum_is_found_by_what_it_was_trained_with(uninterrupted, monkeypatch, tmp_path):
     first = pair(store=tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert len(names) == 2 and all(re.fullmatch(r"two-layers-arrays-B(4|12)-seed0-\w{12}.npz", n) for n in names)
+    assert len(names) == 2 and all(
+        re.fullmatch(r"two-layers-arrays-B(4|12)-seed0-\w{12}.safetensors", n) for n in names
+    )
     monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
     for a, b, c in zip(first, pair(store=tmp_path), uninterrupted, strict=True):
         same(a, b)
         same(a, c)
-    loaded = minima.load(next(tmp_path.glob("*B4-*")))
+    loaded = load(next(tmp_path.glob("*B4-*")))
     same(loaded, uninterrupted[0])
     assert loaded.settings["optimizer"] == "adam(0.001)" and loaded.settings["batch_size"] == 4
-    with np.load(next(tmp_path.glob("*B4-*")), allow_pickle=False) as file:
-        assert sum(file[name].size for name in file.files if name.startswith("leaf")) == 5 * 4 + 4 * 3
+    stored = safetensors.numpy.load_file(next(tmp_path.glob("*B4-*")))
+    assert {name: array.shape for name, array in stored.items()} == {"w": (5, 4), "v": (4, 3)}
+    np.testing.assert_array_equal(stored["w"], loaded.params["w"])
 
 
 OTHER = data.from_arrays(X + 1e-6, np.arange(24) % 3, X[:9] + 0.1, np.arange(9) % 3)
@@ -127,7 +139,7 @@ OTHER = data.from_arrays(X + 1e-6, np.arange(24) % 3, X[:9] + 0.1, np.arange(9) 
 @pytest.mark.parametrize(
     "how",
     [
-        {"size": 12},
+        {"batch_size": 12},
         {"seed": 1},
         {"key": jax.random.key(4)},
         {"ds": OTHER},
@@ -152,21 +164,21 @@ def test_anything_else_is_trained_anew(monkeypatch, tmp_path, how):
 def test_a_file_under_another_name_is_refused_with_the_differences(tmp_path):
     find(tmp_path, epochs=1)
     (path,) = tmp_path.iterdir()
-    find(tmp_path, epochs=1, size=12)
+    find(tmp_path, epochs=1, batch_size=12)
     other = next(tmp_path.glob("*B12-*"))
     path.rename(other)
     with pytest.raises(ValueError, match="other settings: batch_size 4, asked for 12"):
-        find(tmp_path, epochs=1, size=12)
+        find(tmp_path, epochs=1, batch_size=12)
 
 
 def test_a_damaged_file_is_refused(tmp_path):
     find(tmp_path, epochs=1)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"B4-seed0-\w+\.npz is no minimum, or damaged"):
+    with pytest.raises(ValueError, match=r"B4-seed0-\w+\.safetensors is no minimum, or damaged"):
         find(tmp_path, epochs=1)
     with pytest.raises(ValueError, match="nothing"):
-        minima.load(tmp_path / "nothing.npz")
+        load(tmp_path / "nothing.safetensors")
 
 
 def test_minima_without_names_are_kept_and_found(monkeypatch, tmp_path):
@@ -187,7 +199,7 @@ def test_a_minimum_on_disk_is_what_was_written_or_refused(tmp_path):
     for content in damaged:
         path.write_bytes(content)
         try:
-            same(minima.load(path), found)
+            same(load(path), found)
         except ValueError as error:
             assert str(path) in str(error) and "\n" not in str(error)
             refused += 1
@@ -195,21 +207,20 @@ def test_a_minimum_on_disk_is_what_was_written_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arrays",
+    "metadata",
     [
+        None,
         {},
-        {"header": np.array("no JSON")},
-        {"header": np.array("[1]")},
-        {"header": np.array('{"types": [], "settings": 3}')},
-        {"header": np.array('{"types": ["float32"], "settings": {}}')},
-        {"header": np.array('{"types": ["words"], "settings": {}}'), "leaf 0": np.zeros(3)},
-        {"header": np.array([None])},
+        {"header": "no JSON"},
+        {"header": "[1]"},
+        {"header": '{"settings": 3}'},
+        {"header": '{"settings": {}}', "sha256": "0"},
     ],
 )
-def test_an_archive_of_something_else_is_no_minimum(tmp_path, arrays):
-    np.savez(tmp_path / "other.npz", **arrays)
-    with pytest.raises(ValueError, match=r"other\.npz is no minimum, or damaged"):
-        minima.load(tmp_path / "other.npz")
+def test_a_file_of_something_else_is_no_minimum(tmp_path, metadata):
+    safetensors.numpy.save_file({"w": np.zeros(3)}, tmp_path / "other.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"other\.safetensors is no minimum, or damaged"):
+        load(tmp_path / "other.safetensors")
 
 
 def grows_by(factor):
@@ -283,7 +294,7 @@ GROWERS = {
     "partial": lambda k: functools.partial(Grower.grow, Grower(2), by=k),
     "large array": lambda k: by_a_table(np.arange(3000) == 1500 + k),
     "array of JAX": lambda k: by_a_table(jnp.full(2, k)),
-    "combined": lambda k: methods.combine(growth.byrd(most=4 * k), growth.doubling(2, most=4 * k)).grow,
+    "combined": lambda k: methods.combine(methods.byrd(most=4 * k), methods.doubling(2, most=4 * k)).grow,
     "jitted": lambda k: by_a_jitted(jax.jit(lambda x: x * k)),
 }
 
@@ -304,13 +315,14 @@ def test_another_process_finds_the_same_minimum(tmp_path):
     code = """
 import sys
 import jax, numpy as np
-from gengap import data, growth, methods, minima, models, updates
+from gengap import data, methods, minima, models
 x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 ds = data.from_arrays(x, np.arange(8) % 2, x, np.arange(8) % 2)
-grow = growth.doubling(1, most=4)._replace(grow=lambda size, epoch, noise: 2 * size if epoch in {1, 2} else size)
-method = methods.combine(methods.ghost_batch_norm(2), updates.sam(), growth.byrd(most=4), grow)
+grow = methods.doubling(1, most=4)._replace(grow=lambda size, epoch, noise: 2 * size if epoch in {1, 2} else size)
+method = methods.combine(methods.ghost_batch_norm(2), methods.sam(), methods.byrd(most=4), grow)
 model = models.dense(2, widths=[3])
-found = minima.find(model, ds, jax.random.key(0), 2, method=method, epochs=1, store=sys.argv[1])
+recipe = minima.Recipe(batch_size=2, method=method, epochs=1)
+found = minima.find(model, ds, jax.random.key(0), recipe, store=sys.argv[1])
 print(found.settings["computation"])
 """
     said = []
@@ -357,7 +369,7 @@ def test_a_checkpoint_is_no_minimum(monkeypatch, tmp_path):
     monkeypatch.setattr(minima.Path, "unlink", lambda *args, **how: None)
     find(tmp_path, epochs=3)
     with pytest.raises(ValueError, match="of a training that has not ended"):
-        minima.load(next(tmp_path.glob("*.checkpoint.npz")))
+        load(next(tmp_path.glob("*.checkpoint")))
 
 
 NOISY = train.named("noisy", optax.noisy_sgd(0.1, key=jax.random.key(2)))
@@ -368,7 +380,7 @@ NOISY = train.named("noisy", optax.noisy_sgd(0.1, key=jax.random.key(2)))
 def test_an_interrupted_run_goes_on_to_the_same_minimum(monkeypatch, tmp_path, writes, optimizer):
     monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     whole = find(optimizer=optimizer, epochs=4)
-    write, done = minima.checkpoints.write, []
+    write, done = checkpoints.write, []
 
     def interrupted(*args):
         write(*args)
@@ -377,7 +389,7 @@ def test_an_interrupted_run_goes_on_to_the_same_minimum(monkeypatch, tmp_path, w
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(minima.checkpoints, "write", interrupted)
+        patch.setattr(checkpoints, "write", interrupted)
         find(tmp_path, optimizer=optimizer, epochs=4)
     begun = spy(monkeypatch)
     same(find(tmp_path, optimizer=optimizer, epochs=4), whole)
@@ -386,39 +398,42 @@ def test_an_interrupted_run_goes_on_to_the_same_minimum(monkeypatch, tmp_path, w
 
 
 def test_a_write_that_was_stopped_leaves_the_last_one(monkeypatch, tmp_path):
-    savez = np.savez
-
-    def half(file, **arrays):
+    def half(file):
         file.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(np, "savez", half)
+        atomically = checkpoints.records.atomically
+        patch.setattr(checkpoints.records, "atomically", lambda path, write: atomically(path, half))
         find(tmp_path)
-    assert np.savez is savez
     same(find(tmp_path), find())
 
 
-def test_one_run_gives_the_minima_of_several_lengths(monkeypatch, tmp_path):
-    alone = [find(epochs=e) for e in (1, 3)]
+def test_a_training_has_the_minima_of_shorter_ones(monkeypatch, tmp_path):
+    alone = {epochs: find(epochs=epochs) for epochs in (1, 3)}
     for store in (None, tmp_path):
-        found = minima.find_along(MODEL, DATA, KEY, 4, (3, 1), patience=None, store=store)
-        for one, other in zip(found, alone, strict=True):
-            same(one, other)
-    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
-    same(find(tmp_path, epochs=1), alone[0])
+        minimum = find(store, epochs=3, snapshots=(1, 3))
+        same(minimum, alone[3])
+        assert minimum.snapshots.keys() == {1, 3}
+        for epochs, snapshot in minimum.snapshots.items():
+            same(snapshot, alone[epochs])
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **rest: pytest.fail("trained again"))
+    same(find(tmp_path, epochs=1), alone[1])
+    assert find(tmp_path, epochs=3).snapshots == {}
+    with pytest.raises(ValueError, match="snapshots has 4; it must be at most the 3 epochs"):
+        find(epochs=3, snapshots=(4,))
 
 
-def test_a_run_that_ends_early_gives_its_end_for_later_lengths():
-    one, two, three = minima.find_along(MODEL, DATA, KEY, 4, (1, 2, 3), patience=1, tolerance=9.0)
-    assert (one.epochs, two.epochs, three.epochs) == (1, 2, 2)
-    equal(two.params, three.params)
+def test_a_run_that_ends_early_gives_its_end_for_later_snapshots():
+    minimum = find(epochs=3, snapshots=(1, 2), patience=1, tolerance=9.0)
+    assert [snapshot.epochs for snapshot in minimum.snapshots.values()] == [1, 2] and minimum.epochs == 2
+    equal(minimum.snapshots[2].params, minimum.params)
 
 
 def interrupt(monkeypatch, tmp_path, lengths, writes):
     """Training to several lengths is stopped at a write, one of which follows each epoch."""
     monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    write, done = minima.checkpoints.write, []
+    write, done = checkpoints.write, []
 
     def stop(*args):
         done.append(1)
@@ -427,12 +442,12 @@ def interrupt(monkeypatch, tmp_path, lengths, writes):
         write(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(minima.checkpoints, "write", stop)
+        patch.setattr(checkpoints, "write", stop)
         along(lengths, tmp_path)
 
 
 def along(lengths, store):
-    return minima.find_along(MODEL, DATA, KEY, 4, lengths, patience=None, store=store)
+    return find(store, epochs=lengths[-1], snapshots=lengths).snapshots.values()
 
 
 def test_several_lengths_go_on_after_an_interruption(monkeypatch, tmp_path):
@@ -457,22 +472,21 @@ def test_a_checkpoint_that_is_past_a_length_that_is_gone_is_not_gone_on_from(mon
     [
         ({"epochs": 1.5}, "epochs is 1.5"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"snapshots": (0,)}, "snapshots is 0"),
         ({"seed": 1.5}, "seed is 1.5"),
         ({"seed": -1}, "seed is -1"),
         ({"key": jax.random.PRNGKey(0)}, "must be one key, as from jax.random.key"),
     ],
 )
 def test_what_is_no_number_of_epochs_no_seed_or_no_key_is_refused(monkeypatch, how, words):
-    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("training began"))
-    ask = {"batch_size": 4, "epochs": 3, "seed": 0, "key": KEY} | how
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **rest: pytest.fail("training began"))
     with pytest.raises(ValueError, match=words):
-        inspect.unwrap(minima.find_along)(MODEL, DATA, **ask | {"epochs": (ask["epochs"], 2)})
+        find(**how)
 
 
 def test_numbers_of_numpy_are_as_good(tmp_path):
     first = find(tmp_path, epochs=1)
-    how = {"seed": np.int32(0), "chunk": np.int64(5000), "tolerance": np.float64(1e-3), "patience": None}
-    (again,) = inspect.unwrap(minima.find_along)(MODEL, DATA, KEY, 4, np.array([1]), store=tmp_path, **how)
+    again = find(tmp_path, seed=np.int32(0), chunk=np.int64(5000), tolerance=np.float64(1e-3), epochs=np.int64(1))
     same(again, first)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -486,11 +500,10 @@ def test_parameters_that_are_no_dicts_and_of_low_precision_are_kept(tmp_path):
     same(first, again)
     assert again.params[0].dtype == jnp.bfloat16
     (path,) = tmp_path.iterdir()
-    with pytest.raises(ValueError, match="`like`"):
-        minima.load(path)
     same(minima.load(path, like=first.params), first)
-    with pytest.raises(ValueError, match="other names or shapes"):
-        minima.load(path, like=first.params[0])
+    for other in (first.params[0], jax.tree.map(lambda a: a.astype(jnp.float16), first.params)):
+        with pytest.raises(ValueError, match="other names, shapes or types"):
+            minima.load(path, like=other)
 
 
 def test_labels_that_the_network_has_no_logits_for_are_refused_before_training(monkeypatch):
@@ -500,10 +513,10 @@ def test_labels_that_the_network_has_no_logits_for_are_refused_before_training(m
         find(ds=ds)
 
 
-def test_an_impossible_large_batch_is_refused_before_the_small_one_is_trained(monkeypatch):
-    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("training began"))
+def test_an_impossible_batch_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **rest: pytest.fail("training began"))
     with pytest.raises(ValueError, match="batch size 25"):
-        pair(large_batch=25)
+        find(batch_size=25)
 
 
 def test_images_reach_the_network_scaled():
@@ -519,5 +532,33 @@ def test_images_reach_the_network_scaled():
 
     images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
     ds = data.from_arrays(images, np.arange(8) % 4, images, np.arange(8) % 4)
-    minima.find_pair(models.Model(init, apply), ds, KEY, small_batch=2, large_batch=4, epochs=1)
+    find(model=models.Model(init, apply), ds=ds, batch_size=2, epochs=1)
     assert set(seen) == {np.dtype("float32")}
+
+
+def test_names_that_would_be_one_in_a_file_are_told_apart(tmp_path):
+    tree = {"a/b": jnp.zeros(2), "a": {"b": jnp.ones(3)}}
+    checkpoints.write(tmp_path / "x", tree, {"settings": {}, "history": {}})
+    equal(checkpoints.read(tmp_path / "x", tree, None)[1], tree)
+
+
+def test_of_several_processes_that_want_a_minimum_one_trains(monkeypatch, tmp_path):
+    """The second waits for the lock of the first, and finds the minimum then."""
+    trained, fit = [], train.fit
+    waiting = threading.Event()
+
+    def slow(*args, **rest):
+        trained.append(1)
+        waiting.wait(30)
+        return fit(*args, **rest)
+
+    monkeypatch.setattr(minima.train, "fit", slow)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(find, tmp_path, epochs=1) for _ in range(2)]
+        while not trained:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        waiting.set()
+        first, second = (one.result() for one in both)
+    same(first, second)
+    assert trained == [1] and [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
