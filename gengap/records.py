@@ -1,29 +1,44 @@
-"""A run on disk: what was asked, and each row as it is finished, with where it came from.
+"""A run on disk: cells -> rows, each kept as it is finished, with where it came from.
 
 A run is a directory with `config.json`, what was asked, and `rows.jsonl`, a row a line, appended as the run goes
-and never rewritten. Nothing is pickled.
+and never rewritten.
 """
 
-import datetime
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import math
+import multiprocessing
 import os
-import platform
-import subprocess
+import signal
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from gengap import origins, progress
+
+__all__ = ["Cell", "Row", "Run", "atomically", "fill", "opened", "read", "run_name", "settings_of", "write_json"]
+
 Row = dict[str, Any]
+Cell = Mapping[str, Any]
+_PASSED_ON = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_platforms",
+)
+"""Settings of JAX that the processes of `fill` take over."""
 
 
 class Run(NamedTuple):
@@ -45,7 +60,7 @@ class Run(NamedTuple):
     begun: list[float]
 
     def has(self, identity: Mapping[str, Any]) -> bool:
-        """Whether there is a row with these entries: `run.has({"network": "F1", "method": "SB", "seed": 0})`."""
+        """Whether there is a row with these entries: `run.has({"network": "F1", "side": "SB", "seed": 0})`."""
         asked = _plain(identity)
         return any(all(row.get(name) == value for name, value in asked.items()) for row in self.rows)
 
@@ -56,9 +71,7 @@ class Run(NamedTuple):
           ValueError: the directory was removed in the meantime.
         """
         now = time.monotonic()
-        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        origin = {**_origin(), "date": date, "seconds": round(now - self.begun[-1], 3)}
-        made = _plain({**row, "origin": origin})
+        made = _plain({"origin": origins.dated(now - self.begun[-1]), **row})
         if self.path is not None:
             self.check_kept()
             path = self.path / "rows.jsonl"
@@ -90,10 +103,58 @@ class Run(NamedTuple):
         return (self.path.parent.parent if shared else self.path) / "minima"
 
     def frame(self) -> Any:
-        """The rows as a `pandas.DataFrame`, a column for each entry."""
+        """The rows as a `pandas.DataFrame`, a column for each number, such as `sharpness_full_1e-3`."""
         import pandas as pd  # 0.2 s, which whoever only trains need not wait for
 
-        return pd.DataFrame(self.rows)
+        return pd.json_normalize(self.rows, sep="_")
+
+
+def fill(
+    name: str,
+    config: Any,
+    cells: Sequence[Cell],
+    row: Callable[[Any, Cell, Path], Mapping[str, Any]],
+    out: str | os.PathLike | None = None,
+    *,
+    fresh: bool = False,
+    jobs: int | None = None,
+    seconds: Callable[[Sequence[Cell]], float] | None = None,
+) -> Run:
+    """The rows of an experiment: those that its run on disk has, and the others computed.
+
+    Args:
+      name: of the experiment.
+      config: its settings, a NamedTuple of settings and NamedTuples of settings.
+      cells: what is asked, one a row: network, side, seed and so on.
+      row: `(config, cell, store) -> what was measured`; `store` is the directory of the minima. It is a function
+        of its arguments alone, so that another process can compute it; that one has to be able to import it.
+      out: the run directory; `None` keeps nothing on disk.
+      fresh: move an earlier run in that directory aside and start over.
+      jobs: processes that compute rows; by default one for each GPU of the machine, and one where there is none.
+      seconds: the most that some cells will take, to be said before the first one begins.
+
+    Returns:
+      The run, its rows in the order of the cells.
+
+    Raises:
+      ValueError: the directory holds a run of another config or something else, or another process writes to it.
+    """
+    jobs = jobs or max(1, len(_gpus()))
+    with opened(name, settings_of(config), out, fresh=fresh) as run, _store(run) as store:
+        left = [cell for cell in cells if not run.has(cell)]
+        if left and seconds is not None:
+            _say_how_long(seconds(left) / min(jobs, len(left)))
+        done = len(cells) - len(left)
+        with (
+            progress.line(name, len(cells), "row", done, shows_rest=True) as line,
+            closing(_computed(row, config, left, store, jobs)) as computed,
+        ):
+            for cell, entries in computed:
+                run.add({**cell, **entries})
+                line.update(1, words=", ".join(str(value) for value in cell.values() if value != ""))
+        order = [_plain(cell) for cell in cells]
+        run.rows.sort(key=lambda r: next((i for i, c in enumerate(order) if c.items() <= r.items()), len(order)))
+    return run
 
 
 @contextmanager
@@ -123,10 +184,10 @@ def opened(
     if not (path / "config.json").exists():
         write_json(path / "config.json", {"experiment": experiment, "config": config})
     with _locked(path):
-        there = read(path)
-        _check_same(path, {"experiment": there.experiment, **there.config}, {"experiment": experiment, **config})
-        yield there
-        there.check_kept()
+        run = read(path)
+        _check_same(path, {"experiment": run.experiment, **run.config}, {"experiment": experiment, **config})
+        yield run
+        run.check_kept()
 
 
 def read(directory: str | os.PathLike) -> Run:
@@ -142,6 +203,14 @@ def read(directory: str | os.PathLike) -> Run:
     except (OSError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path / 'config.json'} is not the record of a run ({_words(error)})") from None
     return Run(path, experiment, config, _rows(path / "rows.jsonl"), [time.monotonic()])
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings of a config with those of the NamedTuples in it, as one dictionary."""
+    settings: dict[str, Any] = {}
+    for name, value in config._asdict().items():
+        settings |= settings_of(value) if hasattr(value, "_asdict") else {name: value}
+    return settings
 
 
 def run_name(config: Mapping[str, Any], default: Mapping[str, Any]) -> str:
@@ -170,6 +239,88 @@ def atomically(path: Path, write: Callable[[Any], Any]) -> None:
     with open(temporary, "wb") as file:
         write(file)
     os.replace(temporary, path)
+
+
+@contextmanager
+def _store(run: Run) -> Iterator[Path]:
+    if run.store is not None:
+        yield run.store
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+def _say_how_long(seconds: float) -> None:
+    if seconds < 300:
+        return
+    time_left = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
+    smaller = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it smaller"
+    sys.stderr.write(
+        f"This takes up to {time_left} here{smaller if seconds > 3600 else ''}. Stop it at any time: the same "
+        "command resumes it.\n"
+    )
+
+
+def _computed(
+    row: Callable, config: Any, cells: Sequence[Cell], store: Path, jobs: int
+) -> Generator[tuple[Cell, Row]]:
+    """The cells with their rows as these are finished."""
+    if jobs == 1 or len(cells) < 2:
+        for cell in cells:
+            yield cell, _row(row, config, cell, store)
+        return
+    context = multiprocessing.get_context("spawn")
+    devices = context.SimpleQueue()
+    for i in range(jobs):
+        devices.put(gpus[i % len(gpus)] if (gpus := _gpus()) else None)
+    settings = {name: jax.config.values[name] for name in _PASSED_ON}
+    with ProcessPoolExecutor(jobs, context, _begin_process, (devices, settings)) as pool:
+        futures = {pool.submit(_row, row, config, cell, store): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            words = "a process that computed rows was killed, perhaps since memory ran out"
+            raise ValueError(
+                f"{words}; the same command resumes the run, with a smaller jobs in less memory"
+            ) from None
+        except BaseException:
+            processes = list(pool._processes.values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+            raise
+
+
+def _begin_process(devices: Any, settings: Mapping[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if (device := devices.get()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    progress.silence()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # what was trained so far is in a checkpoint
+
+
+def _row(row: Callable, config: Any, cell: Cell, store: Path) -> Row:
+    began = time.monotonic()
+    entries = _plain(row(config, cell, store))
+    return {**entries, "origin": origins.dated(time.monotonic() - began)}
+
+
+def _gpus() -> list[str]:
+    """The NVIDIA GPUs of the machine, found without a start of JAX, which would take their memory."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device for device in visible.split(",") if device not in ("", "-1")]
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
 @contextmanager
@@ -212,35 +363,6 @@ def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> N
             f"{path} holds a run with other settings ({'; '.join(changed)}): give another --out, or --fresh to "
             "begin anew"
         )
-
-
-@cache
-def _origin() -> dict[str, Any]:
-    device = jax.devices()[0]
-    packages = ("gengap", "jax", "jaxlib", "flax", "optax", "numpy")
-    return {
-        "commit": _commit(),
-        **{name: _version(name) for name in packages},
-        "python": platform.python_version(),
-        "device": device.device_kind if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores",
-        "devices": jax.device_count(),
-        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _plain(value: Any) -> Any:

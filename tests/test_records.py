@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +17,13 @@ import pytest
 
 from gengap import records
 from gengap.sharpness import Sharpness
+from tests import fake
 
 CONFIG = {"epochs": 3, "epsilons": (1e-3, 5e-4), "target": None}
 
 
-def row(seed, method="SB", **more):
-    return {"network": "F1", "method": method, "seed": seed, **more}
+def row(seed, side="SB", **more):
+    return {"network": "F1", "side": side, "seed": seed, **more}
 
 
 def opened(directory, config=CONFIG, experiment="toy", **how):
@@ -53,8 +56,8 @@ def test_a_run_keeps_its_rows(tmp_path):
         assert run.rows == [] and not run.has({"network": "F1"}) and run.added == 0
         run.add(row(0, test_loss=0.25))
         run.add(row(1, values=np.arange(3), kernel=jnp.ones(2)))
-        assert run.has({"network": "F1", "method": "SB", "seed": 0}) and run.added == 2
-        assert not run.has({"network": "F1", "method": "LB"}) and not run.has({"network": "F1", "epoch": 3})
+        assert run.has({"network": "F1", "side": "SB", "seed": 0}) and run.added == 2
+        assert not run.has({"network": "F1", "side": "LB"}) and not run.has({"network": "F1", "epoch": 3})
     assert rows(path) == [row(0, test_loss=0.25), row(1, values=[0, 1, 2], kernel=[1.0, 1.0])]
     there = records.read(path)
     assert there.rows == run.rows and there.experiment == "toy"
@@ -85,7 +88,7 @@ def test_a_row_is_dated_when_it_is_finished(monkeypatch):
     clock, today = iter([10.0, 11.5, 14.0]), iter(["2026-01-01T00:00:01+00:00", "2026-01-01T00:00:03+00:00"])
     monkeypatch.setattr(records.time, "monotonic", lambda: next(clock))
     now = SimpleNamespace(now=lambda zone: datetime.datetime.fromisoformat(next(today)))
-    monkeypatch.setattr(records, "datetime", SimpleNamespace(datetime=now, UTC=datetime.UTC))
+    monkeypatch.setattr(records.origins, "datetime", SimpleNamespace(datetime=now, UTC=datetime.UTC))
     with opened(None) as run:
         run.add(row(0))
         run.add(row(1))
@@ -315,3 +318,93 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         records.write_json(path, math.nan)
     assert json.loads(path.read_text()) == [1]
+
+
+ROOT = Path(__file__).parents[1]
+FOUR = {"SB0": 1, "LB0": 1, "SB1": 1, "LB1": 1}
+
+
+def values(run):
+    return [(row["side"], row["seed"], row["value"]) for row in run.rows]
+
+
+def test_each_cell_has_a_row_with_what_was_measured(tmp_path):
+    run = fake.run(out=tmp_path / "fake" / "default")
+    assert values(run) == [("SB", 0, 10), ("LB", 0, 10), ("SB", 1, 11), ("LB", 1, 11)]
+    assert fake.marks(tmp_path / "minima") == FOUR and run.added == 4
+    assert run.config == {"base": 10, "num_seeds": 4, "kill": -1}
+    frame = run.frame()
+    assert frame["value"].tolist() == [10, 10, 11, 11] and frame["history_loss"][0] == [1.0, 0.5]
+    assert frame["nothing"].isna().all() and "origin_date" in frame
+    assert not any(isinstance(cell, dict) for column in frame for cell in frame[column])
+
+
+def test_nothing_is_computed_twice(tmp_path):
+    out = tmp_path / "fake" / "default"
+    first = fake.run(out=out)
+    again = fake.run(out=out)
+    assert again.rows == first.rows and again.added == 0 and fake.marks(tmp_path / "minima") == FOUR
+    assert values(fake.run(out=None)) == values(first) and fake.marks(tmp_path / "minima") == FOUR
+
+
+@pytest.mark.parametrize("rows_before", [0, 1, 3])
+def test_a_run_that_was_interrupted_resumes(tmp_path, monkeypatch, rows_before):
+    out, add = tmp_path / "fake" / "default", records.Run.add
+
+    def interrupted(run, row):
+        if run.added == rows_before:
+            raise KeyboardInterrupt
+        add(run, row)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(records.Run, "add", interrupted)
+        fake.run(out=out)
+    run = fake.run(out=out)
+    assert run.added == 4 - rows_before and values(run) == values(fake.run())
+
+
+def test_several_processes_compute_the_same_rows(tmp_path):
+    run = fake.run(out=tmp_path / "fake" / "default", jobs=2)
+    assert values(run) == values(fake.run()) and fake.marks(tmp_path / "minima") == FOUR
+    assert all(row["origin"]["commit"] == run.rows[0]["origin"]["commit"] for row in run.rows)
+    with pytest.raises(ValueError, match="base is -1; it must be at least 0"):
+        fake.run(fake.Config(fake.Numbers(-1)), jobs=2)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_process_that_is_killed_costs_its_row_alone(tmp_path, jobs):
+    out = tmp_path / "fake" / "run"
+    command = [sys.executable, "-m", "tests.fake", "--kill", "1", "--jobs", str(jobs), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert killed.returncode != 0
+    resumed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0 and "4 rows." in resumed.stdout, resumed.stderr
+    run = records.read(out)
+    assert sorted(values(run)) == sorted(values(fake.run()))
+    again = {name for name, count in fake.marks(tmp_path / "minima").items() if count > 1}
+    assert {"SB1"} <= again <= ({"SB1", "LB1"} if jobs == 2 else {"SB1"})
+    if jobs == 2:
+        assert "a process that computed rows was killed" in killed.stderr and "Traceback" not in killed.stderr
+
+
+def test_a_long_run_says_first_how_long_it_takes(capsys):
+    fake.run(seconds=lambda cells: 195 * len(cells))
+    fake.run(seconds=lambda cells: 10.0)
+    fake.run(seconds=lambda cells: 3600 * len(cells) / 2)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "This takes up to 13 minutes here. Stop it at any time: the same command resumes it."
+    assert "2 hours" in second and "--train-size" in second
+
+
+def test_the_rows_are_counted_while_they_are_computed(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(records.progress.time, "monotonic", lambda: now[0])
+
+    def slow(config, cell, store):
+        now[0] += 90
+        return {"value": 1}
+
+    records.fill("fake", fake.CONFIG, fake.cells(fake.CONFIG), slow)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "fake: row 1 of 4, about 4 min left, SB, 0" and len(lines) == 4

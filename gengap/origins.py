@@ -1,0 +1,49 @@
+"""Where a row comes from: the commit, the versions, the device, the date."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+
+__all__ = ["dated"]
+
+
+def dated(seconds: float) -> dict[str, Any]:
+    """Where a row that is finished now comes from."""
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {**_origin(), "date": date, "seconds": round(seconds, 3)}
+
+
+@cache
+def _origin() -> dict[str, Any]:
+    device = jax.devices()[0]
+    packages = ("gengap", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "commit": _commit(),
+        **{name: _version(name) for name in packages},
+        "python": platform.python_version(),
+        "device": device.device_kind if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores",
+        "devices": jax.device_count(),
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
