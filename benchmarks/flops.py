@@ -1,22 +1,22 @@
-"""Arithmetic and memory, counted before anything is timed: from the compiled programs and from the shapes.
+"""Arithmetic and memory, counted before anything is timed: from the programs and from the shapes.
 
     python -m benchmarks.flops
 
 For each network: floating-point operations of a forward pass and of a gradient for one example, by XLA's cost
-analysis of the compiled program and by hand (products of the dense layers and convolutions alone, without those
-on padding, two operations each; a gradient takes three times a forward pass but for the first layer's input);
-those of an epoch of training and of one evaluation of the sharpness, which is a gradient over all the training
-set; bytes of A for 100 columns.
+analysis of the program before it is optimised, and by hand (products of the dense layers and convolutions alone,
+without those on padding, two operations each; a gradient takes three times a forward pass but for the first
+layer's input); those of an epoch of training and of one evaluation of the sharpness, which is a gradient over all
+the training set; bytes of A for 100 columns.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gengap import methods, models
+from gengap import methods, models, train
 
 SHAPES = {"f1": (28, 28, 1), "c1": (32, 32, 3), "c2": (32, 32, 3)}
 EXAMPLES = {"f1": 60_000, "c1": 50_000, "c2": 50_000}
@@ -39,15 +39,15 @@ def count(network: str) -> Count:
     return Count(2 * sum(products), 2 * (3 * sum(products) - products[0]), parameters)
 
 
-def compiled(network: str, batch: int = 8) -> tuple[float, float]:
-    """Of the compiled forward pass and gradient, for one example."""
+def lowered(network: str, batch: int = 8) -> tuple[float, float]:
+    """Operations of the programs of a forward pass and a gradient, for one example; nothing is compiled."""
     model = getattr(models, network)(10)
     x, y = jnp.zeros((batch, *SHAPES[network])), jnp.zeros(batch, int)
     params = _params(network, x)
-    loss = methods.batch_loss(methods.PLAIN, model.apply)
+    loss = train.batch_loss(methods.PLAIN, model.apply)
 
-    def operations(fn: Any) -> float:
-        program = jax.jit(fn).lower(params, x, y, jax.random.key(0)).compile()
+    def operations(fn: Callable) -> float:
+        program = jax.jit(fn).lower(params, x, y, jax.random.key(0))
         return program.cost_analysis()["flops"] / batch
 
     return (
@@ -77,13 +77,12 @@ def by_hand(params: Any, shape: Sequence[int]) -> list[int]:
 def main() -> None:
     """Print the counts."""
     for network, m in EXAMPLES.items():
-        one = count(network)
-        memory = 4 * DIM * one.parameters / 1e9
-        print(f"{network}: {one.parameters:,} parameters, A of {DIM} columns {memory:.2f} GB")
-        for name, found in zip(("forward", "gradient"), compiled(network), strict=True):
-            hand = getattr(one, name)
-            print(f"  {name:9} {found / 1e6:9.2f} MFLOP an example compiled, {hand / 1e6:9.2f} by hand")
-        print(f"  an epoch, or an evaluation of the sharpness: {m * one.gradient / 1e12:.2f} TFLOP")
+        hand = count(network)
+        memory = 4 * DIM * hand.parameters / 1e9
+        print(f"{network}: {hand.parameters:,} parameters, A of {DIM} columns {memory:.2f} GB")
+        for name, by_xla, products in zip(("forward", "gradient"), lowered(network), hand[:2], strict=True):
+            print(f"  {name:9} {by_xla / 1e6:9.2f} MFLOP an example by XLA, {products / 1e6:9.2f} by hand")
+        print(f"  an epoch, or an evaluation of the sharpness: {m * hand.gradient / 1e12:.2f} TFLOP")
 
 
 if __name__ == "__main__":

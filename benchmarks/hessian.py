@@ -42,20 +42,20 @@ def main(
     loss = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
     params = _trained(loss, model.init(jax.random.key(0), objective.scale(ds.x_train[:2])), steps)
     exact = _arpack(model.apply, params, np.asarray(ds.x_train), np.asarray(ds.y_train), k)
-    found: dict[str, Any] = {"machine": common.machine(), "loss": float(loss(params)), "exact": exact.tolist()}
-    ways = {"eigenpairs": partial(_ours, loss, params, k), "power iteration": partial(_power, loss, params, k)}
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    methods = {"eigenpairs": partial(_ours, loss, params, k), "power iteration": partial(_power, loss, params, k)}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for i in range(rounds):
-        for name, way in ways.items():
+        for name, method in methods.items():
             begin = time.process_time()
-            values, products = way(jax.random.key(i))
+            values, products = method(jax.random.key(i))
             seconds = time.process_time() - begin
             error = float(np.max(np.abs(values / exact - 1)))
             rows[name].append({"products": products, "relative error": error, "CPU seconds": seconds})
-    print(json.dumps(found | rows, indent=2))
+    result = {"machine": common.machine(), "loss": float(loss(params)), "exact": exact.tolist()} | rows
+    print(json.dumps(result, indent=2))
     if out is not None:
-        records.write_json(out, found | rows)
-    return found | rows
+        records.write_json(out, result)
+    return result
 
 
 def _trained(loss: Callable, params: Any, steps: int) -> Any:
@@ -93,8 +93,8 @@ def _arpack(apply: Callable, params: Any, images: np.ndarray, labels: np.ndarray
 
 
 def _ours(loss: Callable, params: Any, k: int, key: Any) -> tuple[np.ndarray, int]:
-    found = jax.block_until_ready(hessian.eigenpairs(loss, params, key, k=k))
-    return np.asarray(found.values, float), found.products
+    pairs = hessian.eigenpairs(loss, params, key, k=k)
+    return np.asarray(pairs.values, float), pairs.products
 
 
 def _power(loss: Callable, params: Any, k: int, key: Any) -> tuple[np.ndarray, int]:

@@ -1,118 +1,91 @@
-"""Lanczos iterations on a Hessian, from several random starts where one does not show it all; see `hessian`."""
+"""Block Lanczos iterations on a Hessian; `hessian` takes eigenpairs and spectral densities from them."""
 
-import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key
 
-from gengap import flat, program
+from gengap import checks, program
 
-_CHANCE = 1e-3  # that there is an eigenvalue further out
+__all__ = ["Krylov", "combine", "iterate", "product", "ritz"]
+
+Product = Callable[[Any, Any], tuple[Any, Any]]
 
 
-class Lanczos:
-    """Orthonormal vectors from random starts: what H times one has beside them all is the next.
+class Krylov(NamedTuple):
+    """An orthonormal basis of a Krylov space, and what the Hessian is on it.
 
     Attributes:
-      product: as `product` gives it.
-      V: the vectors, in the first of its rows.
+      V: the vectors, in the first m rows.
       T: v_i . H v_j for i <= j.
-      left: the length of what H v_j has beside the vectors, if another start follows it.
-      first: of the vectors of the last start.
-      v: the next vector; `None` where those of this start are exhausted.
-      tails: what would have been the next of earlier starts, by the last row of each.
+      beyond: the length of what H v_j has beside the basis.
+      exhausted: whether all of that is rounding.
     """
 
-    def __init__(self, product: Callable, x: Array, key: Array) -> None:
-        self.product, self.x, self.key, self.V = product, x, key, jnp.zeros((16, len(x)), x.dtype)
-        self.T, self.left, self.v = np.zeros((0, 0)), np.zeros(0), None
-        self.tails: dict[int, Array] = {}
-        self.begin()
+    V: Float[Array, "rows n"]
+    T: Float[np.ndarray, "m m"]
+    beyond: Float[np.ndarray, " m"]
+    exhausted: bool
 
-    def begin(self, tail: int | None = None) -> None:
-        """A random start beside the vectors, or one where another had left off."""
-        if self.v is not None:
-            self.tails[len(self.T) - 1] = self.v
-        self.first, self.random = len(self.T), tail is None
-        if tail is None:
-            w = jax.random.normal(jax.random.fold_in(self.key, self.first), self.x.shape, self.x.dtype)
+
+def iterate(product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_starts: int = 1) -> Iterator[Krylov]:
+    """The Krylov space of random starts, with one product more each time, until it is R^n.
+
+    It holds an eigenvalue as often as it occurs, but at most `num_starts` times. Where it is exhausted, another
+    random start follows. Each V takes the memory of the one before.
+    """
+    V, T, beyond = jnp.zeros((16, len(x)), x.dtype), np.zeros((0, 0)), np.zeros(0)
+    pending: deque[tuple[int, Array]] = deque()
+    rounding = 0.0
+    while (j := len(T)) < len(x):
+        if j < num_starts or not pending:
+            v = jax.random.normal(jax.random.fold_in(key, j), x.shape, x.dtype)
+            v = _beside(V, _beside(V, v)[1])[1]  # little of it may be left
         else:
-            w, self.left[tail] = self.tails.pop(tail), 0
-        self.v = _beside(self.V, _beside(self.V, w)[1])[1]  # little of a tail may be left
-
-    def step(self) -> None:
-        """One product."""
-        j = len(self.T)
-        if j == len(self.V):
-            self.V = jnp.concatenate([self.V, jnp.zeros_like(self.V)])
-        self.V = _put(self.V, j, self.v)
-        scale, w = self.product(self.x, self.v)
-        flat.check_untraced("a Lanczos iteration", scale)
-        along, self.v, left = _beside(self.V, w)
-        self.left[self.first :] = 0
-        self.T, self.left = np.pad(self.T, (0, 1)), np.append(self.left, float(scale) * float(left))
-        self.T[:, j] = float(scale) * np.asarray(along, float)[: j + 1]
-        noise = 10 * np.finfo(self.x.dtype).eps * np.linalg.norm(self.T, axis=0).max()
-        if self.left[j] <= noise or j + 1 == len(self.x):
-            self.v = None
-
-    def ritz(self, first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Eigenvalues and vectors of H between the vectors, and bounds of their residuals; or one NaN for each."""
-        if not np.isfinite(self.T).all():
-            return np.full(1, np.nan), np.full((1, 1), np.nan), np.full(1, np.nan)
-        values, S = np.linalg.eigh(self.T[first:, first:], UPLO="U")
-        return values, S, self.left[first:] @ np.abs(S)
-
-    def chance(self, sign: int, bound: float, slack: float) -> float:
-        """That an eigenvalue beyond a bound has not shown in the last start; infinite if one shows.
-
-        A part c of the start along its vector has c^2 sum(p^2) <= 1, with p the Lanczos polynomials at the bound,
-        p_0 = 1; and in n dimensions P(|c| < t) <= t sqrt(2 n / pi).
-        """
-        values, S, residuals = self.ritz(self.first)
-        away = sign * (bound - values) + slack
-        outer = np.argmin(away)
-        if away[outer] < 0 or not self.random:
-            return math.inf
-        if residuals[outer] <= slack:
-            return 0.0
-        p = S @ (S[-1] / away)
-        return math.sqrt(2 * len(self.x) / math.pi) * abs(p[0]) / np.linalg.norm(p)
-
-    def goes_on(self, high: int, low: int, tolerance: float) -> bool:
-        """Whether there is more to do for so many pairs at either end; begins another start where it is due."""
-        if self.v is not None and len(self.T) % (1 + len(self.T) // 50):
-            return True  # an eigendecomposition for every product would cost more than many a product
-        values, S, residuals = self.ritz()
-        if len(self.T) == len(self.x) or np.isnan(values[0]):
-            return False
-        slack, wanted, chance = tolerance * np.abs(values).max(), outermost(values, high, low), 1.0
-        worst = wanted[np.argmax(residuals[wanted])]
-        tail = int(np.argmax(self.left * np.abs(S[:, worst])))
-        if residuals[worst] > slack and tail in self.tails:
-            self.begin(tail)
-            return True
-        if residuals[worst] <= slack and len(wanted) == high + low:
-            last = [(sign, values[of[-1]]) for sign, of in ((1, wanted[:high]), (-1, wanted[high:])) if of]
-            chance = max(self.chance(sign, bound, slack) for sign, bound in last)
-        if chance <= _CHANCE:
-            return False
-        if self.v is None or chance == math.inf:
-            self.begin()
-        return True
+            row, v = pending.popleft()
+            if row < j - 1:  # the basis has grown since
+                _, v, left = _beside(V, v)
+                beyond[row] *= float(left)
+            if beyond[row] <= rounding:
+                continue
+            beyond[row] = 0
+        if j == len(V):
+            V = jnp.concatenate([V, jnp.zeros_like(V)])
+        V = _put(V, j, v)
+        scale, w = product(x, v)
+        checks.check_untraced("a Lanczos iteration", scale)
+        along, direction, length = _beside(V, w)
+        T, beyond = np.pad(T, (0, 1)), np.append(beyond, float(scale) * float(length))
+        T[:, j] = float(scale) * np.asarray(along, float)[: j + 1]
+        rounding = 10 * np.finfo(x.dtype).eps * np.linalg.norm(T, axis=0).max()
+        pending.append((j, direction))
+        if j + 1 == len(x):
+            beyond[:] = 0
+        yield Krylov(V, T, beyond, bool((beyond <= rounding).all()))
 
 
-def outermost(values: np.ndarray, high: int, low: int) -> list[int]:
-    """Where in rising numbers the highest are, and then the lowest."""
-    most = list(range(len(values)))[::-1][:high]
-    return most + list(range(len(values) - len(most)))[:low]
+def ritz(krylov: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rising eigenvalues and vectors of T, and bounds of the residuals of V^T times these; or NaN."""
+    T = krylov.T
+    if not np.isfinite(T).all():
+        return np.full(len(T), np.nan), np.full(T.shape, np.nan), np.full(len(T), np.nan)
+    values, S = np.linalg.eigh(T, UPLO="U")
+    return values, S, krylov.beyond @ np.abs(S)
 
 
-def product(f: Callable) -> Callable[[Array, Array], tuple[Array, Array]]:
+def combine(V: Float[Array, "rows n"], weights: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "k n"]:
+    """Sums of the first rows, of length 1."""
+    padded = np.zeros((len(V), weights.shape[1]), V.dtype)
+    padded[: len(weights)] = weights
+    return np.asarray(_combined(V, padded))
+
+
+def product(f: Callable) -> Product:
     """`(x, v) -> ` the largest entry of H v, and H v over it: squares of small numbers would be 0."""
     return program.compiled(partial(_product, f))
 
@@ -137,3 +110,9 @@ def _beside(V: Array, w: Array) -> tuple[Array, Array, Array]:
         along, w = along + parts, w - jnp.dot(parts, V, precision="highest")
     length = jnp.linalg.norm(w)
     return along, w / jnp.where(length == 0, 1, length), length
+
+
+@jax.jit
+def _combined(V: Array, weights: Array) -> Float[Array, "k n"]:
+    sums = jnp.dot(weights.T, V, precision="highest")
+    return sums / jnp.linalg.norm(sums, axis=1, keepdims=True)

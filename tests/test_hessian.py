@@ -1,6 +1,6 @@
 """Hessian measures against dense Hessians, known spectra and closed forms."""
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +16,23 @@ from tests.compiled import compiled
 KEY = jax.random.key(0)
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def network():
-    """Loss and parameters of a trained network with 12 inputs, 25 hidden units and 6 classes: 481 parameters."""
-    x = jax.random.normal(jax.random.key(0), (200, 12))
-    y = jax.random.randint(jax.random.key(1), (200,), 0, 6)
+    """Loss, parameters and Hessian of a network with 8 inputs, 12 hidden units and 4 classes: 160 parameters."""
+    x = jax.random.normal(jax.random.key(0), (50, 8))
+    y = jax.random.randint(jax.random.key(1), (50,), 0, 4)
     keys = jax.random.split(jax.random.key(2), 2)
     params = {
-        "a": jax.random.normal(keys[0], (12, 25)) / 3,
-        "b": jnp.zeros(25),
-        "c": jax.random.normal(keys[1], (25, 6)) / 5,
-        "d": jnp.zeros(6),
+        "a": jax.random.normal(keys[0], (8, 12)) / 2,
+        "b": jnp.zeros(12),
+        "c": jax.random.normal(keys[1], (12, 4)) / 2,
+        "d": jnp.zeros(4),
     }
 
-    def apply(p, x):
-        return jnp.tanh(x @ p["a"] + p["b"][None]) @ p["c"] + p["d"][None]
+    def loss(p):
+        logits = jnp.tanh(x @ p["a"] + p["b"][None]) @ p["c"] + p["d"][None]
+        return (jax.nn.logsumexp(logits, axis=1) - logits[jnp.arange(50), y]).mean()
 
-    loss = objective.over_dataset(apply, x, y)
-    step = jax.jit(lambda p: jax.tree.map(lambda a, g: a - 0.5 * g, p, jax.grad(loss)(p)))
-    for _ in range(200):
-        params = step(params)
     flat, tree = ravel_pytree(params)
     dense = jax.jit(jax.hessian(lambda v: loss(tree(v))))(flat)
     return loss, params, np.asarray(dense, np.float64)
@@ -56,17 +53,16 @@ def outermost(spectrum, k, which):
     return np.concatenate([values[::-1][:high], values[: k - high]])
 
 
-def test_a_product_is_that_of_the_dense_hessian() -> None:
-    loss, params, dense = network()
-    assert 450 <= len(dense) <= 550
+def test_a_product_is_that_of_the_dense_hessian(network) -> None:
+    loss, params, dense = network
     flat, tree = ravel_pytree(params)
     v = jax.random.normal(jax.random.key(3), flat.shape)
     np.testing.assert_allclose(ravel_pytree(hessian.product(loss, params, tree(v)))[0], dense @ v, atol=1e-5)
 
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "both"])
-def test_eigenpairs_are_those_of_the_dense_hessian(which) -> None:
-    loss, params, dense = network()
+def test_eigenpairs_are_those_of_the_dense_hessian(which, network) -> None:
+    loss, params, dense = network
     k = 5 if which == "largest" else 2
     found = hessian.eigenpairs(loss, params, KEY, k=k, which=which)
     exact = outermost(np.linalg.eigvalsh(dense), k, which)
@@ -80,36 +76,35 @@ def test_eigenpairs_are_those_of_the_dense_hessian(which) -> None:
 
 
 SPECTRA = {
-    "rank 2": [10, 1] + [0] * 98,
-    "identity": [1] * 100,
-    "rank 1": [3] + [0] * 99,
-    "zero": [0] * 100,
-    "copies": [5] * 3 + [4] * 2 + np.linspace(3, -2, 95).tolist(),
-    "negative": list(-np.arange(100.0)),
-    "nearly alike": [5, 4.9999, 4, *np.linspace(1, -1, 97)],
+    "rank 2": [10, 1] + [0] * 38,
+    "identity": [1] * 40,
+    "rank 1": [3] + [0] * 39,
+    "zero": [0] * 40,
+    "copies": [5] * 3 + [4] * 2 + np.linspace(3, -2, 35).tolist(),
+    "negative": list(-np.arange(40.0)),
+    "nearly alike": [5, 4.9999, 4, *np.linspace(1, -1, 37)],
 }
 
 
-@pytest.mark.parametrize("factor", [1, 1e-20])
-@pytest.mark.parametrize("which", ["largest", "smallest", "both"])
+@pytest.mark.parametrize(("which", "factor"), [("largest", 1), ("smallest", 1), ("both", 1e-20)])
 @pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
 def test_eigenvalues_are_exact_however_often_they_occur(spectrum, which, factor) -> None:
     spectrum = factor * np.asarray(spectrum, float)
-    found = hessian.eigenpairs(quadratic(spectrum), jnp.zeros(100), KEY, k=5, which=which)
+    pairs = hessian.eigenpairs(quadratic(spectrum), jnp.zeros(40), KEY, k=5, which=which)
     scale = np.abs(spectrum).max()
-    np.testing.assert_allclose(found.values, outermost(spectrum, 5, which), rtol=1e-5, atol=1e-5 * scale)
-    assert found.converged.all()
-    assert (found.residuals <= 1e-4 * scale).all()
+    np.testing.assert_allclose(pairs.values, outermost(spectrum, 5, which), rtol=1e-5, atol=1e-5 * scale)
+    assert pairs.converged.all()
+    assert (pairs.residuals <= 1e-4 * scale).all()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_no_copy_is_left_out(seed) -> None:
-    """Rounding brings parts of them into the vectors of the first start, which would hide them from the next."""
+    """Rounding brings parts of them into the vectors of one start; here they have to be there in full."""
     rng = np.random.default_rng(seed)
-    spectrum = np.exp(3 * rng.normal(size=100))
-    spectrum[rng.integers(0, 100, 3)] = 0.9 * spectrum.max()
-    found = hessian.eigenpairs(quadratic(spectrum), jnp.zeros(100), jax.random.key(seed), k=5)
-    np.testing.assert_allclose(found.values, outermost(spectrum, 5, "largest"), rtol=1e-4)
+    spectrum = np.exp(3 * rng.normal(size=40))
+    spectrum[rng.choice(40, 3, replace=False)] = 0.9 * spectrum.max()
+    pairs = hessian.eigenpairs(quadratic(spectrum), jnp.zeros(40), jax.random.key(seed), k=5)
+    np.testing.assert_allclose(pairs.values, outermost(spectrum, 5, "largest"), rtol=1e-4)
 
 
 @pytest.mark.parametrize("n", [1, 10])
@@ -131,9 +126,9 @@ def test_three_examples_of_least_squares() -> None:
     assert found.products < 15
 
 
-def test_a_layer_that_nothing_reads() -> None:
-    loss, params, dense = network()
-    found = hessian.eigenpairs(lambda p: loss(p["used"]), {"used": params, "frozen": jnp.ones(600)}, KEY, k=3)
+def test_a_layer_that_nothing_reads(network) -> None:
+    loss, params, dense = network
+    found = hessian.eigenpairs(lambda p: loss(p["used"]), {"used": params, "frozen": jnp.ones(40)}, KEY, k=3)
     np.testing.assert_allclose(found.values, np.linalg.eigvalsh(dense)[::-1][:3], rtol=1e-5)
     np.testing.assert_allclose(found.vectors["frozen"], 0, atol=1e-4)
 
@@ -143,31 +138,32 @@ def test_leaves_whose_joined_names_are_alike_are_told_apart() -> None:
     params = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(3)}, "relu": jax.nn.relu}
 
     def loss(p: dict) -> jax.Array:
+        assert p["relu"] is jax.nn.relu
         return 5 * (p["a/b"] ** 2).sum() + 10 * (p["a"]["b"] ** 2).sum()
 
-    found = hessian.eigenpairs(loss, params, KEY, k=5, only=lambda name: name == "a/b")
-    np.testing.assert_allclose(found.values, [20, 20, 20, 10, 10], rtol=1e-5)
-    assert found.vectors["relu"] is jax.nn.relu and found.vectors["a/b"].shape == (5, 2)
-    assert hessian.eigenpairs(loss, params, KEY, k=1, only=lambda name: name == "a/b").converged.all()
+    pairs = hessian.eigenpairs(*hessian.part(loss, params, lambda name: name == "a/b"), KEY, k=5)
+    np.testing.assert_allclose(pairs.values, [20, 20, 20, 10, 10], rtol=1e-5)
+    assert pairs.vectors["relu"] is None and pairs.vectors["a/b"].shape == (5, 2)
 
 
-def test_only_some_leaves() -> None:
+def test_only_some_leaves(network) -> None:
     """The diagonal block of these; others may be of any type."""
-    loss, params, dense = network()
+    loss, params, dense = network
     params = {**params, "steps": 3}
 
     def loss_of(p):
         return loss({name: p[name] for name in "abcd"})
 
-    found = hessian.eigenpairs(loss_of, params, KEY, k=2, only=lambda name: name in ("c", "d"))
-    block = dense[325:, 325:]
-    np.testing.assert_allclose(found.values, np.linalg.eigvalsh(block)[::-1][:2], rtol=1e-5)
-    assert jax.tree.map(jnp.shape, found.vectors) == {name: (2, *np.shape(leaf)) for name, leaf in params.items()}
-    assert not np.any(found.vectors["a"]) and not np.any(found.vectors["steps"])
-    lengths = sum((found.vectors[name] ** 2).reshape(2, -1).sum(1) for name in "cd")
-    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
     part = hessian.part(loss_of, params, lambda name: name in ("c", "d"))
-    trace = hessian.trace(*part, KEY, num_samples=200)
+    pairs = hessian.eigenpairs(*part, KEY, k=2)
+    block = dense[108:, 108:]
+    np.testing.assert_allclose(pairs.values, np.linalg.eigvalsh(block)[::-1][:2], rtol=1e-5)
+    assert jax.tree.map(jnp.shape, pairs.vectors) == {
+        "a": None, "b": None, "c": (2, 12, 4), "d": (2, 4), "steps": None
+    }  # fmt: skip
+    lengths = sum((pairs.vectors[name] ** 2).reshape(2, -1).sum(1) for name in "cd")
+    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+    trace = hessian.trace(*part, KEY, num_samples=50)
     assert abs(trace.value - np.trace(block)) < 4 * trace.sem
     with pytest.raises(ValueError, match="only takes none of the leaves a, b, c, d, steps"):
         hessian.part(loss_of, params, lambda name: False)
@@ -203,21 +199,21 @@ def test_a_hessian_that_is_not_finite(loss) -> None:
         found = hessian.eigenpairs(loss, x, KEY, k=2)
     assert np.isnan(found.values).all() and np.isnan(found.residuals).all() and not found.converged.any()
     with pytest.warns(RuntimeWarning, match="the Hessian is not finite"):
-        assert np.isnan(hessian.density(loss, x, KEY).density).all()
+        assert np.isnan(hessian.density(loss, x, KEY, num_samples=2, num_products=3).density).all()
     with pytest.warns(RuntimeWarning, match="not finite"):
-        assert not np.isfinite(hessian.trace(loss, x, KEY).value)
+        assert not np.isfinite(hessian.trace(loss, x, KEY, num_samples=2).value)
 
 
-def test_a_trace_is_within_its_own_error() -> None:
+def test_a_trace_is_within_its_own_error(network) -> None:
     """Three standard errors in 95 of 100 repeats; the mean over all repeats within three of theirs."""
-    loss, params, dense = network()
+    loss, params, dense = network
     exact = np.trace(dense)
-    found = [hessian.trace(loss, params, jax.random.key(i), num_samples=30) for i in range(100)]
-    z = np.array([float((one.value - exact) / one.sem) for one in found])
-    assert (np.abs(z) < 3).sum() >= 95
-    values = np.array([float(one.value) for one in found])
+    keys = jax.random.split(jax.random.key(4), 100)
+    traces = jax.jit(jax.vmap(lambda key: hessian.trace(loss, params, key, num_samples=10)[:2]))(keys)
+    values, sem = map(np.asarray, traces)
+    assert (np.abs(values - exact) < 3 * sem).sum() >= 95
     assert abs(values.mean() - exact) < 3 * values.std(ddof=1) / 10 + 1e-4 * exact
-    assert found[0].gradients == 60
+    assert hessian.trace(loss, params, KEY, num_samples=3).gradients == 6
 
 
 def test_a_trace_goes_with_the_loss() -> None:
@@ -229,35 +225,37 @@ def test_a_trace_goes_with_the_loss() -> None:
     assert 0 < found.sem < 0.1 * np.trace(A)
 
 
-def test_a_density_is_within_its_own_error() -> None:
-    """Against the same Gaussian around each eigenvalue, as the trace: three standard errors, 11 of 12 repeats."""
-    loss, params, dense = network()
-    every = np.linalg.eigvalsh(dense)
+def test_a_density_is_within_its_own_error(network) -> None:
+    """Against the same Gaussian around each eigenvalue, as the trace: three standard errors, 5 of 6 repeats."""
+    loss, params, dense = network
+    spectrum = np.linalg.eigvalsh(dense)
     within = []
-    for i in range(12):
-        found = hessian.density(loss, params, jax.random.key(i), num_samples=10, num_products=40, width=0.05)
+    for i in range(6):
+        found = hessian.density(loss, params, jax.random.key(i), num_samples=20, num_products=20, width=0.1)
         at = np.asarray(found.eigenvalues, np.float64)
-        exact = (np.exp(-0.5 * ((at[:, None] - every[None]) / 0.05) ** 2) / (0.05 * np.sqrt(2 * np.pi))).mean(1)
+        exact = (np.exp(-0.5 * ((at[:, None] - spectrum[None]) / 0.1) ** 2) / (0.1 * np.sqrt(2 * np.pi))).mean(1)
         error = np.abs(np.asarray(found.density) - exact)
         within.append((error <= 3 * np.asarray(found.sem) + 1e-3 * exact.max()).mean())
         np.testing.assert_allclose(np.trapezoid(np.asarray(found.density), at), 1, rtol=1e-2)
-    assert found.gradients == 2 * 40 * 10
-    assert (np.array(within) >= 0.9).sum() >= 11
+    assert found.gradients == 2 * 20 * 20
+    assert (np.array(within) >= 0.9).sum() >= 5
     assert np.mean(within) >= 0.95
 
 
 @pytest.mark.parametrize("factor", [1, 1e-20])
-@pytest.mark.parametrize("spectrum", [[2.0], [3.0] * 10, [0.0] * 10, [1.0] + [0.0] * 9], ids=str)
-def test_a_density_where_a_start_is_exhausted(spectrum, factor) -> None:
+@pytest.mark.parametrize(
+    ("spectrum", "num_samples"), [([2], 2), ([3] * 10, 2), ([0] * 10, 2), ([1] + [0] * 9, 200)], ids=str
+)
+def test_a_density_where_a_start_is_exhausted(spectrum, num_samples, factor) -> None:
     """It integrates to 1, with the mean of the spectrum; at least 0.1 % wide."""
-    spectrum = factor * np.asarray(spectrum)
+    spectrum = factor * np.asarray(spectrum, float)
     n = len(spectrum)
-    found = hessian.density(quadratic(spectrum), jnp.zeros(n), KEY, num_samples=200 if n > 1 else 2)
+    found = hessian.density(quadratic(spectrum), jnp.zeros(n), KEY, num_samples=num_samples)
     at, density = (np.asarray(a, np.float64) for a in (found.eigenvalues, found.density))
     np.testing.assert_allclose(np.trapezoid(density, at), 1, rtol=1e-3)
     mean = np.trapezoid(at * density, at)
     np.testing.assert_allclose(mean, spectrum.mean(), atol=0.04 * max(spectrum.max(), 0.01))
-    assert found.gradients <= 2 * 2 * 200
+    assert found.gradients <= 2 * 2 * num_samples
 
 
 @pytest.mark.data
@@ -265,7 +263,7 @@ def test_the_hessian_of_f1_on_mnist_against_converged_references() -> None:
     """Top eigenvalue against ARPACK at a tolerance of 1e-7, trace against 300 other products; both within 1 %."""
     ds = data.head(data.load("mnist"), 1000)
     model = models.f1(ds.num_classes)
-    minimum, _ = minima.find_pair(model, ds, KEY, small_batch=100, large_batch=200, epochs=5)
+    minimum = minima.find(model, ds, KEY, minima.Recipe(batch_size=100, epochs=5))
     params = minimum.params
     loss = objective.over_dataset(model.apply, ds.x_train, ds.y_train)
     flat, tree = ravel_pytree(params)
@@ -283,20 +281,21 @@ def test_the_hessian_of_f1_on_mnist_against_converged_references() -> None:
 
 
 def test_the_same_key_gives_the_same_numbers() -> None:
-    f, x = Partial(lambda s, x: half_square(s, x) + x.sum() ** 2, jnp.linspace(0, 3, 100) ** 3), jnp.zeros(100)
-    for measure in (hessian.eigenpairs, hessian.trace, hessian.density):
-        one, two, other = (measure(f, x, jax.random.key(seed)) for seed in (1, 1, 2))
-        assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
-        assert not np.array_equal(one[1], other[1])
+    f, x = Partial(lambda s, x: half_square(s, x) + x.sum() ** 2, jnp.linspace(0, 3, 10) ** 3), jnp.zeros(10)
+    for measure in (hessian.eigenpairs, hessian.trace, partial(hessian.density, num_samples=2, num_products=3)):
+        first, again, other = (measure(f, x, jax.random.key(seed)) for seed in (1, 1, 2))
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(first[1], other[1])
 
 
-def test_new_parameters_compile_nothing() -> None:
-    loss, params, _ = network()
+def test_new_parameters_compile_nothing(network) -> None:
+    loss, params, _ = network
     other = jax.tree.map(lambda a: 1.1 * a, params)
     v = jax.tree.map(jnp.ones_like, params)
     calls = [
         lambda p, key: hessian.product(loss, p, v),
-        lambda p, key: hessian.eigenpairs(loss, p, key, k=2),
+        lambda p, key: hessian.eigenpairs(loss, p, key, k=2, tolerance=0.01),
         lambda p, key: hessian.trace(loss, p, key, num_samples=3),
         lambda p, key: hessian.density(loss, p, key, num_samples=2, num_products=5),
     ]
@@ -309,9 +308,9 @@ def test_new_parameters_compile_nothing() -> None:
 
 def test_what_can_be_traced() -> None:
     """A trace gives the same under `vmap` as in a loop; what looks at its numbers says so."""
-    spectra = jnp.stack([jnp.linspace(0, 3, 100) ** 3, jnp.ones(100)])
+    spectra = jnp.stack([jnp.linspace(0, 3, 10) ** 3, jnp.ones(10)])
     keys = jax.random.split(KEY, 2)
-    x = jnp.zeros(100)
+    x = jnp.zeros(10)
 
     def trace(spectrum, key):
         return hessian.trace(
