@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 from textwrap import shorten
@@ -12,8 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32, UInt8
 
 from gengap import tfds_sets
+from gengap.tfds_sets import prepare
 
-prepare = tfds_sets.prepare
+__all__ = ["Dataset", "from_arrays", "head", "load", "prepare", "read_npz"]
+
 Values = Any  # what NumPy makes an array of: also lists and columns of pandas
 
 
@@ -32,10 +35,10 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
     """Load a data set by name, as stored, in the stored order.
 
     "digits" is the 8x8 set that scikit-learn carries: its values 0 to 16 become round(x * 255 / 16), and 80 % of
-    each class (1437 images) are for training, the split drawn with a fixed seed. Every other name is a TFDS
-    image-classification set. It is read without TensorFlow, from the newest version in `data_dir`, and prepared
-    there first where it is missing (see `prepare`). Its "test" split is x_test, or else its "validation" split.
-    A name that ends in .npz is a file of your own arrays.
+    each class (1437 images) are for training, the split drawn with a fixed seed. A name that ends in .npz is a
+    file of your own arrays. Every other name is a TFDS image-classification set. Its newest version in `data_dir`
+    is read, which must be stored as array_record, without TensorFlow; MNIST, CIFAR and their like are downloaded
+    where they are missing (see `prepare`). x_test is the split "test", or else "validation".
 
     Args:
       name: "digits", a TFDS name such as "mnist", "cifar10", "emnist/letters", "mnist:3.0.1", or the path of an
@@ -47,7 +50,7 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
 
     Raises:
       FileNotFoundError: the set, or `data_dir`, is not there, and the set could not be downloaded.
-      ValueError: no such set, a damaged one, one in a format that needs TensorFlow, or one that is not
+      ValueError: no such set, a damaged one, one that only TensorFlow can prepare or read, or one that is not
         image classification with images of one shape.
 
     >>> ds = load("digits")
@@ -60,10 +63,7 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
     if str(name).endswith(".npz"):
         return _from_file(Path(name))
     where, train, test, num_classes = tfds_sets.read(name, data_dir)
-    try:
-        return from_arrays(*train, *test, num_classes=num_classes, name=name)
-    except ValueError as error:
-        raise ValueError(f"{where} cannot be used: {error}") from None
+    return _from_stored(where, (*train, *test), num_classes, name)
 
 
 def from_arrays(
@@ -94,10 +94,9 @@ def from_arrays(
     (3, Array([0, 1, 2], dtype=int32))
     """
     train, test = _features("x_train", x_train), _features("x_test", x_test)
-    if test.shape[1:] != train.shape[1:]:
-        raise ValueError(f"x_test must have x_train's shape {train.shape[1:]} a row, got {test.shape[1:]}")
-    if test.dtype != train.dtype:
-        raise ValueError(f"x_test must have x_train's dtype {train.dtype}, got {test.dtype}")
+    if (test.dtype, test.shape[1:]) != (train.dtype, train.shape[1:]):
+        expected, given = (f"{x.dtype}, {x.shape[1:]} a row" for x in (train, test))
+        raise ValueError(f"x_test must have x_train's dtype and shape, {expected}, got {given}")
     labels = {"y_train": _labels("y_train", y_train, len(train)), "y_test": _labels("y_test", y_test, len(test))}
     if num_classes is None:
         num_classes = max(int(y.max()) for y in labels.values()) + 1
@@ -127,11 +126,9 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             # NumPy reads as far as an array says that it goes, so that a damaged one may end before its checksum.
             if (name := stored.testzip()) is not None:
                 raise ValueError(f"{name} is not what its checksum says")
-            opened.seek(-22, os.SEEK_END)
-            end = opened.read()  # tells how many arrays there are; zipfile does not look
-            if end[:4] == b"PK\5\6" and int.from_bytes(end[10:12], "little") != min(
-                len(stored.filelist), 2**16 - 1
-            ):
+            opened.seek(-12 - len(stored.comment), os.SEEK_END)
+            count = int.from_bytes(opened.read(2), "little")  # zipfile does not look at it
+            if count != min(len(stored.filelist), 2**16 - 1):
                 raise ValueError("it holds more or fewer arrays than it says")
         with np.load(path, allow_pickle=False) as file:
             return {name: np.asarray(file[name]) for name in file.files}
@@ -141,16 +138,16 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ValueError(_short(error)) from None
 
 
-def _check_integer(argument: str, value: Any, most: int = 2**31 - 1, why: str = "") -> None:
-    if not _is_integer(value) or not 1 <= value <= most:
-        raise ValueError(f"{argument} must be an integer from 1 to {most}{why}, got {_short(repr(value))}")
+def _check_integer(argument: str, value: Any, largest: int = 2**31 - 1, why: str = "") -> None:
+    if not _is_integer(value) or not 1 <= value <= largest:
+        raise ValueError(f"{argument} must be an integer from 1 to {largest}{why}, got {_short(repr(value))}")
 
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _short(words: Any) -> str:
+def _short(words: object) -> str:
     return shorten(str(words), 300)
 
 
@@ -162,13 +159,17 @@ def _from_file(path: Path) -> Dataset:
         raise ValueError(f"{path} is no .npz file of arrays, or damaged: {error}") from None
     if missing := [name for name in names if name not in arrays]:
         raise ValueError(f"{path} has no {', '.join(missing)}; it must have {', '.join(names)}")
-    classes = arrays["num_classes"].tolist() if "num_classes" in arrays else None
+    num_classes = arrays["num_classes"].tolist() if "num_classes" in arrays else None
+    return _from_stored(str(path), [arrays[name] for name in names], num_classes, path.stem)
+
+
+def _from_stored(where: str, arrays: Sequence[np.ndarray], num_classes: Any, name: str) -> Dataset:
     try:
-        if classes is not None:
-            _check_integer("num_classes", classes)
-        return from_arrays(*(arrays[name] for name in names), num_classes=classes, name=path.stem)
+        if num_classes is not None:
+            _check_integer("num_classes", num_classes)
+        return from_arrays(*arrays, num_classes=num_classes, name=name)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from None
+        raise ValueError(f"{where} cannot be used: {error}") from None
 
 
 def _digits() -> Dataset:
@@ -195,12 +196,10 @@ def _features(argument: str, values: Values) -> np.ndarray:
         raise ValueError(f"{argument} must be uint8 images, floating features or integers, got dtype {x.dtype}")
     if x.ndim < 2 or 0 in x.shape:
         raise ValueError(f"{argument} must be [m, ...] with an example and a feature at least, got {x.shape}")
-    if x.dtype == np.uint8:
-        return x
     if is_whole:
         if x.min() < -(2**31) or x.max() >= 2**31:
             raise ValueError(f"{argument} must be within int32, got {x.min()} to {x.max()}")
-        return x.astype(np.int32)
+        return x if x.dtype == np.uint8 else x.astype(np.int32)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
     if not np.isfinite(x).all():
@@ -217,8 +216,8 @@ def _labels(argument: str, values: Values, rows: int) -> np.ndarray:
     elif not np.issubdtype(y.dtype, np.integer):
         entries = y.tolist()
         odd = (v for v in entries if not (_is_integer(v) or (isinstance(v, float) and v.is_integer())))
-        such = _short(repr(next(odd, entries[0])))
-        raise ValueError(f"{argument} must be integers, got dtype {y.dtype}, such as {such}")
+        example = _short(repr(next(odd, entries[0])))
+        raise ValueError(f"{argument} must be integers, got dtype {y.dtype}, such as {example}")
     if y.min() < 0:
         raise ValueError(f"{argument} must be labels from 0 up, got {y.min()}")
     return y
