@@ -34,8 +34,11 @@ import jax.numpy as jnp
 from tabulate import tabulate
 
 from benchmarks import common, flops, precision
-from experiments import cifar, command, mnist, tables
+from experiments import cifar, digits, mnist
+from experiments.lib import command, settings
+from experiments.lib.settings import Training
 from gengap import ascent, models, objective, records, report, sharpness
+from gengap.comparison import Metric
 
 OUT = Path("results/accelerator")
 SECONDS = 480  # the most for a line, but for those of the tables, whose experiments go on by themselves
@@ -50,7 +53,6 @@ class Size(NamedTuple):
     train_size: int = 50_000
     batch_size: int = 256
     chunk: int = 5000
-    seeds: int = 5
     dim: int = flops.DIM
     draws: int = 64
     at_once: int = 16
@@ -63,7 +65,7 @@ class Size(NamedTuple):
 
 # Its networks are one layer of eight units on the digits, see `_small_networks`.
 TOY = Size(
-    *(64, 24, 8, 12, 2, 2, 3, 2, 40, 1, 1),
+    *(64, 24, 8, 12, 2, 3, 2, 40, 1, 1),
     training={"dataset": "digits", "train_size": 40, "epochs": 1, "num_seeds": 1},
     tables={"epsilons": (1e-3,), "dim": 2, "num_draws": 1, "max_evaluations": 1, "num_directions": 0},
 )
@@ -114,21 +116,19 @@ def lines(out: Path, toy: bool, data_dir: Path | None) -> dict[str, dict[str, Li
         for what in (training, gradient):
             group = f"{network.upper()} {what.__name__}"
             groups[group] = {f"{group}, {p}": partial(what, size, network, p) for p in precisions}
-    groups["C1 seeds"] = {f"C1, {size.seeds} seeds": partial(seeds, size)}
     minima = {network: "digits" if toy or network == "f1" else DATASETS[network] for network in ("f1", "c1")}
     of_minimum = {"epochs": size.epochs, "store": out / "minima", "data_dir": data_dir}
     for network, dataset in minima.items():
         group = f"{network.upper()} {size.draws} subspaces"
-        how = partial(subspaces, size, network, dataset, of_minimum)
-        groups[group] = {f"{group}, {n} at once": partial(how, n) for n in (size.at_once, 1)}
+        of_group = partial(subspaces, size, network, dataset, of_minimum)
+        groups[group] = {f"{group}, {n} at once": partial(of_group, n) for n in (size.at_once, 1)}
     for p in ("tensorfloat32", "float32"):
-        found = cache(partial(_beside_pytorch, size, p))
-        parts = [f"an epoch, {count} seeds" for count in (1, size.seeds)] + ["sharpness"]
+        ratios = cache(partial(_beside_pytorch, size, p))
         group = f"C1 beside PyTorch, {p}"
-        groups[group] = {f"{group}, {part}": partial(_part, found, part) for part in parts}
+        groups[group] = {f"{group}, {part}": partial(_part, ratios, part) for part in ("an epoch", "sharpness")}
     for network, dataset in minima.items():
-        how = of_minimum | {"examples": size.examples, "dim": size.dim}
-        errors = cache(partial(precision.main, network, dataset, **how))
+        measure_errors = partial(precision.main, network, dataset, examples=size.examples, dim=size.dim)
+        errors = cache(partial(measure_errors, **of_minimum))
         group = f"{network.upper()} beside float64"
         cells = [(space, p) for space in ("full", "random") for p in precisions]
         groups[group] = {f"{group}, {space}, {p}": partial(_error, errors, space, p) for space, p in cells}
@@ -146,20 +146,20 @@ def product(size: Size, setting: str, dtype: Any = float) -> records.Row:
 
 def training(size: Size, network: str, setting: str) -> records.Row:
     """An epoch of training on random images."""
-    _, _, _, states, epoch = common.training(network, size.train_size, size.batch_size)
+    _, _, _, state, epoch = common.training(network, size.train_size, size.batch_size)
     steps = -(-size.train_size // size.batch_size)
     operations = steps * size.batch_size * flops.count(network).gradient
-    return _share(_rate(size, setting, partial(epoch, states), operations)) | {"steps": steps}
+    return _share(_rate(size, setting, partial(epoch, state), operations)) | {"steps": steps}
 
 
 def gradient(size: Size, network: str, setting: str) -> records.Row:
-    """A look of the sharpness in a random subspace: the gradient of the loss over all images at x + A y."""
-    model, x, y, (state,), _ = common.training(network, size.train_size, size.batch_size)
+    """An evaluation of the sharpness in a random subspace: the loss over all images at x + A y, with gradient."""
+    model, x, y, state, _ = common.training(network, size.train_size, size.batch_size)
     f = objective.over_dataset(model.apply, x, y, chunk=size.chunk)
-    look, radius = precision.problem(f, state.params, size.dim)
-    one = flops.count(network)
-    operations = size.train_size * one.gradient + 4 * size.dim * one.parameters
-    return _share(_rate(size, setting, partial(look, 1e-3 * radius, precision=setting), operations))
+    evaluate, radius = precision.problem(f, state.params, size.dim)
+    count = flops.count(network)
+    operations = size.train_size * count.gradient + 4 * size.dim * count.parameters
+    return _share(_rate(size, setting, partial(evaluate, 1e-3 * radius, precision=setting), operations))
 
 
 def _rate(
@@ -170,51 +170,50 @@ def _rate(
     calls = {"product": partial(jax.jit(jnp.matmul), a, b)} | ({"own": call} if call else {})
     counts = {"product": 2 * size.side**3 / 1e12, "own": operations / 1e12}
     with jax.default_matmul_precision(setting):
-        found = common.in_turn(calls, size.rounds)
-    return {n: {"value": counts[n] / s["median"], "TFLOP": counts[n], "seconds": s} for n, s in found.items()}
+        seconds = common.in_turn(calls, size.rounds)
+    return {n: {"value": counts[n] / s["median"], "TFLOP": counts[n], "seconds": s} for n, s in seconds.items()}
 
 
-def _share(found: Mapping[str, records.Row]) -> records.Row:
-    rates = {"TFLOP/s": found["own"]["value"], "product, TFLOP/s": found["product"]["value"]}
+def _share(rows: Mapping[str, records.Row]) -> records.Row:
+    rates = {"TFLOP/s": rows["own"]["value"], "product, TFLOP/s": rows["product"]["value"]}
     share = rates["TFLOP/s"] / rates["product, TFLOP/s"]
-    return found["own"] | rates | {"value": share, "unit": "of the product's rate"}
-
-
-def seeds(size: Size) -> records.Row:
-    """An epoch of C1 for several seeds, under one `vmap` and one after another."""
-    _, _, _, states, epoch = common.training("c1", size.train_size, size.batch_size, size.seeds)
-    calls = {"vmap": partial(epoch, states), "one by one": lambda: [epoch([state]) for state in states]}
-    return _ratio(common.in_turn(calls, size.rounds), "one by one", "vmap")
+    return rows["own"] | rates | {"value": share, "unit": "of the product's rate"}
 
 
 def subspaces(size: Size, network: str, dataset: str, of_minimum: Mapping[str, Any], at_once: int) -> records.Row:
     """Sharpness of an LB minimum in many subspaces, 12 gradients each, beside SciPy's 10 iterations in each."""
     model, ds, params = precision.minimum(network, dataset, "LB", size.examples, **of_minimum)
     loss, key = objective.over_dataset(model.apply, ds.x_train, ds.y_train), jax.random.key(0)
-    how = {"dim": size.dim, "num_draws": size.draws, "max_evaluations": 12, "draws_at_once": at_once}
 
     def theirs() -> list[ascent.Maximum]:
-        found = []
-        for own in sharpness.draw_keys(key, size.draws):
-            look, radius = precision.problem(loss, params, size.dim, own)
-            found.append(ascent.scipy_lbfgsb(look, 1e-3 * radius, 0 * radius))
-        return found
+        maxima = []
+        for draw_key in sharpness.draw_keys(key, size.draws):
+            evaluate, radius = precision.problem(loss, params, size.dim, draw_key)
+            maxima.append(ascent.scipy_lbfgsb(evaluate, 1e-3 * radius, 0 * radius))
+        return maxima
 
-    here = partial(sharpness.random_subspaces, loss, params, key, **how)
+    def here() -> sharpness.SubspaceSharpness:
+        return sharpness.random_subspaces(
+            *(loss, params, key),
+            dim=size.dim,
+            num_draws=size.draws,
+            max_evaluations=12,
+            draws_at_once=at_once,
+        )
+
     seconds = common.in_turn({"SciPy": theirs, "here": here}, size.rounds)
     tops, ours = theirs(), here()
     base = float(ours.base_loss[0])
     values = [precision.phi(float(top.value), base) for top in tops]
     spent = [int(top.evaluations) for top in tops]
-    return _ratio(seconds, "SciPy", "here") | {
+    ratio = seconds["SciPy"]["median"] / seconds["here"]["median"]
+    return {
+        "value": ratio,
+        "unit": "seconds SciPy / here",
+        "seconds": seconds,
         "mean value": {"SciPy": sum(values) / size.draws, "here": float(ours.mean)},
         "gradients": {"SciPy": sum(spent), "here": int(ours.evaluations.sum() + ours.shared_evaluations[0])},
     }
-
-
-def _ratio(seconds: Mapping[str, Mapping[str, float]], above: str, below: str) -> records.Row:
-    ratio = seconds[above]["median"] / seconds[below]["median"]
-    return {"value": ratio, "unit": f"seconds {above} / {below}", "seconds": seconds}
 
 
 def _beside_pytorch(size: Size, setting: str) -> dict[str, Any]:
@@ -223,16 +222,22 @@ def _beside_pytorch(size: Size, setting: str) -> dict[str, Any]:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes the memory before PyTorch can
     from benchmarks import pytorch
 
-    how = {"train_size": size.train_size, "batch_size": size.batch_size, "chunk": size.chunk, "dim": size.dim}
-    return pytorch.main(setting, seeds=(1, size.seeds), rounds=size.rounds, **how)  # type: ignore[arg-type]
+    return pytorch.main(
+        setting,  # type: ignore[arg-type]
+        train_size=size.train_size,
+        batch_size=size.batch_size,
+        chunk=size.chunk,
+        dim=size.dim,
+        rounds=size.rounds,
+    )
 
 
-def _part(found: Callable[[], Mapping[str, Any]], part: str) -> records.Row:
-    return found()[part] | {"value": found()[part]["JAX / PyTorch"], "unit": "seconds JAX / PyTorch"}
+def _part(measured: Callable[[], Mapping[str, Any]], part: str) -> records.Row:
+    return measured()[part] | {"value": measured()[part]["JAX / PyTorch"], "unit": "seconds JAX / PyTorch"}
 
 
-def _error(found: Callable[[], list[records.Row]], space: str, setting: str) -> records.Row:
-    row = next(row for row in found() if (row["space"], row["precision"]) == (space, setting))
+def _error(errors: Callable[[], list[records.Row]], space: str, setting: str) -> records.Row:
+    row = next(row for row in errors() if (row["space"], row["precision"]) == (space, setting))
     return {"value": row["error of the arithmetic"], "unit": "relative error", "sharpness": row}
 
 
@@ -243,10 +248,12 @@ def paper_tables(
     experiment = mnist if network == "f1" else cifar
     name = experiment.__name__.rsplit(".", 1)[-1]
     asked = {"dataset": DATASETS[network], "network": network, "num_seeds": num_seeds, **size.training}
-    config = tables.CONFIG._replace(training=tables.CONFIG.training._replace(**asked))
-    config = config._replace(**{"num_draws": num_draws, "precision": "tensorfloat32", **size.tables})
+    metric = {"num_draws": num_draws, "precision": "tensorfloat32", **size.tables}
+    config = digits.Config(Training()._replace(**asked), Metric()._replace(**metric))
     where = out / name / f"{network}-{num_seeds}-seeds"
-    run = experiment.run(config, where, data_dir=data_dir)
+    if data_dir is not None:
+        os.environ["TFDS_DATA_DIR"] = str(data_dir)
+    run = experiment.run(config, where)
     report.write(name, experiment.figures(run.rows), run, where)
     return {"value": len(run.rows), "unit": f"minima, in {where.relative_to(out)}/report.html"}
 
@@ -260,10 +267,10 @@ def measure(names: Sequence[str], out: Path, toy: bool, retry: bool, data_dir: P
         for group in names:
             seconds = 0 if group.startswith("Tables") else SECONDS
             for name in [name for name in groups[group] if name not in done]:
-                run.add({"name": name, **_found(groups[group][name], seconds)})
+                run.add({"name": name, **_measured(groups[group][name], seconds)})
 
 
-def _found(line: Line, seconds: int) -> records.Row:
+def _measured(line: Line, seconds: int) -> records.Row:
     """The row of a line, or one that says why there is none."""
 
     def stop(*_: Any) -> None:
@@ -287,17 +294,21 @@ def _small_networks() -> Iterator[None]:
     def small(num_classes: int = 10) -> models.Model:
         return models.dense(num_classes, widths=(8,))
 
-    with mock.patch.multiple(models, **dict.fromkeys(DATASETS, small)):
+    networks = dict.fromkeys(settings.NETWORKS, small)
+    with (
+        mock.patch.multiple(models, **dict.fromkeys(DATASETS, small)),
+        mock.patch.dict(settings.NETWORKS, networks),
+    ):
         yield
 
 
 def _in_a_process(names: Sequence[str], seconds: float, log: Path, **how: Any) -> int:
     """The exit code of `measure` in a process that ends with this one; 0 where its time was over."""
     code = f"from pathlib import *; from benchmarks import accelerator; accelerator._alone({names!r}, **{how!r})"
-    do = [sys.executable, "-c", code]
+    command_line = [sys.executable, "-c", code]
     with (
         open(log, "a", encoding="utf-8") as file,
-        subprocess.Popen(do, stdin=subprocess.PIPE, stdout=file, stderr=file) as child,
+        subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=file, stderr=file) as child,
     ):
         try:
             return child.wait(None if seconds == math.inf else seconds)

@@ -7,7 +7,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import tyro
 from jaxtyping import Array
 
 from benchmarks import flops
-from experiments import command
+from experiments.lib import command
 from gengap import data, methods, minima, models, objective, records, train
 
 STORE = Path("results/minima")
@@ -38,12 +38,13 @@ def cli(main: Callable[..., Any]) -> None:
 
 def pair(
     model: models.Model, ds: data.Dataset, *, seed: int = 0, epochs: int = 100, store: Path = STORE
-) -> list[Any]:
+) -> list[minima.Minimum]:
     """The SB and the LB minimum as the experiments train them; kept in the store and found there."""
-    how: dict[str, Any] = {"small_batch": 256, "patience": 10, "target": None}
+    small = minima.Recipe(batch_size=256, epochs=epochs)
     if ds.x_train.shape[1:] == (8, 8, 1):
-        how = {"small_batch": 32, "patience": None, "target": 0.003}
-    return minima.find_pair(model, ds, jax.random.key(0), seed=seed, epochs=epochs, store=store, **how)
+        small = minima.Recipe(batch_size=32, epochs=epochs, patience=None, target=0.003)
+    recipes = small, small._replace(batch_size=0.1)
+    return [minima.find(model, ds, jax.random.key(0), recipe, seed=seed, store=store) for recipe in recipes]
 
 
 def machine() -> dict[str, Any]:
@@ -72,19 +73,18 @@ def examples(network: str, count: int) -> tuple[Array, Array]:
     return jnp.asarray(images), jnp.asarray(rng.integers(0, 10, count).astype(np.int32))
 
 
-def training(network: str, train_size: int, batch_size: int, seeds: int = 1) -> tuple[Any, ...]:
-    """A network, random examples, states of so many seeds, and `epoch(states)`, which trains them side by side."""
+def training(network: str, train_size: int, batch_size: int) -> tuple[Any, ...]:
+    """A network, random examples, a state to begin at, and `epoch(state)`, which trains for an epoch."""
     model = getattr(models, network)(10)
     x, y = examples(network, train_size)
-    keys = jax.random.split(jax.random.key(0), seeds)
-    states = [train.start(model.init(key, objective.scale(x[:2])), key) for key in keys]
-    loss = methods.batch_loss(methods.PLAIN, model.apply, model.apply_train)
+    key = jax.random.key(0)
+    state = train.start(model.init(key, objective.scale(x[:2])), key)
+    loss = train.batch_loss(methods.PLAIN, model.apply, model.apply_train)
 
-    def epoch(states: Sequence[train.TrainState]) -> list[train.TrainState]:
-        how: dict[str, Any] = {"batch_size": batch_size, "epochs": 1, "patience": None}
-        return [state for state, _ in train.fit_side_by_side(loss, states, x, y, **how)]
+    def epoch(state: train.TrainState) -> train.TrainState:
+        return train.fit(loss, state, x, y, batch_size=batch_size, epochs=1, patience=None)[0]
 
-    return model, x, y, states, epoch
+    return model, x, y, state, epoch
 
 
 def peak_bytes() -> int:

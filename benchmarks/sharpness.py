@@ -5,9 +5,9 @@
 Value over the best known against 3 to 48 gradients, in the full space and in random subspaces, for the scheme of
 `gengap.ascent`, APGD (Croce and Hein 2020), projected sign ascent, and SciPy's L-BFGS-B with the loss as it is and
 times 10,000. The minima are small- and large-batch ones of four networks on 512 digits; nothing was tuned on them.
-"Best known" is the best over 40 ascents of 48 looks from as many starts, and SciPy from five: a converged SciPy is
-no yardstick, since it is often in a low basin. Every cell is kept as it comes, and a second call goes on. Prints
-tables, and draws `anytime.svg` beside the numbers.
+"Best known" is the best over 40 ascents of 48 gradients from as many starts, and SciPy from five: a converged
+SciPy is no yardstick, since it is often in a low basin. Every cell is kept as it comes, and a second call goes on.
+Prints tables, and draws `anytime.svg` beside the numbers.
 """
 
 import json
@@ -131,38 +131,30 @@ def main(
 def _cells(loss: Callable, params: Any, draws: int, *how: Any) -> Any:
     """Each space and epsilon with what measures it."""
     f, x, _ = flat.of(loss, params)
-    look = program.compiled(partial(sharpness._look, f))
-    base, slope = look(x, None, jnp.zeros_like(x))
+    evaluate = program.compiled(partial(sharpness._evaluate, f))
+    in_full = partial(evaluate, x, None)
+    base, slope = in_full(jnp.zeros_like(x))
 
     @lru_cache
-    def ways(epsilon: float) -> Array:
-        return sharpness._directions(partial(look, x, None), x, slope, KEY, epsilon, DIM, 6)
+    def directions(epsilon: float) -> Array:
+        return sharpness._directions(in_full, x, slope, KEY, epsilon, DIM, 6)
 
     for epsilon in EPSILONS:
 
         def full(epsilon: float = epsilon) -> Any:
-            return _cell(
-                look, x, None, (base, slope), epsilon, lambda n: _full_starts(look, x, slope, epsilon, n), *how
-            )
+            radius = sharpness.box(x, None, epsilon)
+            begin = partial(sharpness._full_starts, in_full, radius, slope)
+            return _cell(evaluate, x, None, (base, slope), epsilon, begin, *how)
 
         def drawn(i: int, epsilon: float = epsilon) -> Any:
             A = subspace.draw(sharpness.draw_keys(KEY, draws)[i], len(x), DIM)
             centre = base, subspace.transpose_times(A, slope)
-            starts = jnp.sign(jax.vmap(partial(subspace.transpose_times, A))(ways(epsilon)))
-            return _cell(look, x, A, centre, epsilon, lambda n: (starts, n), *how, i)
+            starts = jnp.sign(jax.vmap(partial(subspace.transpose_times, A))(directions(epsilon)))
+            return _cell(evaluate, x, A, centre, epsilon, lambda n: (starts, n), *how, i)
 
         yield f"full, {epsilon}", full
         for i in range(draws):
             yield f"random {i}, {epsilon}", partial(drawn, i)
-
-
-def _full_starts(look: Callable, x: Array, slope: Array, epsilon: float, budget: int) -> tuple[Array, int]:
-    """As `sharpness.full_space` begins, and the looks that are left."""
-    outside = sharpness._OUTSIDE if budget >= 6 else ()
-    far, r = slope, sharpness.box(x, None, epsilon)
-    for multiple in outside:
-        far = sharpness._useful(*look(x, None, multiple * r * jnp.sign(far)), far)
-    return jnp.sign(jnp.stack([far, -slope] if outside else [slope])), budget - len(outside)
 
 
 def _cell(
@@ -179,36 +171,36 @@ def _cell(
 ) -> dict[str, Any]:
     """Every method at every budget, and the best known value, as sharpness."""
     r = sharpness.box(x, A, epsilon)
-    look, key = partial(evaluate, x, A), jax.random.fold_in(jax.random.split(KEY, 4)[1], draw)
+    evaluate, key = partial(evaluate, x, A), jax.random.fold_in(jax.random.split(KEY, 4)[1], draw)
     values: dict[str, list[float]] = {method: [] for method in METHODS}
     for budget in budgets:
-        corners, looks = begin(budget)
-        top = ascent.maximise(look, r, centre, corners, key, max_looks=looks)
+        corners, left = begin(budget)
+        top = ascent.maximise(evaluate, r, centre, corners, key, max_evaluations=left)
         values["scheme"].append(float(top.value))
-        values["APGD"].append(apgd(look, r, centre, budget))
-        values["sign ascent"].append(sign_ascent(look, r, centre, budget))
+        values["APGD"].append(apgd(evaluate, r, centre, budget))
+        values["sign ascent"].append(sign_ascent(evaluate, r, centre, budget))
     for method, factor in (("SciPy", 1.0), ("SciPy, loss times 1e4", 1e4)):
-        seen = _record(look, r, jnp.zeros_like(r), max(budgets), factor)
+        seen = _record(evaluate, r, jnp.zeros_like(r), max(budgets), factor)
         values[method] = [max(seen[:budget], default=float(centre[0])) for budget in budgets]
     random = jax.random.rademacher(jax.random.key(7), (ascents, *r.shape), r.dtype)
     tops = [
-        float(ascent.maximise(look, r, centre, start[None], jax.random.key(i), max_looks=48).value)
+        float(ascent.maximise(evaluate, r, centre, start[None], jax.random.key(i), max_evaluations=48).value)
         for i, start in enumerate(random)
     ]
     for i in range(starts):
         box = jax.random.uniform(jax.random.key(i), r.shape, r.dtype, -1.0, 1.0)
-        tops.append(max(_record(look, r, r * box * (i > 0), 200, 1e4)))
+        tops.append(max(_record(evaluate, r, r * box * (i > 0), 200, 1e4)))
     best = max(tops + [value for row in values.values() for value in row])
     phi = partial(_phi, base=float(centre[0]))
     return {"best known": phi(best), **{method: list(map(phi, row)) for method, row in values.items()}}
 
 
-def _record(look: Callable, r: Array, start: Array, most: int, factor: float) -> list[float]:
+def _record(evaluate: Callable, r: Array, start: Array, most: int, factor: float) -> list[float]:
     """The values that SciPy sees."""
     seen: list[float] = []
 
     def recorded(y: Any) -> tuple[Array, Array]:
-        value, slope = look(jnp.asarray(y))
+        value, slope = evaluate(jnp.asarray(y))
         seen.append(float(value))
         return value, slope
 
@@ -216,7 +208,7 @@ def _record(look: Callable, r: Array, start: Array, most: int, factor: float) ->
     return seen
 
 
-def apgd(look: Callable, r: Array, centre: tuple[Array, Array], budget: int) -> float:
+def apgd(evaluate: Callable, r: Array, centre: tuple[Array, Array], budget: int) -> float:
     """Auto-PGD for an l-infinity ball, from its centre (Croce and Hein 2020, algorithm 1)."""
     r, slope = np.asarray(r), np.asarray(centre[1])
     before = here = best_point = np.zeros_like(r)
@@ -231,7 +223,7 @@ def apgd(look: Callable, r: Array, centre: tuple[Array, Array], budget: int) -> 
         z = np.clip(here + step * np.sign(slope), -1, 1)
         there = np.clip(here + alpha * (z - here) + (1 - alpha) * (here - before), -1, 1)
         before, here, alpha, old = here, there, 0.75, value
-        found, slope = (np.asarray(a) for a in look(jnp.asarray(r * here)))
+        found, slope = (np.asarray(a) for a in evaluate(jnp.asarray(r * here)))
         value, rises = float(found), rises + (float(found) > old)
         if value > best:
             best, best_point, best_slope = value, here, slope
@@ -244,12 +236,12 @@ def apgd(look: Callable, r: Array, centre: tuple[Array, Array], budget: int) -> 
     return best
 
 
-def sign_ascent(look: Callable, r: Array, centre: tuple[Array, Array], budget: int) -> float:
+def sign_ascent(evaluate: Callable, r: Array, centre: tuple[Array, Array], budget: int) -> float:
     """Projected sign ascent from the centre, with steps of 2.5 / budget (Madry et al. 2018)."""
     here, slope, best = jnp.zeros_like(r), centre[1], float(centre[0])
     for _ in range(budget):
         here = jnp.clip(here + 2.5 / budget * jnp.sign(slope), -1, 1)
-        value, slope = look(r * here)
+        value, slope = evaluate(r * here)
         best = max(best, float(value))
     return best
 

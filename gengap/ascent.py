@@ -10,12 +10,15 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Bool, Float, Int, Key
 
+__all__ = ["ASCENT_VERSION", "Maximum", "maximise", "scipy_lbfgsb"]
+
 ASCENT_VERSION = 5
 """The version of the maximiser, for the record of a run: 1 was the first release's."""
 
-_STALLED = 2  # looks in a row without a better value, after which an ascent has stopped
+_STALLED = 2  # evaluations in a row without a better value, after which an ascent has stopped
 _SAME = 1e-3  # of the radius: points nearer than that are one
 _SHARE = 0.2  # of the coordinates
+_OF_STARTS = 2 / 3  # of the evaluations, which the starts have together
 
 
 class Maximum(NamedTuple):
@@ -25,7 +28,7 @@ class Maximum(NamedTuple):
       point: the best point seen, inside the box.
       value: f there, not below f at the centre.
       evaluations: values with gradients that were spent, the one at the centre left out.
-      finite: whether f and its gradient were finite wherever they were looked at.
+      finite: whether f and its gradient were finite wherever they were evaluated.
     """
 
     point: Float[Array, "*batch p"]
@@ -34,7 +37,7 @@ class Maximum(NamedTuple):
     finite: Bool[Array, "*batch"]
 
 
-class _Look(NamedTuple):
+class _Evaluated(NamedTuple):
     """A point of the box, with f and its gradient there, in units of the radius."""
 
     point: Array
@@ -43,55 +46,54 @@ class _Look(NamedTuple):
 
 
 class _State(NamedTuple):
-    point: Array  # to look at next
-    local: _Look  # the best of this ascent
-    best: _Look  # of all
-    stalled: Array  # looks in a row without a better one
+    point: Array  # to evaluate next
+    local: _Evaluated  # the best of this ascent
+    best: _Evaluated  # of all
+    stalled: Array  # evaluations in a row without a better one
     share: Array  # of the coordinates that may change sides when another ascent begins
     before: Array  # the best value when this ascent began
     finite: Array
+    signs: Array  # which way to go where a derivative is 0
 
 
 def maximise(
-    look: Callable,
+    evaluate: Callable,
     radius: Float[Array, "*batch p"],
     centre: tuple[Float[Array, "*#batch"], Float[Array, "*batch p"]],
     starts: Float[Array, "*batch starts p"],
     key: Key[Array, "*batch"],
     *,
-    max_looks: int,
-    share: float = 2 / 3,
+    max_evaluations: int,
 ) -> Maximum:
-    r"""The largest $f(y)$ with $|y_i| \le r_i$ that so many looks find.
+    r"""The largest $f(y)$ with $|y_i| \le r_i$ that so many evaluations find.
 
     From each start, step to the corner that the gradient points to; a coordinate whose derivative changed sign on
-    the way goes back to where it vanishes. The starts have an equal number of looks each, and the best goes on.
-    When an ascent stops, another begins beside the best point: half of the fifth of the coordinates with the least
-    $|r_i\, \partial f / \partial y_i|$ change sides; of two fifths, four fifths, all while that finds nothing
-    better. An ascent has stopped after two looks without a better value, or where it would look at a point again.
-    Neither a multiple of f nor the size of the box changes the course.
+    the way goes back to where it vanishes. The starts have an equal number of evaluations each, two thirds
+    together, and the best goes on. When an ascent stops, another begins beside the best point: half of the fifth
+    of the coordinates with the least $|r_i\, \partial f / \partial y_i|$ change sides; of two fifths, four fifths,
+    all while that finds nothing better. An ascent has stopped after two evaluations without a better value, or
+    where it would evaluate a point again. Neither a multiple of f nor the size of the box changes the course.
 
     Args:
-      look: `y -> (f(y), its gradient)`; jit it.
+      evaluate: `y -> (f(y), its gradient)`; jit it.
       radius: the half-widths r of the box, not negative; a leading axis is one of ascents side by side.
       centre: f and its gradient at y = 0.
       starts: points of the box, in units of the radius.
       key: of the coordinates that change sides, and of the direction where a derivative is 0.
-      max_looks: values with gradients to spend, at least 1.
-      share: of the looks that the starts have together.
+      max_evaluations: values with gradients to spend, at least 1.
 
-    >>> def look(y):
+    >>> def evaluate(y):
     ...     return y @ jnp.array([1.0, -2.0]), jnp.array([1.0, -2.0])
-    >>> centre, radius = look(jnp.zeros(2)), jnp.array([1.0, 0.5])
-    >>> top = maximise(look, radius, centre, jnp.sign(centre[1])[None], jax.random.key(0), max_looks=2)
+    >>> centre, radius = evaluate(jnp.zeros(2)), jnp.array([1.0, 0.5])
+    >>> top = maximise(evaluate, radius, centre, jnp.sign(centre[1])[None], jax.random.key(0), max_evaluations=2)
     >>> float(top.value), top.point.tolist()
     (2.0, [1.0, -0.5])
     """
-    each = max(1, int(share * max_looks) // starts.shape[-2])
-    state, signs = _begin(radius, *centre, starts, key)
-    for i in range(1, max_looks + 1):
-        state = _advance(state, *look(radius * state.point), radius, signs, starts, key, i, each)
-    evaluations = jnp.full(radius.shape[:-1], max_looks)
+    each = max(1, int(_OF_STARTS * max_evaluations) // starts.shape[-2])
+    state = _begin(radius, *centre, starts, key)
+    for i in range(1, max_evaluations + 1):
+        state = _advance(state, *evaluate(radius * state.point), radius, starts, key, i, each)
+    evaluations = jnp.full(radius.shape[:-1], max_evaluations)
     return Maximum(radius * state.best.point, state.best.value, evaluations, state.finite)
 
 
@@ -108,32 +110,23 @@ def _side_by_side(step: Callable) -> Callable:
 
 
 @_side_by_side
-def _begin(radius: Array, value: Array, slope: Array, starts: Array, key: Array) -> tuple[_State, Array]:
-    """The first state, and which way to go where a derivative is 0."""
+def _begin(radius: Array, value: Array, slope: Array, starts: Array, key: Array) -> _State:
     signs = jax.random.rademacher(jax.random.fold_in(key, 2**32 - 1), radius.shape, radius.dtype)
-    best = _Look(jnp.zeros_like(radius), value, slope * radius)
+    best = _Evaluated(jnp.zeros_like(radius), value, slope * radius)
     share, before = jnp.array(_SHARE, radius.dtype), _lowest(value)
-    return _State(starts[0], _nothing(best), best, jnp.array(0), share, before, jnp.isfinite(value)), signs
+    return _State(starts[0], _nothing(best), best, jnp.array(0), share, before, jnp.isfinite(value), signs)
 
 
 @_side_by_side
 def _advance(
-    s: _State,
-    value: Array,
-    slope: Array,
-    radius: Array,
-    signs: Array,
-    starts: Array,
-    key: Array,
-    i: Array,
-    each: Array,
+    s: _State, value: Array, slope: Array, radius: Array, starts: Array, key: Array, i: Array, each: Array
 ) -> _State:
-    """Where to look next, after the i-th look, which was at `s.point`."""
+    """Where to evaluate next, after the i-th evaluation, which was at `s.point`."""
     finite = jnp.isfinite(value) & jnp.isfinite(slope).all()
-    new = _Look(s.point, jnp.where(finite, value, _lowest(value)), jnp.where(finite, slope * radius, 0))
+    new = _Evaluated(s.point, jnp.where(finite, value, _lowest(value)), jnp.where(finite, slope * radius, 0))
     better = new.value > s.local.value
     best = _where(new.value > s.best.value, new, s.best)
-    point = jnp.where(finite, _next(s.local, new, signs), (s.local.point + s.point) / 2)
+    point = jnp.where(finite, _next(s.local, new, s.signs), (s.local.point + s.point) / 2)
     seen = _near(point, new.point) | _near(point, s.local.point)
     stalled = jnp.where(seen, _STALLED, jnp.where(better, 0, s.stalled + finite.astype(s.stalled.dtype)))
     local = _where(better, new, s.local)
@@ -142,16 +135,13 @@ def _advance(
     turn, later = i // each, i % each
     start = s._replace(point=starts[turn], local=_nothing(best), stalled=jnp.zeros_like(stalled))
     s = _where((later == 0) & (turn < len(starts)), start, s)
-    point = _next(_nothing(best), best, signs)
+    point = _next(_nothing(best), best, s.signs)
     stalled = jnp.where(_near(point, best.point), _STALLED, 0)
     s = _where((later == 0) & (turn == len(starts)), s._replace(point=point, local=best, stalled=stalled), s)
     data, kind = jax.random.key_data(jax.random.fold_in(key, i)), jax.random.key_impl(key)
     # Under vmap a key would be selected twice, which jax_debug_key_reuse takes for a mistake.
-    return jax.lax.cond(
-        s.stalled >= _STALLED,
-        lambda: _beside(s, jax.random.wrap_key_data(data, impl=kind)),
-        lambda: s,
-    )
+    beside = lambda: _beside(s, jax.random.wrap_key_data(data, impl=kind))  # noqa: E731
+    return jax.lax.cond(s.stalled >= _STALLED, beside, lambda: s)
 
 
 def _beside(s: _State, key: Array) -> _State:
@@ -168,18 +158,18 @@ def _beside(s: _State, key: Array) -> _State:
     return s._replace(point=point, local=_nothing(s.best), stalled=stalled, share=share, before=s.best.value)
 
 
-def _next(before: _Look, look: _Look, signs: Array) -> Array:
+def _next(before: _Evaluated, here: _Evaluated, signs: Array) -> Array:
     """The corner that the gradient points to, or where a derivative vanishes that changed sign on the way."""
-    way = look.point - before.point
-    too_far = (look.slope * way < 0) & (before.slope * way > 0)
-    part = before.slope / jnp.where(too_far, before.slope - look.slope, 1)
-    corner = jnp.where(look.slope == 0, signs, jnp.sign(look.slope))
+    way = here.point - before.point
+    too_far = (here.slope * way < 0) & (before.slope * way > 0)
+    part = before.slope / jnp.where(too_far, before.slope - here.slope, 1)
+    corner = jnp.where(here.slope == 0, signs, jnp.sign(here.slope))
     return jnp.where(too_far, before.point + part * way, corner)
 
 
-def _nothing(like: _Look) -> _Look:
-    """At the centre of the box, and what any look improves on."""
-    return _Look(jnp.zeros_like(like.point), _lowest(like.value), jnp.zeros_like(like.slope))
+def _nothing(like: _Evaluated) -> _Evaluated:
+    """At the centre of the box, and what any evaluation improves on."""
+    return _Evaluated(jnp.zeros_like(like.point), _lowest(like.value), jnp.zeros_like(like.slope))
 
 
 def _lowest(like: Array) -> Array:
@@ -191,12 +181,12 @@ def _near(a: Array, b: Array) -> Array:
     return jnp.all(jnp.abs(a - b) < _SAME)
 
 
-def _where(which: Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(partial(jnp.where, which), a, b)
+def _where(condition: Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(partial(jnp.where, condition), a, b)
 
 
 def scipy_lbfgsb(
-    look: Callable,
+    evaluate: Callable,
     radius: Float[Array, " p"],
     start: Float[Array, " p"],
     *,
@@ -211,7 +201,7 @@ def scipy_lbfgsb(
     below 1e-5.
 
     Args:
-      look: `y -> (f(y), its gradient)`.
+      evaluate: `y -> (f(y), its gradient)`.
       radius: the half-widths of the box.
       start: a point of the box.
       max_iterations: of L-BFGS-B; the paper has 10.
@@ -225,7 +215,7 @@ def scipy_lbfgsb(
     def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best, finite
         y = np.clip(z, -r, r).astype(radius.dtype)
-        value, slope = (np.asarray(a, np.float64) for a in look(y))
+        value, slope = (np.asarray(a, np.float64) for a in evaluate(y))
         finite = finite and bool(np.isfinite(value) and np.isfinite(slope).all())
         if best[0] < value < np.inf:
             best = float(value), y

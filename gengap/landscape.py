@@ -18,13 +18,16 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from gengap import flat, kernels, program
+from gengap import checks, flat, kernels, program
+
+__all__ = [
+    "Neighbourhood", "Path", "Plane", "along", "bezier", "connect", "curvilinear", "filter_normalised",
+    "linear", "neighbourhood", "over", "through",
+]  # fmt: skip
 
 _ADAM = optax.adam(1e-3)
 _LINEAR = Partial(lambda alpha: (1 - alpha, alpha))
-_SINES = Partial(
-    lambda alpha: (jnp.sin((1 - alpha) * jnp.pi / 2), jnp.sin(alpha * jnp.pi / 2))
-)  # exact at both ends
+_SINES = Partial(lambda alpha: tuple(jnp.sin(a * jnp.pi / 2) for a in (1 - alpha, alpha)))  # exact at both ends
 _BEZIER = Partial(lambda alpha: ((1 - alpha) ** 2, 2 * alpha * (1 - alpha), alpha**2))
 
 Path = Callable[[Any], PyTree]
@@ -68,18 +71,18 @@ def _at(weights: Callable, points: tuple, alpha: Array) -> Any:
     return _combined(weights(alpha), points)
 
 
-def _combined(weights: tuple[Any, ...], points: tuple[PyTree, ...], *, wide: bool = False) -> Any:
-    """A weighted sum of points, in the types of the first one, or in that in which it is computed."""
-    for w in weights:
-        if jnp.shape(w) != ():
-            raise ValueError(f"a path is taken at the shape {jnp.shape(w)}; it must be one number, see `along`")
+def _combined(weights: tuple[ArrayLike, ...], points: tuple[PyTree, ...], *, wide: bool = False) -> Any:
+    """A weighted sum of points, in the types of the first one, or where `wide` in that of the sum."""
+    for shape in map(jnp.shape, weights):
+        if shape != ():
+            raise ValueError(f"a path is taken at the shape {shape}; it must be one number, see `along`")
     vectors, layouts = zip(*map(flat.ravel, points), strict=True)
     total = sum(jnp.asarray(w, x.dtype) * x for w, x in zip(weights, vectors, strict=True))
     return layouts[0].unravel(total, vectors[0].dtype if wide else None)
 
 
 def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers) -> Any:
-    """`fn` at many points of a path, one compiled look for each.
+    """`fn` at many points of a path, by one compiled program.
 
     Args:
       fn: `params -> array`, or a pytree of them, such as `objective.loss_and_accuracy(...)`.
@@ -93,8 +96,8 @@ def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers) -> Any:
     >>> along(lambda x: x[0] ** 2, path, [-1.0, 0.0, 2.0]).tolist()
     [1.0, 0.0, 4.0]
     """
-    look = program.compiled(lambda alpha: fn(path(alpha)))
-    return _stacked([look(alpha) for alpha in _line("alphas", alphas)])
+    evaluate = program.compiled(lambda alpha: fn(path(alpha)))
+    return _stacked([evaluate(alpha) for alpha in _coordinates("alphas", alphas)])
 
 
 class Plane(NamedTuple):
@@ -165,7 +168,7 @@ def filter_normalised(params: PyTree, key: Key[Array, ""], *, units: kernels.Uni
     >>> jnp.linalg.norm(direction["kernel"], axis=0).round(3).tolist(), direction["bias"].tolist()
     ([5.0, 2.0], [0.0, 0.0])
     """
-    flat.check_key(key)
+    checks.check_key(key)
     x, layout = flat.ravel(params)
     kept = tuple(kernel and kernel.units + kernel.layers for kernel in kernels.of(params, units))
     return _filtered(layout.unravel(x, x.dtype), key, kept)
@@ -187,7 +190,7 @@ def _filtered(params: PyTree, key: Array, kept: tuple[tuple[int, ...] | None, ..
 
 
 def over(fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers) -> Any:
-    """`fn` on a grid of a plane, one compiled look for each point.
+    """`fn` on a grid of a plane, by one compiled program.
 
     Args:
       fn: `params -> array`, or a pytree of them.
@@ -198,8 +201,12 @@ def over(fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers) -> A
       What `fn` returns with leading axes [rows, columns], as a contour plot wants it.
     """
     flat.check_alike(*plane)
-    look, columns, rows = program.compiled(lambda s, t: fn(plane(s, t))), _line("s", s), _line("t", t)
-    return _stacked([_stacked([look(x, y) for x in columns]) for y in rows])
+    evaluate, columns, rows = (
+        program.compiled(lambda s, t: fn(plane(s, t))),
+        _coordinates("s", s),
+        _coordinates("t", t),
+    )
+    return _stacked([_stacked([evaluate(x, y) for x in columns]) for y in rows])
 
 
 def connect(
@@ -213,7 +220,7 @@ def connect(
 ) -> Any:
     r"""The control point of a Bézier curve of low loss: minimise $E_{\alpha \sim U(0, 1)} f(\phi_\theta(\alpha))$.
 
-    It begins half-way, and each step looks at one alpha, drawn anew. Whether the barrier on the straight line is
+    It begins half-way, and each step takes one alpha, drawn anew. Whether the barrier on the straight line is
     real shows in `along(loss, bezier(start, control, end), alphas)`.
 
     Args:
@@ -229,8 +236,8 @@ def connect(
     Reference: Garipov et al. (2018), eq. 2.
     """
     flat.check_alike(start, end)
-    flat.check_key(key)
-    flat.check_counts({"steps": steps})
+    checks.check_key(key)
+    checks.check_counts({"steps": steps})
     state = program.compiled(partial(_half_way, optimizer))(start, end)
     descend = program.compiled(partial(_descend, optimizer, loss), donate=(1,))
     for step in range(steps):
@@ -264,7 +271,7 @@ class Neighbourhood(NamedTuple):
       length: the distance.
       base_loss: at the point itself.
       losses: in random directions.
-      highest: the highest seen, in those and on an ascent; NaN where a look was NaN, with a RuntimeWarning.
+      highest: the highest seen, in those and on an ascent; NaN where a loss was NaN, with a RuntimeWarning.
     """
 
     length: Float[Array, "*b"]
@@ -293,8 +300,8 @@ class Neighbourhood(NamedTuple):
         """
         xp = jnp if program.is_traced(self) else np
         highest = self.highest - self.base_loss
-        some = (highest > 0) & xp.isfinite(highest)
-        return xp.where(some, (self.losses.mean(-1) - self.base_loss) / xp.where(some, highest, 1), xp.nan)
+        known = (highest > 0) & xp.isfinite(highest)
+        return xp.where(known, (self.losses.mean(-1) - self.base_loss) / xp.where(known, highest, 1), xp.nan)
 
 
 def neighbourhood(
@@ -320,22 +327,22 @@ def neighbourhood(
       num_directions: random directions.
       max_evaluations: gradients spent on the steepest one; each step goes to where the gradient points.
     """
-    flat.check_positive({"epsilon": epsilon})
-    flat.check_counts({"num_directions": num_directions, "max_evaluations": max_evaluations})
-    flat.check_key(key)
+    checks.check_positive({"epsilon": epsilon})
+    checks.check_counts({"num_directions": num_directions, "max_evaluations": max_evaluations})
+    checks.check_key(key)
     f, x, layout = flat.of(loss, params)
-    of_directions, of_climb = jax.random.split(key)
-    length, step = _length(x, epsilon), _direction(x, of_climb)
-    flat.tell_rounded(layout, x, length * step)
-    look = program.compiled(lambda x, length, key: f(x + length * _direction(x, key)))
-    base = look(x, jnp.zeros_like(length), jax.random.clone(of_directions))
-    looks = [look(x, length, jax.random.fold_in(of_directions, i)) for i in range(num_directions)]
+    directions_key, climb_key = jax.random.split(key)
+    length, step = _length(x, epsilon), _direction(x, climb_key)
+    flat.warn_rounded(layout, x, length * step)
+    evaluate = program.compiled(lambda x, length, key: f(x + length * _direction(x, key)))
+    base = evaluate(x, jnp.zeros_like(length), jax.random.clone(directions_key))
+    losses = [evaluate(x, length, jax.random.fold_in(directions_key, i)) for i in range(num_directions)]
     climb = program.compiled(partial(_climb, f), donate=(2,))
     for _ in range(max_evaluations):
         value, step = climb(x, length, step)
-        looks.append(value)
-    values = _stacked(looks)
-    return Neighbourhood(length, base, values[:num_directions], flat.said(values.max()))
+        losses.append(value)
+    values = _stacked(losses)
+    return Neighbourhood(length, base, values[:num_directions], checks.warn_not_finite(values.max()))
 
 
 @jax.jit
@@ -353,12 +360,13 @@ def _climb(f: Callable, x: Array, length: Array, step: Array) -> tuple[Array, Ar
     return value, flat.unit(gradient)[1]
 
 
-def _stacked(looks: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jax.device_put(flat.stacked(leaves)), *looks)
+def _stacked(results: list[PyTree]) -> Any:
+    return jax.tree.map(lambda *leaves: jax.device_put(flat.stacked(leaves)), *results)
 
 
-def _line(name: str, values: Any) -> Any:
-    values = jnp.asarray(values, float) if program.is_traced(values) else np.asarray(values, float)
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"{name} has the shape {values.shape}; it must be a list of at least one number")
-    return values
+def _coordinates(name: str, values: Numbers) -> Any:
+    """A list of numbers as an array of floats, found to have at least one."""
+    array = jnp.asarray(values, float) if program.is_traced(values) else np.asarray(values, float)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"{name} has the shape {array.shape}; it must be a list of at least one number")
+    return array

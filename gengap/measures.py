@@ -1,23 +1,29 @@
 """What sharpness is compared with: other measures of a minimum. Those of the Hessian alone are in `hessian`.
 
-Each takes a loss f (or a network) and params, the point x. It can be traced by params, key and data, but not by a
-number such as rho. A value that rests on a look that was not finite is NaN, with a RuntimeWarning outside `jit`;
-`pac_bayes_sigma` counts such a look as an error that rose.
+Each takes a loss f (or a network) and params, the point x. Params, key and data can be traced; a number such as
+rho cannot. A value that rests on an f that was not finite is NaN, with a RuntimeWarning outside `jit`;
+`pac_bayes_sigma` counts such an error as one that rose.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import ascent, flat, kernels, objective, program
+from gengap import ascent, checks, flat, kernels, objective, program
 from gengap.hessian import Estimate, Loss, estimate, quadratic_form
+
+__all__ = [
+    "NoiseScale", "average_case", "distance", "fisher_trace", "noise_scale", "pac_bayes_sigma",
+    "relative_flatness", "worst_case", "worst_case_linf",
+]  # fmt: skip
 
 
 def worst_case(
@@ -32,7 +38,7 @@ def worst_case(
 ) -> Float[Array, ""]:
     r"""$\max_{\|T^{-1}\delta\|_2 \le \rho} f(x + \delta) - f(x)$, with T = I, or |x| + eta where adaptive.
 
-    Each step goes to where the gradient points, $\delta = \rho\, T^2 \nabla f / \|T \nabla f\|_2$, and the best
+    Each step goes to where the gradient points, $\delta = \rho\, T^2 \nabla f / \|T \nabla f\|_2$. The best value
     counts. With `max_evaluations=2` it is the one step of SAM and ASAM.
 
     Args:
@@ -48,14 +54,14 @@ def worst_case(
     >>> float(worst_case(lambda x: 3 * x[0] + 4 * x[1], jnp.zeros(2), jax.random.key(0), rho=0.1))
     0.5
     """
-    f, x, layout = _in_ball(loss, params, key, rho, eta, max_evaluations)
-    look, delta, values = program.compiled(partial(_look, f)), jnp.zeros_like(x), []
+    evaluate, x, layout = _prepared(loss, params, key, rho, eta, max_evaluations)
+    delta, values = jnp.zeros_like(x), []
     for i in range(max_evaluations):
-        value, slope = look(x, delta)
-        delta = _towards(x, slope, jax.random.fold_in(key, i), rho, eta, adaptive)
+        value, gradient = evaluate(x, delta)
+        delta = _ascended(x, gradient, jax.random.fold_in(key, i), rho, eta, adaptive)
         values.append(value)
-    flat.tell_rounded(layout, x, delta)
-    return flat.said(_highest(values, values[0], True))
+    flat.warn_rounded(layout, x, delta)
+    return checks.warn_not_finite(_rise(values))
 
 
 def worst_case_linf(
@@ -70,19 +76,25 @@ def worst_case_linf(
 ) -> Float[Array, ""]:
     r"""$\max_{\|T^{-1}\delta\|_\infty \le \rho} f(x + \delta) - f(x)$ by `ascent.maximise`.
 
-    Keskar's full-space sharpness without its denominator is this, adaptive and with eta = 1. Arguments as of
-    `worst_case`, but for `max_evaluations`, which leaves the gradient at x out.
+    Keskar's full-space sharpness without its denominator is this, adaptive and with eta = 1. The arguments
+    are those of `worst_case`, but `max_evaluations` leaves the gradient at x out.
 
     Reference: Andriushchenko et al., "A Modern Look at the Relationship between Sharpness and Generalization",
     2023, eq. 1 with p = infinity.
     """
-    f, x, layout = _in_ball(loss, params, key, rho, eta, max_evaluations)
-    look = partial(program.compiled(partial(_look, f)), x)
-    centre = look(jnp.zeros_like(x))
-    radius, starts = _box(x, centre[1], rho, eta, adaptive)
-    flat.tell_rounded(layout, x, radius)
-    top = ascent.maximise(look, radius, centre, starts, key, max_looks=max_evaluations)
-    return flat.said(_highest([top.value], centre[0], top.finite))
+    evaluate, x, layout = _prepared(loss, params, key, rho, eta, max_evaluations)
+    value, gradient = evaluate(x, jnp.zeros_like(x))
+    radius, sign = rho * _scale(x, eta, adaptive), jnp.sign(gradient)
+    flat.warn_rounded(layout, x, radius)
+    top = ascent.maximise(
+        partial(evaluate, x),
+        radius,
+        (value, gradient),
+        jnp.stack([sign, -sign]),
+        key,
+        max_evaluations=max_evaluations,
+    )
+    return checks.warn_not_finite(_rise([value, jnp.where(top.finite, top.value, jnp.nan)]))
 
 
 def average_case(
@@ -104,10 +116,10 @@ def average_case(
 
     Reference: Andriushchenko et al. (2023), eq. 1.
     """
-    keys = flat.keys(key, num_samples)
-    flat.check_positive({"rho": rho})
+    keys = checks.sample_keys(key, num_samples)
+    checks.check_positive({"rho": rho})
     f, x, layout = flat.of(loss, params)
-    flat.tell_rounded(layout, x, rho * _sizes(x, 0.0, adaptive))
+    flat.warn_rounded(layout, x, rho * _scale(x, 0.0, adaptive))
     noisy = program.compiled(partial(_noisy, f, adaptive))
     base = noisy(x, jax.random.clone(key), jnp.zeros_like(rho, x.dtype))
     return estimate([noisy(x, key, jnp.asarray(rho, x.dtype)) - base for key in keys], -(-num_samples // 2))
@@ -139,20 +151,20 @@ def pac_bayes_sigma(
 
     Reference: Jiang et al., "Fantastic Generalization Measures and Where to Find Them", 2020, appendix.
     """
-    keys = flat.keys(key, num_samples, least=1)
-    flat.check_counts({"steps": steps})
-    flat.check_positive({"rise": rise, "largest": largest})
+    keys = checks.sample_keys(key, num_samples, least=1)
+    checks.check_counts({"steps": steps})
+    checks.check_positive({"rise": rise, "largest": largest})
     f, x, layout = flat.of(error, params)
-    low, sigma, high = (jnp.array(np.asarray(a, x.dtype)) for a in (0, largest / 2, largest))
+    low, sigma, high = ends = [jnp.array(np.asarray(end, x.dtype)) for end in (0, largest / 2, largest)]
     noisy = program.compiled(partial(_noisy, f, adaptive))
     base = noisy(x, jax.random.clone(key), low)  # not 0.0, which would be compiled for itself
     for _ in range(steps):
         errors = [noisy(x, jax.random.clone(key), sigma) for key in keys]
         low, sigma, high = _halved(low, sigma, high, errors, base, rise)
-    flat.tell_rounded(layout, x, sigma * _sizes(x, 0.0, adaptive))
-    if not program.is_traced(high) and float(high) == float(np.asarray(largest, x.dtype)):
-        flat.warn(f"the error does not rise by {rise} up to sigma = {largest}; the value is a lower bound")
-    return flat.said(sigma)
+    flat.warn_rounded(layout, x, sigma * _scale(x, 0.0, adaptive))
+    if not program.is_traced(high) and float(high) == float(ends[-1]):
+        checks.warn(f"the error does not rise by {rise} up to sigma = {largest}; the value is a lower bound")
+    return checks.warn_not_finite(sigma)
 
 
 def relative_flatness(
@@ -183,13 +195,13 @@ def relative_flatness(
 
     Reference: Petzka et al., "Relative Flatness and Generalization", 2021, definition 3.
     """
-    keys = flat.keys(key, num_samples)
+    keys = checks.sample_keys(key, num_samples)
     f, leaf, kernel = kernels.alone(loss, params, layer, units)
     f, w, layout = flat.of(f, leaf)
     shape = layout.shapes[0]
     if kernel is None or kernel.layers:
-        found = "no kernel, says units" if kernel is None else "a stack; take one layer as params, and layer=()"
-        raise ValueError(f"layer is {tuple(layer)}, of shape {shape}: {found}")
+        reason = "no kernel, says units" if kernel is None else "a stack; take one layer as params, and layer=()"
+        raise ValueError(f"layer is {tuple(layer)}, of shape {shape}: {reason}")
     signs = (_outer_signs(w, key, shape, kernel.units) for key in keys)
     form = quadratic_form(f)
     return estimate([form(w, v) for v in signs], 2 * num_samples)
@@ -198,7 +210,7 @@ def relative_flatness(
 def distance(params: PyTree, start: PyTree) -> Float[Array, ""]:
     """The Euclidean distance from another point, such as where training began."""
     flat.check_alike(params, start)
-    return flat.said(flat.unit(flat.ravel(params)[0] - flat.ravel(start)[0])[0])
+    return checks.warn_not_finite(flat.unit(flat.ravel(params)[0] - flat.ravel(start)[0])[0])
 
 
 def fisher_trace(
@@ -223,17 +235,17 @@ def fisher_trace(
       num_samples: gradients, at least 2.
       chunk: the most rows of x at once.
     """
-    keys, x = flat.keys(key, num_samples), flat.as_array("x", x)
-    flat.check_counts({"chunk": chunk, "len(x)": len(x)})
+    keys, x = checks.sample_keys(key, num_samples), checks.as_array("x", x)
+    checks.check_counts({"chunk": chunk, "len(x)": len(x)})
     ends = np.linspace(0, len(x), -(-len(x) // chunk) + 1).astype(int)
     v, layout = flat.ravel(params)
     score = program.compiled(partial(_score, apply, layout), donate=(0,))
     samples = []
     for key in keys:
-        total, positions = jnp.zeros_like(v), jnp.zeros((), int)
-        for j, (a, b) in enumerate(itertools.pairwise(ends)):
-            total, positions = score(total, positions, x[a:b], v, jax.random.fold_in(key, j))
-        samples.append(flat.unit(total)[0] ** 2 / positions.astype(v.dtype))
+        total, count = jnp.zeros_like(v), jnp.zeros((), int)
+        for j, (begin, end) in enumerate(itertools.pairwise(ends)):
+            total, count = score(total, count, x[begin:end], v, jax.random.fold_in(key, j))
+        samples.append(flat.unit(total)[0] ** 2 / count.astype(v.dtype))
     return estimate(samples, num_samples)
 
 
@@ -275,69 +287,66 @@ def noise_scale(
 
     Reference: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, appendix A.1.
     """
-    flat.check_key(key)
-    flat.check_counts({"small": small, "large": large, "num_samples": num_samples})
-    x, y = flat.as_array("x", x), flat.as_array("y", y)
+    checks.check_key(key)
+    checks.check_counts({"small": small, "large": large, "num_samples": num_samples})
+    x, y = checks.as_array("x", x), checks.as_array("y", y)
     if small >= large:
         raise ValueError(f"small is {small} and large is {large}; small must be below large")
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
     flat.layout_of(params)
     lengths = []
-    for size, of_size in zip((small, large), jax.random.split(key), strict=True):
-        slope = program.compiled(partial(_slope, loss, size))
-        lengths += [slope(params, x, y, own) for own in flat.keys(of_size, num_samples, least=1)]
+    for size, size_key in zip((small, large), jax.random.split(key), strict=True):
+        gradient_length = program.compiled(partial(_gradient_length, loss, size))
+        batch_keys = checks.sample_keys(size_key, num_samples, least=1)
+        lengths += [gradient_length(params, x, y, batch_key) for batch_key in batch_keys]
     lengths = flat.stacked(lengths)
     top = lengths.max()  # squares of small numbers would be 0
-    s, b = ((lengths / (top + (top == 0))) ** 2).reshape(2, num_samples).mean(1)
-    square = (large * b - small * s) / (large - small)
-    trace = (s - b) / (1 / small - 1 / large)
+    of_small, of_large = ((lengths / (top + (top == 0))) ** 2).reshape(2, num_samples).mean(1)
+    square = (large * of_large - small * of_small) / (large - small)
+    trace = (of_small - of_large) / (1 / small - 1 / large)
     xp = lengths.__array_namespace__()
-    value = xp.where(square > 0, trace / xp.where(square > 0, square, 1), xp.nan)
+    value = trace / xp.where(square > 0, square, xp.nan)
     if not program.is_traced(square) and not square > 0:
-        flat.warn(f"|G|^2 is {square:.3g}, not above 0, and the noise scale NaN; more samples may resolve it")
+        checks.warn(f"|G|^2 is {square:.3g}, not above 0, and the noise scale NaN; more samples may resolve it")
     return NoiseScale(jnp.asarray(value), jnp.asarray(top**2 * trace), jnp.asarray(top**2 * square))
 
 
-def _in_ball(loss: Loss, params: PyTree, key: Any, rho: Any, eta: Any, max_evaluations: Any) -> flat.Flat:
-    flat.check_key(key)
-    flat.check_counts({"max_evaluations": max_evaluations})
-    flat.check_positive({"rho": rho} | ({} if not program.is_traced(eta) and eta == 0 else {"eta": eta}))
-    return flat.of(loss, params)
+def _prepared(
+    loss: Loss, params: PyTree, key: object, rho: object, eta: object, max_evaluations: object
+) -> tuple[Callable, Array, flat.Layout]:
+    """`(x, delta) -> (f, its gradient)` at x + delta, x and its layout, once the arguments are in order."""
+    checks.check_key(key)
+    checks.check_counts({"max_evaluations": max_evaluations})
+    checks.check_positive({"rho": rho})
+    checks.check_between({"eta": eta}, 0)
+    f, x, layout = flat.of(loss, params)
+    return program.compiled(lambda x, delta: jax.value_and_grad(f)(x + delta)), x, layout
 
 
-def _sizes(x: Array, eta: Any, adaptive: bool) -> Array:
+def _scale(x: Array, eta: ArrayLike, adaptive: bool) -> Array:
+    """The diagonal of T."""
     return jnp.abs(x) + eta if adaptive else jnp.ones_like(x)
 
 
-def _look(f: Callable, x: Array, delta: Array) -> tuple[Array, Array]:
-    return jax.value_and_grad(f)(x + delta)
-
-
 @partial(jax.jit, static_argnames="adaptive")
-def _towards(x: Array, slope: Array, key: Array, rho: Array, eta: Array, adaptive: bool) -> Array:
+def _ascended(x: Array, gradient: Array, key: Array, rho: Array, eta: Array, adaptive: bool) -> Array:
     """The delta on the ball that the gradient points to; a random one where it is 0."""
-    T = _sizes(x, eta, adaptive)
-    way = T * slope
-    way = jax.lax.cond(way.any(), lambda: way, partial(jax.random.normal, key, x.shape, x.dtype))
-    return rho * T * flat.unit(way)[1]
-
-
-@partial(jax.jit, static_argnames="adaptive")
-def _box(x: Array, slope: Array, rho: Array, eta: Array, adaptive: bool) -> tuple[Array, Float[Array, "2 n"]]:
-    sign = jnp.sign(slope)
-    return rho * _sizes(x, eta, adaptive), jnp.stack([sign, -sign])
+    T = _scale(x, eta, adaptive)
+    direction = T * gradient
+    direction = jax.lax.cond(direction.any(), lambda: direction, partial(jax.random.normal, key, x.shape, x.dtype))
+    return rho * T * flat.unit(direction)[1]
 
 
 @jax.jit
-def _highest(values: list[Array], base: Array, finite: Array) -> Array:
-    """How far the highest value is above the base; NaN where one of them is not finite."""
-    every = jnp.stack([base, *values])
-    return jnp.where(finite & jnp.isfinite(every).all(), every.max() - base, jnp.nan)
+def _rise(values: list[Array]) -> Array:
+    """How far the highest value is above the first; NaN where one of them is not finite."""
+    stack = jnp.stack(values)
+    return jnp.where(jnp.isfinite(stack).all(), stack.max() - stack[0], jnp.nan)
 
 
 def _noisy(f: Callable, adaptive: bool, x: Array, key: Array, rho: Array) -> Array:
-    return f(x + rho * _sizes(x, 0.0, adaptive) * jax.random.normal(key, x.shape, x.dtype))
+    return f(x + rho * _scale(x, 0.0, adaptive) * jax.random.normal(key, x.shape, x.dtype))
 
 
 @jax.jit
@@ -353,31 +362,32 @@ def _halved(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _outer_signs(w: Array, key: Array, shape: tuple[int, ...], units: tuple[int, ...]) -> Array:
-    order = [axis for axis in range(len(shape)) if axis not in units] + [*units]
-    kernel = w.reshape(shape).transpose(order)
+    """z times W^T r, in the layout of the kernel."""
+    last = tuple(range(-len(units), 0))
+    kernel = jnp.moveaxis(w.reshape(shape), units, last)
     W = kernel.reshape(-1, math.prod(shape[axis] for axis in units))
     z, r = jax.random.rademacher(key, (2, len(W)), w.dtype)
     v = jnp.outer(z, jnp.dot(r, W, precision="highest"))
-    return v.reshape(kernel.shape).transpose(np.argsort(order)).ravel()
+    return jnp.moveaxis(v.reshape(kernel.shape), last, units).ravel()
 
 
 def _score(
-    apply: Callable, layout: flat.Layout, total: Array, positions: Array, x: Array, v: Array, key: Array
+    apply: Callable, layout: flat.Layout, total: Array, count: Array, x: Array, v: Array, key: Array
 ) -> tuple[Array, Array]:
-    """Added to a total: the gradient of the log probabilities of labels that the network draws."""
+    """Added to totals: the gradient of the log probabilities of drawn labels, and the number of labels."""
 
     def log_probability(v: Array) -> tuple[Array, int]:
-        logits = objective.fitting(apply(layout.unravel(v), objective.scale(x)), len(x), ndim=None)
+        logits = objective.check_logits(apply(layout.unravel(v), objective.scale(x)), len(x), ndim=None)
         p = jax.nn.log_softmax(logits.astype(v.dtype))
         labels = jax.random.categorical(key, jax.lax.stop_gradient(p))
         return jnp.take_along_axis(p, labels[..., None], -1).sum(), labels.size
 
-    slope, size = jax.grad(log_probability, has_aux=True)(v)
-    return total + slope, positions + size
+    gradient, size = jax.grad(log_probability, has_aux=True)(v)
+    return total + gradient, count + size
 
 
-def _slope(loss: Callable, size: int, params: PyTree, x: Array, y: Array, key: Array) -> Array:
+def _gradient_length(loss: Callable, size: int, params: PyTree, x: Array, y: Array, key: Array) -> Array:
     """The length of the gradient of a batch."""
-    which = jax.random.randint(key, (size,), 0, len(x))
-    f, v, _ = flat.of(lambda params: loss(params, x[which], y[which]), params)
+    rows = jax.random.randint(key, (size,), 0, len(x))
+    f, v, _ = flat.of(lambda params: loss(params, x[rows], y[rows]), params)
     return flat.unit(jax.grad(f)(v))[0]

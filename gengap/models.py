@@ -13,7 +13,9 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from gengap import flat, objective, program
+from gengap import checks, objective, program
+
+__all__ = ["Model", "c1", "c2", "c3", "c4", "dense", "f1", "f2", "max_pool", "population_statistics"]
 
 
 class Model(NamedTuple):
@@ -49,7 +51,7 @@ def f1(num_classes: int = 10) -> Model:
 def dense(num_classes: int = 10, *, widths: tuple[int, ...] = (512,) * 5) -> Model:
     """F1 with other widths: batch-normalised layers of ReLUs; images are flattened."""
     widths = tuple(widths)
-    flat.check_counts({f"widths[{i}]": width for i, width in enumerate(widths)})
+    checks.check_counts({f"widths[{i}]": width for i, width in enumerate(widths)})
     return _model(f"dense(num_classes={num_classes}, widths={widths})", _Dense, num_classes, widths)
 
 
@@ -96,30 +98,31 @@ def population_statistics(model: Model, params: PyTree, x: Array, *, chunk: int 
     """
     if model.statistics is None:
         raise ValueError("population_statistics: the model has no batch norm (its statistics is None)")
-    flat.check_counts({"chunk": chunk, "len(x)": len(x)})
+    checks.check_counts({"chunk": chunk, "len(x)": len(x)})
     statistics = program.compiled(model.statistics)
     starts = range(0, max(len(x) - chunk, 0) + 1, chunk)
-    parts = [statistics(params, objective.scale(x[i : i + chunk])) for i in starts]
-    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *parts)
+    of_chunks = [statistics(params, objective.scale(x[i : i + chunk])) for i in starts]
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *of_chunks)
 
 
-def _model(name: str, network: Any, num_classes: Any, *how: Any) -> Model:
-    flat.check_counts({"num_classes": num_classes}, 2)
-    return _functions(network(int(num_classes), *how), name)
+def _model(name: str, network: Callable[..., nn.Module], num_classes: Any, *fields: Any) -> Model:
+    checks.check_counts({"num_classes": num_classes}, 2)
+    return _functions(network(int(num_classes), *fields), name)
 
 
 @lru_cache(maxsize=64)
 def _functions(network: nn.Module, name: str) -> Model:
-    def run(params: PyTree, x: Array, frozen: PyTree = None, **how: Any) -> Any:
-        variables = {"params": params} if frozen is None else {"params": params, "batch_stats": frozen}
-        return network.apply(variables, x, frozen=frozen is not None, mutable=["batch_stats"], **how)
+    def run(params: PyTree, x: Array, key: Array | None = None, statistics: PyTree = None) -> tuple[Array, PyTree]:
+        frozen, rngs = statistics is not None, None if key is None else {"dropout": key}
+        variables = {"params": params, "batch_stats": statistics} if frozen else {"params": params}
+        return network.apply(variables, x, key is not None, frozen, rngs=rngs, mutable=["batch_stats"])
 
     return Model(
         init=lambda key, x: network.init(key, x)["params"],
         apply=lambda params, x: run(params, x)[0],
-        apply_train=lambda params, x, key: run(params, x, train=True, rngs={"dropout": key})[0],
+        apply_train=lambda params, x, key: run(params, x, key)[0],
         statistics=lambda params, x: run(params, x)[1]["batch_stats"],
-        apply_frozen=lambda params, statistics, x: run(params, x, frozen=statistics)[0],
+        apply_frozen=lambda params, statistics, x: run(params, x, statistics=statistics)[0],
         name=name,
     )
 
@@ -130,32 +133,35 @@ def _norm_relu(x: Array, frozen: bool) -> Array:
     return nn.relu(norm(x))
 
 
-def _convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **how: Any) -> Array:
+def _convolution(
+    x: Array, kernel: Array, window_strides: Any, padding: Any, *, dimension_numbers: Any, **options: Any
+) -> Array:
     """`lax.conv_general_dilated` for `_conv`, with derivatives that XLA:CPU computes fast; elsewhere JAX's own.
 
-    The transposes of the tangents below are of the form NHWC, HWIO -> NHWC, at which XLA:CPU is fast; it brings
-    others to it, but not within a loop. By the kernel it takes one inner product over batch and image, slow where
-    it is long: so the batch is cut. A gradient of C1 over 500 images takes one core 1.4 s, in a loop or not, and
-    with JAX's own 1.9 s outside of one.
+    XLA:CPU is fast at the form NHWC, HWIO -> NHWC, which the transposes of the tangents below have. It brings
+    others to it, but not within a loop. The derivative by the kernel is one inner product over batch and image,
+    slow where it is long: so the batch is cut. A gradient of C1 over 500 images takes one core 1.4 s, in a loop or
+    not, and with JAX's own 1.9 s outside of one.
     """
-    own = how.pop("dimension_numbers")
-    how |= {"window_strides": window_strides, "padding": padding}
-    convolve: Callable = partial(lax.conv_general_dilated, **how)
+
+    def convolve(x: Array, kernel: Array, form: Any = dimension_numbers) -> Array:
+        return lax.conv_general_dilated(x, kernel, window_strides, padding, dimension_numbers=form, **options)
+
     if jax.default_backend() != "cpu":
-        return convolve(x, kernel, dimension_numbers=own)
+        return convolve(x, kernel)
     # Parts of 16,384 positions are long enough; 16 parts are the most, since each is compiled by itself.
     size = max(-(-(2**14) // (x.shape[1] * x.shape[2])), -(-len(x) // 16))
-    f = jax.custom_jvp(lambda x, kernel: convolve(x, kernel, dimension_numbers=own))
+    f = jax.custom_jvp(lambda x, kernel: convolve(x, kernel))
 
     @f.defjvp
     def f_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
         (x, kernel), (dx, dkernel) = primals, tangents
-        by_x = convolve(dx, kernel.swapaxes(2, 3), dimension_numbers=("NHWC", "HWOI", "NHWC"))
+        by_x = convolve(dx, kernel.swapaxes(2, 3), ("NHWC", "HWOI", "NHWC"))
         flipped = dkernel.transpose(2, 0, 1, 3)
         parts = [x[i : i + size].transpose(3, 1, 2, 0) for i in range(0, len(x), size)]
-        parts = [convolve(part, flipped, dimension_numbers=("CHWN", "IHWO", "HWNC")) for part in parts]
+        parts = [convolve(part, flipped, ("CHWN", "IHWO", "HWNC")) for part in parts]
         by_kernel = jnp.concatenate(parts, axis=2).transpose(2, 0, 1, 3)
-        return convolve(x, kernel, dimension_numbers=own), by_x + by_kernel
+        return convolve(x, kernel), by_x + by_kernel
 
     return f(x, kernel)
 
@@ -178,8 +184,8 @@ def max_pool(x: Float[Array, "b h w c"], *, size: int, stride: int) -> Float[Arr
 
 def _check_images(x: Array) -> None:
     if x.ndim != 4:
-        does = "x[..., None] adds the channel of gray images, and models.dense takes features of any shape"
-        raise ValueError(f"x has the shape {x.shape}; it must be [b, height, width, channels]: {does}")
+        remedy = "x[..., None] adds the channel of gray images, and models.dense takes features of any shape"
+        raise ValueError(f"x has the shape {x.shape}; it must be [b, height, width, channels]: {remedy}")
 
 
 _linear = partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())

@@ -1,19 +1,21 @@
 """What is minimised: cross entropy, and its mean over a whole data set, in chunks. All of it can be traced."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jax.extend import core
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import flat, program
+from gengap import checks, program
+
+__all__ = [
+    "accuracy", "check_logits", "cross_entropy", "loss_and_accuracy", "over_batches", "over_dataset", "scale",
+]  # fmt: skip
 
 Inputs = Shaped[Array, "m ..."]
 
@@ -34,10 +36,10 @@ def cross_entropy(
     >>> float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0])  # log 4
     1.3862943649291992
     """
-    labels = _classes("labels", labels)
-    fitting(logits, len(labels), what="logits are")
+    labels = _check_labels("labels", labels)
+    check_logits(logits, len(labels), what="logits are")
     if clip is not None:
-        flat.check_positive({"clip": clip})
+        checks.check_positive({"clip": clip})
         if not clip < 0.5:
             raise ValueError(f"clip is {clip}; it must be below 0.5")
     loss = _nats(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels)
@@ -47,13 +49,13 @@ def cross_entropy(
 @jax.custom_jvp
 def _nats(logits: Array, labels: Array) -> Array:
     is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
-    own = jnp.where(is_label, logits, 0).sum(1, keepdims=True)
-    above = jnp.where(is_label, 0, logits - own)
-    top = jnp.argmax(above, axis=1)
-    most = jnp.take_along_axis(above, top[:, None], axis=1)
+    label_logit = jnp.where(is_label, logits, 0).sum(1, keepdims=True)
+    differences = jnp.where(is_label, 0, logits - label_logit)
+    top = jnp.argmax(differences, axis=1)
+    largest = jnp.take_along_axis(differences, top[:, None], axis=1)
     # log(1 + small) loses what is small, and at a minimum nearly all of the loss is.
-    rest = jnp.where(jax.nn.one_hot(top, logits.shape[1], dtype=bool), 0, jnp.exp(above - most)).sum(1)
-    loss = jnp.where(own[:, 0] == -jnp.inf, jnp.inf, most[:, 0] + jnp.log1p(rest))
+    rest = jnp.where(jax.nn.one_hot(top, logits.shape[1], dtype=bool), 0, jnp.exp(differences - largest)).sum(1)
+    loss = jnp.where(label_logit[:, 0] == -jnp.inf, jnp.inf, largest[:, 0] + jnp.log1p(rest))
     return jnp.where(is_label.any(1), loss, jnp.nan)
 
 
@@ -69,10 +71,10 @@ def _nats_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 def accuracy(logits: Float[Array, "b classes"], labels: Integer[Array, " b"]) -> Float[Array, " b"]:
     """1 for each example whose largest logit is its label's, else 0; NaN where a logit is."""
-    labels = _classes("labels", labels)
-    fitting(logits, len(labels), what="logits are")
-    right = (logits.argmax(-1) == labels).astype(jnp.float32)
-    return jnp.where(jnp.isnan(logits).any(-1), jnp.nan, right)
+    labels = _check_labels("labels", labels)
+    check_logits(logits, len(labels), what="logits are")
+    is_correct = (logits.argmax(-1) == labels).astype(jnp.float32)
+    return jnp.where(jnp.isnan(logits).any(-1), jnp.nan, is_correct)
 
 
 def scale(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
@@ -85,11 +87,10 @@ def over_dataset(
 ) -> Callable[[PyTree], Array]:
     r"""The objective $f(x) = \frac{1}{M} \sum_i f_i(x)$ (eq. 1) as a function of the parameters alone.
 
-    The data are taken in as few chunks of at most `chunk` examples as possible, whose sizes differ by one at most,
-    so that each example counts once and batch norm never sees a short remainder. The gradient is summed in the
-    same pass as the value, in float32, and costs the memory of one chunk's: on a CPU 8 GB for C1
-    and 15 GB for C2 with 5000, on a GPU up to 18 GB for C1. `jax.checkpoint` saves a tenth of that on a CPU at
-    most, since XLA computes nothing again there.
+    The data are cut into as few chunks of at most `chunk` examples as possible, whose sizes differ by one at most:
+    each example counts once, and batch norm sees no short remainder. The gradient is summed in the same pass, in
+    float32, and takes the memory of one chunk: with 5000, 8 GB for C1 and 15 GB for C2 on a CPU, 18 GB for C1 on a
+    GPU. `jax.checkpoint` saves a tenth of it on a CPU at most, where XLA computes nothing again.
 
     Args:
       apply: `(params, x) -> logits [b, classes]`.
@@ -98,21 +99,23 @@ def over_dataset(
       clip: see `cross_entropy`.
 
     Returns:
-      `params -> scalar`, differentiable any number of times, a pytree of its data: handed to a jitted function as
-      an argument it compiles once for all data of one shape and one greatest label. Called by itself it reads
-      `apply` anew, which takes as long as tracing it: jit it where it is called often.
+      `params -> scalar`, differentiable any number of times. It is a pytree of its data: as the argument of a
+      jitted function it compiles once for all data of one shape and one largest label. Called by itself it traces
+      `apply` each time: jit it where it is called often.
 
     Raises:
       ValueError: `chunk` below 1, `x` and `y` of different lengths or empty, labels or logits that do not fit.
     """
-    return Partial(_mean, *_checked(_How(apply, chunk, clip), x, y))
+    checks.check_counts({"chunk": chunk})
+    return Partial(_mean, *_loss_and_data(apply, x, y, chunk, clip))
 
 
 def loss_and_accuracy(
     apply: Callable, x: Inputs, y: Integer[Array, " m"], *, chunk: int = 5000, clip: float | None = None
 ) -> Callable[[PyTree], tuple[Array, Array]]:
     """`params -> (mean loss in nats, accuracy from 0 to 1)` over a data set; else as `over_dataset`."""
-    return Partial(_means, *_checked(_How(apply, chunk, clip), x, y))
+    checks.check_counts({"chunk": chunk})
+    return Partial(_means, *_loss_and_data(apply, x, y, chunk, clip))
 
 
 def over_batches(
@@ -122,91 +125,90 @@ def over_batches(
 
     Its mean over keys is f (eq. 1) where the network looks at each example by itself. Else as `over_dataset`.
     """
-    return Partial(_batch_loss, *_checked(_How(apply, size, clip), x, y, "size"))
+    checks.check_counts({"size": size})
+    return Partial(_batch_loss, *_loss_and_data(apply, x, y, size, clip))
 
 
-# How a loss is computed; static under `jit`. The greatest label is -1 where it is not known yet.
 @jax.tree_util.register_static
-@dataclass(frozen=True)
-class _How:
+class _Loss(NamedTuple):
+    """How a loss is computed; static under `jit`."""
+
     apply: Callable
-    chunk: Any  # also of NumPy
+    chunk: int
     clip: float | None
-    greatest: int = -1
+    largest_label: int  # -1 where it is not known
 
 
-def _checked(how: _How, x: Any, y: Any, name: str = "chunk") -> tuple[_How, Any, Any]:
-    """With the greatest label, once the data are found to be in order."""
-    flat.check_counts({name: how.chunk})
-    how = replace(how, chunk=int(how.chunk))
-    x, y = flat.as_array("x", x), flat.as_array("y", y)
+def _loss_and_data(apply: Callable, x: Any, y: Any, chunk: Any, clip: float | None) -> tuple[_Loss, Array, Array]:
+    """Refuse data that do not fit each other; the labels are looked at unless they are traced."""
+    x, y = checks.as_array("x", x), checks.as_array("y", y)
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
-    y = _classes("y", y)
+    y = _check_labels("y", y)
     if isinstance(y, jax.core.Tracer):
-        return how, x, y
+        return _Loss(apply, int(chunk), clip, -1), x, y
     labels = jax.device_get(y)
     if labels.min() < 0:
         raise ValueError(f"y has a label {labels.min()}; labels must be from 0 up")
-    return replace(how, greatest=int(labels.max())), jnp.asarray(x), jnp.asarray(y)
+    return _Loss(apply, int(chunk), clip, int(labels.max())), jnp.asarray(x), jnp.asarray(y)
 
 
-def _classes(name: str, y: Any) -> Any:
-    """Labels in a type in which all classes can be counted, or a sentence."""
+def _check_labels(name: str, y: Any) -> Any:
+    """Labels of a type that can count all classes; refuse what is not one integer for each example."""
     if jnp.ndim(y) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
-        found = f"{y.dtype}{list(jnp.shape(y))}"
-        raise ValueError(f"{name} is {found}; it must be one whole number for each example, its class")
+        type_and_shape = f"{y.dtype}{list(jnp.shape(y))}"
+        raise ValueError(f"{name} is {type_and_shape}; it must be one whole number for each example, its class")
     if isinstance(y, np.ndarray) and y.dtype.itemsize == 8:  # in 32 bits 2^32 would be class 0
         y = np.clip(y, -1 if np.issubdtype(y.dtype, np.signedinteger) else 0, 2**31 - 1)
     return y.astype(jax.dtypes.canonicalize_dtype(np.int64))  # as of argmax
 
 
-def fitting(
-    logits: Any, rows: int, greatest: int = -1, *, ndim: int | None = 2, what: str = "apply returned"
+def check_logits(
+    logits: Any, rows: int, largest_label: int = -1, *, ndim: int | None = 2, what: str = "apply returned"
 ) -> Array:
-    """Logits [rows, ..., classes] of so many axes, found to fit so many rows and the greatest label."""
+    """Return logits [rows, ..., classes] of `ndim` axes (any number if None); refuse what does not fit."""
     shape = getattr(logits, "shape", type(logits))
     if not isinstance(shape, tuple) or not 2 <= len(shape) <= (ndim or 99) or shape[0] != rows or shape[-1] < 2:
         raise ValueError(f"{what} {shape}; logits must be [{rows}, 2 classes or more]")
-    if greatest >= shape[1]:
-        raise ValueError(f"y has a label {greatest}; apply returned {shape[1]} logits, of labels from 0 up")
+    if largest_label >= shape[1]:
+        raise ValueError(f"y has a label {largest_label}; apply returned {shape[1]} logits, of labels from 0 up")
     return logits
 
 
-def _sums(how: _How, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:
+def _sums(loss: _Loss, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:
     """The sums of loss and accuracy over some examples."""
-    logits = fitting(how.apply(params, scale(x)), len(y), how.greatest)
-    return cross_entropy(logits, y, clip=how.clip).sum(), accuracy(logits, y).sum()
+    logits = check_logits(loss.apply(params, scale(x)), len(y), loss.largest_label)
+    return cross_entropy(logits, y, clip=loss.clip).sum(), accuracy(logits, y).sum()
 
 
-def _batch_loss(how: _How, x: Array, y: Array, params: PyTree, key: Any) -> Array:
-    flat.check_key(key)
+def _batch_loss(loss: _Loss, x: Array, y: Array, params: PyTree, key: Any) -> Array:
+    checks.check_key(key)
 
-    def of_batch(x: Array, y: Array, params: PyTree, key: Array) -> Array:
-        where = jax.random.randint(key, (how.chunk,), 0, len(x))
-        return _sums(how, params, x[where], y[where])[0] / how.chunk
+    def mean_of_batch(x: Array, y: Array, params: PyTree, key: Array) -> Array:
+        rows = jax.random.randint(key, (loss.chunk,), 0, len(x))
+        return _sums(loss, params, x[rows], y[rows])[0] / loss.chunk
 
-    return program.compiled(of_batch)(x, y, params, key)
+    return program.compiled(mean_of_batch)(x, y, params, key)
 
 
-def _means(how: _How, x: Array, y: Array, params: PyTree) -> tuple[Array, Array]:
-    loss, correct = _total(partial(_sums, how), x, y, params, how.chunk)
-    return loss / len(x), correct / len(x)
+def _means(loss: _Loss, x: Array, y: Array, params: PyTree) -> tuple[Array, Array]:
+    sum_of_losses, correct = _total(partial(_sums, loss), x, y, params, loss.chunk)
+    return sum_of_losses / len(x), correct / len(x)
 
 
 # Differentiating the loop over chunks itself would keep the activations of every chunk.
 @jax.custom_jvp
-def _mean(how: _How, x: Array, y: Array, params: PyTree) -> Array:
-    return _means(how, x, y, params)[0]
+def _mean(loss: _Loss, x: Array, y: Array, params: PyTree) -> Array:
+    return _means(loss, x, y, params)[0]
 
 
 @partial(_mean.defjvp, symbolic_zeros=True)
 def _mean_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (how, x, y, params), (_, dx, _, direction) = primals, tangents
+    (loss, x, y, params), (_, dx, _, direction) = primals, tangents
     if not isinstance(dx, SymbolicZero):
         raise NotImplementedError("over_dataset is differentiated with respect to the parameters only")
-    with_gradient = jax.value_and_grad(partial(_sums, how), has_aux=True)
-    (value, _), gradient = _total(with_gradient, x, y, params, how.chunk)
+    with_gradient = jax.value_and_grad(partial(_sums, loss), has_aux=True)
+    (value, _), gradient = _total(with_gradient, x, y, params, loss.chunk)
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
     slopes = [jnp.vdot(g, d) / len(x) for g, d in pairs if not isinstance(d, SymbolicZero)]
     return value / len(x), sum(slopes, jnp.zeros_like(value))
@@ -218,27 +220,21 @@ def _total(fn: Callable, x: Array, y: Array, params: PyTree, chunk: int) -> Any:
     middle = longer * (size + 1)
 
     def add(total: Any, terms: Any) -> Any:
-        return jax.tree.map(lambda s, one: s + one.astype(s.dtype), total, terms)
+        return jax.tree.map(lambda total, term: total + term.astype(total.dtype), total, terms)
 
     def summed(x: Array, y: Array, params: PyTree) -> Any:
-        found, like = jax.make_jaxpr(fn, return_shape=True)(params, x[:size], y[:size])
+        of_chunk = jax.jit(fn, inline=True)  # tracing a network again takes as long as the first time
+        traced, shapes = jax.make_jaxpr(of_chunk, return_shape=True)(params, x[:size], y[:size])
         # XLA:CPU runs a convolution many times slower in a loop than outside (jax 0.10.2).
-        in_python = jax.default_backend() == "cpu" and "conv_general_dilated" in program.primitives(found.jaxpr)
-        of_leaves = core.jaxpr_as_fun(found)  # tracing a network again takes as long as the first time
-
-        def one(params: PyTree, x: Array, y: Array) -> Any:
-            same = len(x) == size
-            leaves = of_leaves(*jax.tree.leaves((params, x, y))) if same else jax.tree.leaves(fn(params, x, y))
-            return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-        total = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), like)
+        in_python = jax.default_backend() == "cpu" and "conv_general_dilated" in program.primitives(traced.jaxpr)
+        total = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
         for begin, end, length in ((0, middle, size + 1), (middle, len(x), size)):
             if in_python or end - begin == length:
                 for i in range(begin, end, length):
-                    total = add(total, one(params, x[i : i + length], y[i : i + length]))
+                    total = add(total, of_chunk(params, x[i : i + length], y[i : i + length]))
             elif end > begin:
                 chunks = [a[begin:end].reshape(-1, length, *a.shape[1:]) for a in (x, y)]
-                total, _ = jax.lax.scan(lambda total, xy: (add(total, one(params, *xy)), None), total, chunks)
+                total, _ = jax.lax.scan(lambda total, xy: (add(total, of_chunk(params, *xy)), None), total, chunks)
         return total
 
     return program.compiled(summed)(x, y, params)

@@ -17,12 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-__all__ = ["compiled", "fingerprint", "is_traced", "precision", "primitives"]
+__all__ = ["asked_precision", "compiled", "fingerprint", "is_traced", "precision", "primitives"]
 
 _MOST = 256  # programs that are kept
-_RULES = ("custom_jvp_call", "custom_vjp_call")
 
-_programs: dict[Any, Callable] = {}
+_programs: dict[Any, tuple[Callable, list[Any]]] = {}
 
 
 def compiled(fn: Callable, *, donate: Sequence[int] = (), matmul: str | None = None) -> Callable:
@@ -39,23 +38,19 @@ def compiled(fn: Callable, *, donate: Sequence[int] = (), matmul: str | None = N
     >>> compiled(lambda x: scale * x)(2.0).item()
     6.0
     """
-    check_precision(matmul)
+    _check_precision(matmul)
     traced = jax.jit(lambda *args: fn(*args))
-    known: dict[Any, Any] = {}
+    programs: dict[Any, Callable] = {}
 
     def call(*args: Any) -> Any:
         with precision(matmul):
             if is_traced(args):
                 return traced(*args)
             leaves, tree = jax.tree.flatten(args)
-            types = tree, *((np.shape(leaf), jax.dtypes.result_type(leaf), _is_weak(leaf)) for leaf in leaves)
-            if types not in known:
-                known[types] = _read(fn, args, donate)
-            found = known[types]
-            if found is None:
-                return traced(*args)
-            program, result = found
-            return jax.tree.unflatten(result, program(*args))
+            types = tree, *map(jax.typeof, leaves)
+            if types not in programs:
+                programs[types] = _read(fn, args, donate) or traced
+            return programs[types](*args)
 
     return call
 
@@ -81,14 +76,14 @@ def precision(matmul: str | None = None) -> Iterator[None]:
         yield
 
 
-def check_precision(precision: str | None) -> None:
-    """Refuse what JAX knows no such precision of matrix products of."""
+def _check_precision(precision: str | None) -> None:
+    """Refuse a precision of matrix products that JAX does not know."""
     try:
         with jax.default_matmul_precision(precision):
             pass
     except ValueError:
-        some = '"float32", "tensorfloat32", "bfloat16" or another of jax.default_matmul_precision'
-        raise ValueError(f"precision is {precision!r}; it must be {some}") from None
+        known = '"float32", "tensorfloat32", "bfloat16" or another of jax.default_matmul_precision'
+        raise ValueError(f"precision is {precision!r}; it must be {known}") from None
 
 
 def asked_precision() -> str:
@@ -106,185 +101,182 @@ def primitives(jaxpr: core.Jaxpr) -> Iterator[str]:
     for eqn in jaxpr.eqns:
         yield eqn.primitive.name
         for inner in _within(eqn.params):
-            yield from primitives(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
+            yield from primitives(inner)
 
 
-def _within(params: dict[str, Any]) -> list[core.ClosedJaxpr | core.Jaxpr]:
+def _within(params: dict[str, Any]) -> list[core.Jaxpr]:
     """The programs among the parameters of a primitive."""
-    values = [one for value in params.values() for one in (value if isinstance(value, tuple | list) else [value])]
-    return [value for value in values if isinstance(value, core.ClosedJaxpr | core.Jaxpr)]
-
-
-def _is_weak(leaf: Any) -> bool:
-    return getattr(leaf, "weak_type", not hasattr(leaf, "dtype"))
+    values = [value for group in params.values() for value in (group if isinstance(group, tuple) else (group,))]
+    programs = [value for value in values if isinstance(value, core.ClosedJaxpr | core.Jaxpr)]
+    return [value.jaxpr if isinstance(value, core.ClosedJaxpr) else value for value in programs]
 
 
 def _trace(fn: Callable, args: Any) -> tuple[core.ClosedJaxpr, Any]:
     """The program of a function, every array that it closes over a constant of it; and its result's tree."""
-    trees = []
+    tree = None
 
-    def leaves_of(*args: Any) -> list[Any]:
+    def leaves_of(*args: Any) -> list[Any]:  # anew each time, as JAX remembers a function that it has traced
+        nonlocal tree
         leaves, tree = jax.tree.flatten(fn(*args))
-        trees.append(tree)
         return leaves
 
     closed = jax.make_jaxpr(leaves_of)(*args)
     if not is_traced(closed.consts):
-        whole = jax.make_jaxpr(lambda *leaves: _evaluate(closed.jaxpr, closed.consts, leaves))
-        closed = whole(*jax.tree.leaves(args))
-    return closed, trees[0]
+        closed = jax.make_jaxpr(lambda *leaves: _evaluate(closed, *leaves))(*jax.tree.leaves(args))
+    return closed, tree
 
 
-def _read(fn: Callable, args: Any, donate: Sequence[int]) -> tuple[Callable, Any] | None:
-    """The program for these arguments, and the structure of its result; `None` where it holds unknown values."""
+def _read(fn: Callable, args: Any, donate: Sequence[int]) -> Callable | None:
+    """The program for arguments of these types; `None` where it holds unknown values."""
     closed, tree = _trace(fn, args)
     if is_traced(closed.consts):
         return None
     text, objects = _description(closed.jaxpr)
     key = (text, *map(id, objects), tuple(donate), jax.tree.structure(args))
-    program = _programs.pop(key) if key in _programs else _program(closed.jaxpr, donate, objects)
-    _programs[key] = program
+    if key not in _programs:
+        jitted = jax.jit(partial(_run, closed.jaxpr), donate_argnums=[1 + i for i in donate])
+        _programs[key] = jitted, objects  # while these live, nothing else has their id
+    program, _ = _programs[key] = _programs.pop(key)  # the last one used is the last one to go
     while len(_programs) > _MOST:
         del _programs[next(iter(_programs))]
     consts = [jnp.asarray(value) for value in closed.consts]
-    return lambda *args: program(consts, *args), tree
+    return lambda *args: jax.tree.unflatten(tree, program(consts, *args))
 
 
-def _program(jaxpr: core.Jaxpr, donate: Sequence[int], objects: list[Any]) -> Callable:
-    def run(consts: list[Any], *args: Any) -> Any:
-        return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(args))
-
-    run.objects = objects  # type: ignore[attr-defined]  # while they live, nothing else has their id
-    return jax.jit(run, donate_argnums=[1 + i for i in donate])
+def _run(jaxpr: core.Jaxpr, consts: list[Any], *args: Any) -> list[Any]:
+    return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(args))
 
 
-def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+def _evaluate(closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
     """A program with calls of jitted functions, and of those with rules for derivatives, written out."""
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    variables = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
+    values = dict(zip(variables, [*closed.consts, *args], strict=True))
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
+    def read(atoms: Sequence[Any]) -> list[Any]:
+        return [atom.val if isinstance(atom, core.Literal) else values[atom] for atom in atoms]
 
-    for eqn in jaxpr.eqns:
-        inputs, params = [read(atom) for atom in eqn.invars], eqn.params
-        inner = params["call_jaxpr"] if eqn.primitive.name in _RULES else _plain_jit(eqn)
-        loop = _LOOPS.get(eqn.primitive.name) if _closes_over_arrays(params) else None
+    for eqn in closed.jaxpr.eqns:
+        name, inputs, inner = eqn.primitive.name, read(eqn.invars), _inlined(eqn)
         with eqn.ctx.manager:
             if inner is not None:
-                out = _evaluate(inner.jaxpr, inner.consts, inputs)
-            elif loop is not None:
-                out = loop(params, inputs)
+                outputs = _evaluate(inner, *inputs)
+            elif name in _LOOPS and _closes_over_arrays(eqn.params):
+                outputs = _LOOPS[name](eqn.params, inputs)
             else:
-                bound = eqn.primitive.get_bind_params(params)
-                functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a tuple before jax 0.10
-                out = eqn.primitive.bind(*functions, *inputs, **params)
-        values.update(zip(eqn.outvars, out if inner or eqn.primitive.multiple_results else [out], strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+                outputs = _bind(eqn, inputs)
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return read(closed.jaxpr.outvars)
+
+
+def _inlined(eqn: Any) -> Any:
+    """The program to write out: of a function with a rule, or of a jitted one that places nothing on devices."""
+    if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
+        return eqn.params["call_jaxpr"]
+    if eqn.primitive.name not in ("jit", "pjit"):
+        return None
+    options = [eqn.params[name] for name in ("in_shardings", "out_shardings", "in_layouts", "out_layouts")]
+    unplaced = all(
+        place is None or "Unspecified" in type(place).__name__ for places in options for place in places
+    )
+    return eqn.params["jaxpr"] if unplaced and not eqn.params["compiler_options_kvs"] else None
+
+
+def _bind(eqn: Any, inputs: list[Any]) -> Any:
+    bound = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a tuple before jax 0.10
+    outputs = eqn.primitive.bind(*functions, *inputs, **params)
+    return outputs if eqn.primitive.multiple_results else [outputs]
 
 
 def _closes_over_arrays(params: dict[str, Any]) -> bool:
     """Whether a function within a program, such as a jitted one in the body of a scan, closes over arrays."""
-    programs = _within(params)
-    if any(getattr(inner, "consts", ()) for inner in programs):
-        return True
-    return any(_closes_over_arrays(eqn.params) for inner in programs for eqn in inner.eqns)
+    return any(
+        inner.constvars or any(_closes_over_arrays(eqn.params) for eqn in inner.eqns) for inner in _within(params)
+    )
 
 
 def _cond(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
-    branches = [partial(_evaluate_closed, branch) for branch in params["branches"]]
+    branches = [partial(_evaluate, branch) for branch in params["branches"]]
     return jax.lax.switch(inputs[0], branches, *inputs[1:])
 
 
 def _scan(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    count = params["num_carry"]
+    body = partial(_evaluate, params["jaxpr"], *inputs[: params["num_consts"]])
+    rest = inputs[params["num_consts"] :]
 
-    def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-        out = _evaluate_closed(params["jaxpr"], *inputs[:first], *carry, *x)
-        return out[: last - first], out[last - first :]
+    def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        outputs = body(*carry, *x)
+        return outputs[:count], outputs[count:]
 
-    how = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, out = jax.lax.scan(body, inputs[first:last], inputs[last:], **how)
-    return [*carry, *out]
+    length, reverse, unroll = params["length"], params["reverse"], params["unroll"]
+    carry, outputs = jax.lax.scan(step, rest[:count], rest[count:], length, reverse, unroll)
+    return [*carry, *outputs]
 
 
 def _while(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
     first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-
-    def goes_on(values: list[Any]) -> Any:
-        return _evaluate_closed(params["cond_jaxpr"], *inputs[:first], *values)[0]
-
-    def body(values: list[Any]) -> list[Any]:
-        return _evaluate_closed(params["body_jaxpr"], *inputs[first:last], *values)
-
-    return jax.lax.while_loop(goes_on, body, inputs[last:])
-
-
-def _evaluate_closed(closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
-    return _evaluate(closed.jaxpr, closed.consts, args)
+    goes_on = partial(_evaluate, params["cond_jaxpr"], *inputs[:first])
+    body = partial(_evaluate, params["body_jaxpr"], *inputs[first:last])
+    return jax.lax.while_loop(lambda values: goes_on(*values)[0], lambda values: body(*values), inputs[last:])
 
 
 _LOOPS = {"cond": _cond, "scan": _scan, "while": _while}
 
 
-def _plain_jit(eqn: Any) -> Any:
-    """The program of a jitted function that places nothing on devices."""
-    if eqn.primitive.name not in ("jit", "pjit"):
-        return None
-    placed = [eqn.params[name] for name in ("in_shardings", "out_shardings", "in_layouts", "out_layouts")]
-    unplaced = all(one is None or "Unspecified" in type(one).__name__ for group in placed for one in group)
-    return eqn.params["jaxpr"] if unplaced and not eqn.params["compiler_options_kvs"] else None
-
-
 def _description(jaxpr: core.Jaxpr) -> tuple[str, list[Any]]:
     """A program in words that are the same for the same computation, and what has to be told apart by identity."""
     objects: list[Any] = []
-    known: dict[int, str] = {}
+    digests: dict[int, str] = {}
 
-    def whole(jaxpr: core.Jaxpr) -> str:
+    def digest(jaxpr: core.Jaxpr) -> str:
+        if id(jaxpr) not in digests:
+            digests[id(jaxpr)] = hashlib.sha256("\n".join(lines(jaxpr)).encode()).hexdigest()
+        return digests[id(jaxpr)]
+
+    def lines(jaxpr: core.Jaxpr) -> Iterator[str]:
         numbers = {var: i for i, var in enumerate([*jaxpr.constvars, *jaxpr.invars])}
-        lines = [" ".join(repr(var.aval) for var in numbers), str(len(jaxpr.constvars))]
+        yield " ".join(repr(var.aval) for var in numbers)
+        yield str(len(jaxpr.constvars))
 
-        def atom(it: Any) -> str:
-            return f"{it.aval!r}{_bytes(it.val).hex()}" if isinstance(it, core.Literal) else str(numbers[it])
+        def words(atoms: Sequence[Any]) -> str:
+            return " ".join(
+                f"{atom.aval!r}{_bytes(atom.val).hex()}" if isinstance(atom, core.Literal) else str(numbers[atom])
+                for atom in atoms
+            )
 
         for eqn in jaxpr.eqns:
-            inputs = " ".join(map(atom, eqn.invars))
-            for var in eqn.outvars:
-                numbers[var] = len(numbers)
-            outputs = " ".join(repr(var.aval) for var in eqn.outvars)
-            rules = eqn.primitive.name.startswith("custom_")
-            params = [
-                f"{name}={word(value)}"
-                for name, value in eqn.params.items()
-                if name != "name" and not (rules and (callable(value) or "Wrapped" in type(value).__name__))
-            ]
-            lines.append(f"{eqn.primitive.name} {inputs} {outputs} {' '.join(params)} {eqn.ctx!r}")
-        return "\n".join([*lines, " ".join(map(atom, jaxpr.outvars))])
+            inputs, types = words(eqn.invars), " ".join(repr(var.aval) for var in eqn.outvars)
+            numbers |= {var: len(numbers) + i for i, var in enumerate(eqn.outvars)}
+            params = " ".join(f"{name}={word(value)}" for name, value in eqn.params.items() if tells(eqn, name))
+            yield f"{eqn.primitive.name} {inputs} {types} {params} {eqn.ctx!r}"
+        yield words(jaxpr.outvars)
+
+    def tells(eqn: Any, name: str) -> bool:
+        """Whether a parameter belongs to what is computed: a name does not, nor do rules for derivatives."""
+        value, rules = eqn.params[name], eqn.primitive.name.startswith("custom_")
+        return name != "name" and not (rules and (callable(value) or "Wrapped" in type(value).__name__))
 
     def word(value: Any) -> str:
-        if isinstance(value, core.ClosedJaxpr):
-            objects.extend(value.consts)
-            value = value.jaxpr
-        if isinstance(value, core.Jaxpr):
-            if id(value) not in known:
-                known[id(value)] = hashlib.sha256(whole(value).encode()).hexdigest()
-            return known[id(value)]
-        if isinstance(value, tuple | list) and type(value) in (tuple, list):
+        if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+            objects.extend(getattr(value, "consts", ()))
+            return digest(value.jaxpr if isinstance(value, core.ClosedJaxpr) else value)
+        if type(value) in (tuple, list):
             return f"({', '.join(map(word, value))})"
         if isinstance(value, dict):
             return word([*value.items()])
         if isinstance(value, np.ndarray | jax.Array):
             return f"{value.dtype}{value.shape}{_bytes(value).hex()}"
         text = repr(value)
-        mesh = getattr(value, "mesh", value)
-        if isinstance(mesh, jax.sharding.Mesh) and not mesh.empty:  # its words do not tell the devices
-            text += f" on {[device.id for device in mesh.devices.flat]}"
         if (callable(value) and not isinstance(value, type)) or " at 0x" in text:
             objects.append(value)
             return type(value).__name__
+        mesh = getattr(value, "mesh", value)
+        if isinstance(mesh, jax.sharding.Mesh) and not mesh.empty:  # its words do not tell the devices
+            text += f" on {[device.id for device in mesh.devices.flat]}"
         return text
 
-    return hashlib.sha256(whole(jaxpr).encode()).hexdigest(), objects
+    return digest(jaxpr), objects
 
 
 def _bytes(value: Any) -> bytes:

@@ -9,7 +9,7 @@ given then: look at `finite`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from gengap import ascent, flat, program, subspace
+from gengap import ascent, checks, flat, program, subspace
 from gengap import progress as shown
 from gengap.subspace import Subspace
 
-_OUTSIDE = (2.0, 1.4)  # multiples of the box at whose corners the full space is looked at first
-_CLIMB = 6  # looks for a direction
+__all__ = ["Sharpness", "SubspaceSharpness", "box", "draw_keys", "full_space", "random_subspaces", "restrict"]
+
+_OUTSIDE = (2.0, 1.4)  # multiples of the box at whose corners the full space is evaluated first
+_CLIMB = 6  # evaluations for a direction
 
 
 class Sharpness(NamedTuple):
@@ -34,7 +36,7 @@ class Sharpness(NamedTuple):
       base_loss: f(x), in nats.
       max_loss: f(x + A y*), in nats.
       evaluations: gradients spent on the maximum, the one at x left out.
-      finite: whether the loss and its gradient were finite wherever they were looked at.
+      finite: whether the loss and its gradient were finite wherever they were evaluated.
       shared_evaluations: gradients spent once for all draws of an epsilon; 0 in the full space.
     """
 
@@ -77,8 +79,8 @@ def full_space(
 ) -> Sharpness:
     """Metric 2.1 with A = I (Table 3).
 
-    Two ascents begin in the box: at the corner that the gradient points to after looks at the corners of boxes of
-    2 and 1.4 times the size, and at the corner opposite to the gradient at x. See `ascent.maximise`.
+    Two ascents begin in the box: at the corner that the gradient points to after evaluations at the corners of
+    boxes of 2 and 1.4 times the size, and at the corner opposite to the gradient at x. See `ascent.maximise`.
 
     Args:
       loss, params, epsilon, progress: as of `random_subspaces`.
@@ -92,19 +94,18 @@ def full_space(
     >>> float(s.max_loss)  # (0.5, 2.0) or (-0.5, 2.0): 0.25 + 4
     4.25
     """
-    look, point, base, slope, epsilons = _begin(loss, params, key, epsilon, {"max_evaluations": max_evaluations})
-    (x, layout), tops, outside = point, [], _OUTSIDE if max_evaluations >= 6 else ()
+    counts = {"max_evaluations": max_evaluations}
+    (x, layout), evaluate, (base, slope), epsilons = _begin(loss, params, key, epsilon, counts)
+    maxima = []
     with shown.line(progress, len(epsilons) * max_evaluations, "gradient") as line:
-        look = line.counting(partial(look, x, None))
+        evaluate = line.counting(partial(evaluate, x, None))
         for e in epsilons:
-            r, far = box(x, None, e), slope
-            flat.tell_rounded(layout, x, r)
-            for multiple in outside:
-                far = _useful(*look(multiple * r * jnp.sign(far)), far)
-            starts = jnp.sign(jnp.stack([far, -slope] if outside else [slope]))
-            looks = max_evaluations - len(outside)
-            tops.append(ascent.maximise(look, r, (base, slope), starts, key, max_looks=looks))
-    return _checked(Sharpness(*_metric(base, [tops], np.shape(epsilon), max_evaluations, 0)))
+            radius = box(x, None, e)
+            flat.warn_rounded(layout, x, radius)
+            starts, left = _full_starts(evaluate, radius, slope, max_evaluations)
+            top = ascent.maximise(evaluate, radius, (base, slope), starts, key, max_evaluations=left)
+            maxima.append(top)
+    return _checked(_metric(Sharpness, np.shape(epsilon), base, [maxima], max_evaluations, 0))
 
 
 def random_subspaces(
@@ -154,38 +155,36 @@ def random_subspaces(
     """
     counts = {"dim": dim, "num_draws": num_draws, "max_evaluations": max_evaluations}
     counts |= {"draws_at_once": draws_at_once}
-    look, point, base, slope, epsilons = _begin(loss, params, key, epsilon, counts, num_directions)
-    x, layout = point
+    (x, layout), evaluate, centre, epsilons = _begin(loss, params, key, epsilon, counts, num_directions)
     if dim > len(x):
         raise ValueError(f"dim is {dim}; it must be from 1 to {len(x)}, the number of parameters")
-    count = min(num_directions, len(x))
-    of_draws, of_ascents, of_directions, of_size = jax.random.split(key, 4)
-    keys, ascent_keys = _keys(of_draws, num_draws), _keys(of_ascents, num_draws)
-    tops, draw = [], program.compiled(partial(_draw, len(x), dim, entries))
-    total = len(epsilons) * (_CLIMB * count + num_draws * max_evaluations)
+    num_directions = min(num_directions, len(x))
+    draws_key, ascents_key, directions_key, entries_key = jax.random.split(key, 4)
+    draws, ascents = _keys(draws_key, num_draws), _keys(ascents_key, num_draws)
+    draw, maxima = program.compiled(partial(_draw, len(x), dim, entries)), []
+    total = len(epsilons) * (_CLIMB * num_directions + num_draws * max_evaluations)
     with shown.line(progress, total, "gradient") as line:
-        in_full, size = line.counting(partial(look, x, None)), _size(of_size, len(x), dim, entries)
+        in_full, entry = line.counting(partial(evaluate, x, None)), _entry(entries_key, len(x), dim, entries)
         for e in epsilons:  # a corner is that far from x along each parameter
-            flat.tell_rounded(layout, x, e * size * math.sqrt(dim) * jnp.ones_like(x))
-        ways = [_directions(in_full, x, slope, of_directions, e * size, dim, count) for e in epsilons]
+            flat.warn_rounded(layout, x, e * entry * math.sqrt(dim) * jnp.ones_like(x))
+        directions = [
+            _directions(in_full, x, centre[1], directions_key, e * entry, dim, num_directions) for e in epsilons
+        ]
         for i in range(0, num_draws, draws_at_once):
-            which = i if draws_at_once == 1 else slice(i, i + draws_at_once)
-            A, unit, in_A, corners = draw(keys[which], x, slope, ways)
-            of_group = ascent_keys[which]
-            in_A_look = line.counting(partial(look, x, A), min(draws_at_once, num_draws - i))
-            tops.append(
-                [
-                    ascent.maximise(in_A_look, e * unit, (base, in_A), starts, of_group, max_looks=max_evaluations)
-                    for e, starts in zip(epsilons, corners, strict=True)
-                ]
-            )
-    shape = (*np.shape(epsilon), num_draws)
-    return _checked(SubspaceSharpness(*_metric(base, tops, shape, max_evaluations, _CLIMB * count)))
+            count = min(draws_at_once, num_draws - i)
+            group = i if count == 1 else slice(i, i + count)
+            A, unit, slope, starts = draw(draws[group], x, centre[1], directions)
+            in_A = line.counting(partial(evaluate, x, A), count)
+            climb = partial(ascent.maximise, in_A, centre=(centre[0], slope), max_evaluations=max_evaluations)
+            pairs = zip(epsilons, starts, strict=True)
+            maxima.append([climb(radius=e * unit, starts=corners, key=ascents[group]) for e, corners in pairs])
+    shape, shared = (*np.shape(epsilon), num_draws), _CLIMB * num_directions
+    return _checked(_metric(SubspaceSharpness, shape, centre[0], maxima, max_evaluations, shared))
 
 
 def draw_keys(key: Key[Array, ""], num_draws: int) -> Key[Array, " draws"]:
     """The keys of the matrices that `random_subspaces` draws: `subspace.draw(draw_keys(key, 10)[3], n, 100)`."""
-    flat.check_key(key)
+    checks.check_key(key)
     return _keys(jax.random.split(key, 4)[0], num_draws)
 
 
@@ -225,14 +224,14 @@ def _box(x: Array, A: Subspace | None, epsilon: Any) -> Array:
     return epsilon * (jnp.abs(x if A is None else subspace.pseudo_inverse_times(A, x)) + 1)
 
 
-def _look(f: Callable, x: Array, A: Subspace | None, y: Array) -> tuple[Array, Array]:
-    """The value and the gradient at y, or at each row of y in its own subspace."""
+def _evaluate(f: Callable, x: Array, A: Subspace | None, y: Array) -> tuple[Array, Array]:
+    """f and its gradient at y, or at each row of y in its own subspace."""
 
-    def one(A: Subspace | None, y: Array) -> tuple[Array, Array]:
+    def at(A: Subspace | None, y: Array) -> tuple[Array, Array]:
         value, slope = jax.value_and_grad(f)(x + (y if A is None else subspace.times(A, y)))
         return value, slope if A is None else subspace.transpose_times(A, slope)
 
-    return one(A, y) if y.ndim == 1 else jax.vmap(one)(A, y)
+    return at(A, y) if y.ndim == 1 else jax.vmap(at)(A, y)
 
 
 @jax.jit
@@ -242,21 +241,31 @@ def _useful(value: Array, slope: Array, otherwise: Array) -> Array:
     return jnp.where(useful, slope, otherwise)
 
 
-def _draw(
-    n: int, dim: int, entries: subspace.Entries, keys: Array, x: Array, slope: Array, ways: list[Array]
-) -> tuple[Subspace, Array, Array, list[Array]]:
-    """A, its box for epsilon 1, the gradient at x in it, and the corners that `ways` point to; or several."""
+def _full_starts(evaluate: Callable, radius: Array, slope: Array, max_evaluations: int) -> tuple[Array, int]:
+    """The corners at which the ascents in the full space begin, and the evaluations that are left."""
+    if max_evaluations < 6:
+        return jnp.sign(slope[None]), max_evaluations
+    far = slope
+    for multiple in _OUTSIDE:
+        far = _useful(*evaluate(multiple * radius * jnp.sign(far)), far)
+    return jnp.sign(jnp.stack([far, -slope])), max_evaluations - len(_OUTSIDE)
 
-    def one(key: Array) -> tuple[Subspace, Array, Array, list[Array]]:
+
+def _draw(
+    n: int, dim: int, entries: subspace.Entries, keys: Array, x: Array, slope: Array, directions: list[Array]
+) -> tuple[Subspace, Array, Array, list[Array]]:
+    """A, its box for epsilon 1, the gradient at x in it, and the corners of `directions`; or several of them."""
+
+    def draw(key: Array) -> tuple[Subspace, Array, Array, list[Array]]:
         A = subspace.draw(key, n, dim, entries=entries)
         into = partial(subspace.transpose_times, A)
-        return A, _box(x, A, 1.0), into(slope), [jnp.sign(jax.vmap(into)(way)) for way in ways]
+        return A, _box(x, A, 1.0), into(slope), [jnp.sign(jax.vmap(into)(rows)) for rows in directions]
 
-    return jax.vmap(one)(keys) if keys.ndim else one(keys)
+    return jax.vmap(draw)(keys) if keys.ndim else draw(keys)
 
 
 def _directions(
-    look: Callable, x: Array, slope: Array, key: Array, entry: Any, dim: int, count: int
+    evaluate: Callable, x: Array, slope: Array, key: Array, entry: Any, dim: int, count: int
 ) -> Float[Array, "starts n"]:
     r"""Directions in which the ascents of all draws begin: the gradient at x and others, which are orthonormal.
 
@@ -264,27 +273,28 @@ def _directions(
     $r\,\mathrm{sign}(A^T g)$, seen along g, is a step of length $\rho \approx \epsilon \sigma p \sqrt{2/\pi}$ for
     p columns of independent entries of standard deviation sigma. So each of those is the gradient after a few
     steps to $\rho\, g / \|g\|$, orthogonal to those before it: independent ones can all miss a basin. The first
-    look is as far away as a random corner of a subspace, $\epsilon \sigma \sqrt{p n}$.
+    step is as long as to a random corner of a subspace, $\epsilon \sigma \sqrt{p n}$.
     """
     near, far = dim * math.sqrt(2 / math.pi), math.sqrt(dim * len(x))
-    found = jnp.zeros((count, len(x)), x.dtype)
-    for i, way in enumerate(jax.random.normal(jax.random.clone(key), found.shape, x.dtype)):
-        way = _orthogonal(found, way)
+    directions = jnp.zeros((count, len(x)), x.dtype)
+    for i, direction in enumerate(jax.random.normal(jax.random.clone(key), directions.shape, x.dtype)):
+        direction = _orthogonal(directions, direction)
         for length in (far, *[near] * (_CLIMB - 1)):
-            way = _orthogonal(found, _useful(*look(entry * length * way), way))
-        found = found.at[i].set(way)
-    return jnp.concatenate([slope[None], found])
+            gradient = _useful(*evaluate(entry * length * direction), direction)
+            direction = _orthogonal(directions, gradient)
+        directions = directions.at[i].set(direction)
+    return jnp.concatenate([slope[None], directions])
 
 
 @jax.jit
-def _orthogonal(found: Array, way: Array) -> Array:
-    """The part of a direction that is orthogonal to those found, of length 1."""
-    way = way / jnp.maximum(jnp.max(jnp.abs(way)), jnp.finfo(way.dtype).tiny)
-    way = way - found.T @ (found @ way)
-    return way / jnp.maximum(jnp.linalg.norm(way), jnp.finfo(way.dtype).tiny)
+def _orthogonal(directions: Array, v: Array) -> Array:
+    """The part of v that is orthogonal to the directions, of length 1."""
+    v = v / jnp.maximum(jnp.max(jnp.abs(v)), jnp.finfo(v.dtype).tiny)
+    v = v - directions.T @ (directions @ v)
+    return v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
 
 
-def _size(key: Array, n: int, dim: int, entries: subspace.Entries) -> Any:
+def _entry(key: Array, n: int, dim: int, entries: subspace.Entries) -> Any:
     """The root mean square of the entries of A, from a sample of at most some 65,536."""
     if entries is subspace.signs:
         return 1.0
@@ -292,56 +302,52 @@ def _size(key: Array, n: int, dim: int, entries: subspace.Entries) -> Any:
 
 
 def _begin(
-    loss: Callable, params: PyTree, key: Any, epsilon: Any, counts: dict[str, Any], num_directions: Any = 0
-) -> tuple[Callable, tuple[Array, flat.Layout], Array, Array, list[Any]]:
-    """Check the arguments; what evaluates f and its gradient, x and its layout, both at x, and the epsilons."""
-    flat.check_key(key)
-    flat.check_counts(counts)
-    flat.check_counts({"num_directions": num_directions}, 0)
+    loss: Callable, params: PyTree, key: Any, epsilon: Any, counts: Mapping[str, Any], num_directions: Any = 0
+) -> tuple[tuple[Array, flat.Layout], Callable, tuple[Array, Array], list[Any]]:
+    """Check the arguments; x and its layout, what evaluates f and its gradient, both at x, and the epsilons."""
+    checks.check_key(key)
+    checks.check_counts(counts)
+    checks.check_counts({"num_directions": num_directions}, 0)
     if program.is_traced(epsilon):
         epsilons = list(jnp.atleast_1d(epsilon))
     else:
         epsilons = np.atleast_1d(epsilon).tolist() or [epsilon]
         for e in epsilons:
-            flat.check_positive({"epsilon": e})
+            checks.check_positive({"epsilon": e})
     f, x, layout = flat.of(loss, params)
-    look = program.compiled(partial(_look, f))
-    base, slope = look(x, None, jnp.zeros_like(x))
+    evaluate = program.compiled(partial(_evaluate, f))
+    base, slope = evaluate(x, None, jnp.zeros_like(x))
     if not program.is_traced(base):
         if not -1 < base < math.inf:
             raise ValueError(
                 f"loss(params) is {base}; it must be finite and, as the metric divides by 1 + f, above -1"
             )
         if base < 0:
-            flat.warn(f"loss(params) is {base:.3g}, below 0: the metric divides by 1 + f", 4)
-    return look, (x, layout), base, slope, epsilons
+            checks.warn(f"loss(params) is {base:.3g}, below 0: the metric divides by 1 + f", 4)
+    return (x, layout), evaluate, (base, slope), epsilons
 
 
-@partial(jax.jit, static_argnums=2)
+@jax.jit(static_argnums=(0, 1))
 def _metric(
-    base: Array, tops: list[list[ascent.Maximum]], shape: tuple[int, ...], spent: Any, shared: Any
-) -> tuple:
-    """The fields of `Sharpness`, from the maxima of each group of draws for each epsilon."""
-
-    def joined(name: str) -> Array:
-        groups = [jnp.stack([jnp.atleast_1d(getattr(top, name)) for top in group]) for group in tops]
-        return jnp.concatenate(groups, axis=1).reshape(shape)
-
-    top = joined("value")
-    base, spent, shared = (jnp.full(shape, number) for number in (base, spent, shared))
-    return 100 * (top - base) / (1 + base), base, top, spent, joined("finite"), shared
+    kind: Callable, shape: tuple[int, ...], base: Array, maxima: list[list[ascent.Maximum]], *counts: Any
+) -> Any:
+    """The metric from the maxima of each draw, or group of draws, for each epsilon."""
+    values = jnp.column_stack([jnp.stack([top.value for top in group]) for group in maxima]).reshape(shape)
+    finite = jnp.column_stack([jnp.stack([top.finite for top in group]) for group in maxima]).reshape(shape)
+    base, evaluations, shared = (jnp.full(shape, number) for number in (base, *counts))
+    return kind(100 * (values - base) / (1 + base), base, values, evaluations, finite, shared)
 
 
-def _checked(found: Any) -> Any:
-    """Tell what the numbers cannot."""
-    if program.is_traced(found.value):
-        return found
-    values, finite, base = np.asarray(found.value), np.asarray(found.finite), np.ravel(found.base_loss)[0]
+def _checked(measured: Any) -> Any:
+    """Warn of what the numbers do not show."""
+    if program.is_traced(measured.value):
+        return measured
+    values, finite, base = np.asarray(measured.value), np.asarray(measured.finite), np.ravel(measured.base_loss)[0]
     if not finite.all():
         lost = f"{np.sum(~finite)} of {finite.size} values are lower bounds only"
-        flat.warn(f"the loss was not finite somewhere in the box: {lost}", 4)
+        checks.warn(f"the loss was not finite somewhere in the box: {lost}", 4)
     unit = 100 * 8 * jnp.finfo(values.dtype).eps * max(abs(base), 1) / (1 + base)
     if low := np.sum((values < unit) & finite):
         lost = f"{low} of {values.size} values of the sharpness are below {unit:.1g}"
-        flat.warn(f"{lost}, which {values.dtype} does not resolve at a loss of {base:.3g}", 4)
-    return found
+        checks.warn(f"{lost}, which {values.dtype} does not resolve at a loss of {base:.3g}", 4)
+    return measured

@@ -7,8 +7,10 @@ list of `Layer`, which `chain` makes for the networks of `models`, says which of
 traced; `audit` decides by values and cannot.
 """
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from gengap import flat, program
+from gengap import checks, flat, program
+
+__all__ = ["Finding", "Layer", "audit", "chain", "permute", "rescale", "scale_before_norm"]
 
 Where = tuple[str, ...]
 
@@ -86,7 +90,7 @@ def rescale(params: PyTree, layers: Sequence[Layer], activations: Sequence[float
     _check(params, layers, activations, len(layers) - 1)
     for layer, after, factor in zip(layers, layers[1:], activations, strict=False):
         a = jnp.asarray(factor, float)
-        units = _get(params, layer.kernel).shape[-1]
+        units = _shape(params, layer.kernel)[-1]
         if a.shape not in ((), (units,)) or not (program.is_traced(a) or ((a > 0) & jnp.isfinite(a)).all()):
             raise ValueError(f"a factor is {factor}; it must be above 0, and one number or {units} of them")
         a = a.reshape(1, -1, 1)
@@ -106,7 +110,7 @@ def scale_before_norm(params: PyTree, layers: Sequence[Layer], factors: Sequence
         if not c > 0:
             raise ValueError(f"a factor is {c}; it must be above 0")
         for where in layer.linear:
-            params = _with(params, where, _get(params, where) * c)
+            params = _changed(params, where, partial(jnp.multiply, c))
     return params
 
 
@@ -114,7 +118,7 @@ def permute(params: PyTree, layers: Sequence[Layer], orders: Sequence[Int[Array,
     """The same function with the units of each hidden layer in another order, a permutation of their indices."""
     _check(params, layers, orders, len(layers) - 1)
     for layer, after, order in zip(layers, layers[1:], orders, strict=False):
-        units = _get(params, layer.kernel).shape[-1]
+        units = _shape(params, layer.kernel)[-1]
         if not program.is_traced(order) and sorted(order.tolist()) != list(range(units)):
             raise ValueError(f"an order is {order.tolist()}; it must hold each of {units} units once")
         in_order = partial(jnp.take, indices=order, axis=1)
@@ -164,25 +168,25 @@ def audit(
       repeats: keys, at least 2.
       tolerance: relative; what arithmetic may change.
     """
-    flat.check_untraced("audit", params, key)
-    flat.check_key(key)
-    flat.check_counts({"repeats": repeats}, 2)
+    checks.check_untraced("audit", params, key)
+    checks.check_key(key)
+    checks.check_counts({"repeats": repeats}, 2)
     keys = jax.random.split(key, repeats)
     images = {name: move(params) for name, move in symmetries.items()}
 
-    def taken(measure: Callable, point: PyTree) -> np.ndarray:  # values, and the standard errors that they state
+    def measured(measure: Callable, point: PyTree) -> np.ndarray:  # the values and their standard errors
         values = [measure(point, key) for key in keys]
         return np.array([[float(getattr(v, "value", v)), float(getattr(v, "sem", 0.0))] for v in values])
 
-    found = []
+    findings = []
     for name, measure in measures.items():
-        before = taken(measure, params)
+        before = measured(measure, params)
         for symmetry, image in images.items():
-            after = taken(measure, image)
+            after = measured(measure, image)
             a, b = float(before[:, 0].mean()), float(after[:, 0].mean())
             factor = b / a if a else math.nan
-            found.append(Finding(name, symmetry, a, b, factor, _verdict(before, after, tolerance)))
-    return found
+            findings.append(Finding(name, symmetry, a, b, factor, _verdict(before, after, tolerance)))
+    return findings
 
 
 def _verdict(before: np.ndarray, after: np.ndarray, tolerance: float) -> str:
@@ -199,46 +203,46 @@ def _verdict(before: np.ndarray, after: np.ndarray, tolerance: float) -> str:
     return "unchanged" if change <= tolerance * scale or 3 * error <= scale / 3 else "not resolved"
 
 
-def _check(params: PyTree, layers: Sequence[Layer], given: Sequence[Any], count: int) -> None:
+def _check(params: PyTree, layers: Sequence[Layer], arguments: Sequence[Any], count: int) -> None:
+    """Refuse another count of arguments, and parameters that do not fit the layers."""
     flat.layout_of(params)
-    if len(given) != count:
-        raise ValueError(f"{len(given)} are given; there must be {count}, one for each layer that is changed")
-    shapes = [_get(params, layer.kernel).shape for layer in layers]
-    for layer, shape in zip(layers, shapes, strict=True):
+    if len(arguments) != count:
+        raise ValueError(f"{len(arguments)} are given; there must be {count}, one for each layer that is changed")
+    before = None
+    for layer in layers:
+        shape = _shape(params, layer.kernel)
         if len(shape) < 2:
             raise ValueError(f"{layer.kernel} has the shape {shape}; it must be a kernel [..., in, units]")
+        *kernel, reads, units = shape
         for where in (*layer.linear[1:], *(layer.norm or ())):
-            found = _get(params, where).shape
-            if found[-1:] != shape[-1:] or math.prod(found) != shape[-1]:
-                raise ValueError(f"{where} has the shape {found}; the units of {layer.kernel} are {shape[-1]}")
-    for layer, shape, (*_, units) in zip(layers[1:], shapes[1:], shapes, strict=False):
+            others = _shape(params, where)
+            if others[-1:] != (units,) or math.prod(others) != units:
+                raise ValueError(f"{where} has the shape {others}; the units of {layer.kernel} are {units}")
         # A dense layer may read an image that was flattened, a convolution without groups the units themselves.
-        reads = shape[-2]
-        if reads % units or (len(shape) > 2 and reads != units):
+        if before is not None and (reads % before or (kernel and reads != before)):
             raise ValueError(
-                f"{layer.kernel} has the shape {shape} and reads {reads}; before it are {units} units"
+                f"{layer.kernel} has the shape {shape} and reads {reads}; before it are {before} units"
             )
+        before = units
 
 
 def _moved(params: PyTree, made: Sequence[Where], after: Layer, make: Callable, read: Callable) -> Any:
     """`make` of what makes a layer's units and `read` of what reads them, as arrays [before, units, behind]."""
-    units = _get(params, made[0]).shape[-1]
+    units = _shape(params, made[0])[-1]
     for where in made:
-        leaf = _get(params, where)
-        params = _with(params, where, make(leaf.reshape(-1, units, 1)).reshape(leaf.shape))
-    leaf = _get(params, after.kernel)  # channels are the fastest part of an axis that was flattened
-    return _with(params, after.kernel, read(leaf.reshape(-1, units, leaf.shape[-1])).reshape(leaf.shape))
+        params = _changed(params, where, lambda leaf: make(leaf.reshape(-1, units, 1)))
+    # Channels are the fastest part of an axis that was flattened.
+    return _changed(params, after.kernel, lambda leaf: read(leaf.reshape(-1, units, leaf.shape[-1])))
 
 
-def _get(params: Any, where: Where) -> Array:
-    """A leaf, in float32 at least."""
-    for name in where:
-        params = params[name]
-    return jnp.asarray(params, jnp.promote_types(jnp.result_type(params), jnp.float32))
+def _changed(params: Any, where: Where, change: Callable[[Array], Array]) -> Any:
+    """The parameters with one leaf changed, in float32 at least; in its type and shape in the end."""
+    if where:
+        return {**params, where[0]: _changed(params[where[0]], where[1:], change)}
+    dtype = jnp.result_type(params)
+    leaf = change(jnp.asarray(params, jnp.promote_types(dtype, jnp.float32)))
+    return leaf.reshape(np.shape(params)).astype(dtype)
 
 
-def _with(params: Any, where: Where, leaf: Array) -> Any:
-    """The parameters with another leaf in one place, in the type of the one that was there."""
-    if not where:
-        return leaf.astype(jnp.result_type(params))
-    return {**params, where[0]: _with(params[where[0]], where[1:], leaf)}
+def _shape(params: Any, where: Where) -> tuple[int, ...]:
+    return np.shape(functools.reduce(operator.getitem, where, params))

@@ -166,7 +166,8 @@ def test_python_numbers_and_numpy_arrays_are_leaves() -> None:
 def test_a_network_has_its_own_loss_at_the_ends_and_is_connected() -> None:
     model = models.dense(3, widths=(4,))
     x, y = jax.random.uniform(KEY, (12, 8)), jnp.arange(12) % 3
-    a, b = (model.init(jax.random.key(seed), x) for seed in (0, 1))
+    shapes, rng = jax.eval_shape(model.init, KEY, x), np.random.default_rng(0)
+    a, b = (jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes) for _ in range(2))
     both = objective.loss_and_accuracy(model.apply, x, y)
     losses, accuracies = landscape.along(both, landscape.linear(a, b), [0.0, 0.5, 1.0])
     for i, point in ((0, a), (2, b)):
@@ -175,7 +176,7 @@ def test_a_network_has_its_own_loss_at_the_ends_and_is_connected() -> None:
     control = landscape.connect(lambda params, key: f(params), a, b, KEY, steps=20, optimizer=optax.adam(0.1))
     alphas = np.linspace(0, 1, 11)
     straight, curve = (
-        landscape.along(f, path, alphas).mean()
+        landscape.along(both, path, alphas)[0].mean()
         for path in (landscape.linear(a, b), landscape.bezier(a, control, b))
     )
     assert curve < straight
@@ -227,13 +228,17 @@ def test_a_grid_has_rows_of_t_and_columns_of_s() -> None:
 
 
 def test_each_filter_of_a_direction_is_as_long_as_that_of_the_parameters() -> None:
-    params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 2, 5)), "bias": jnp.ones(5)}
-    found = landscape.filter_normalised(params, jax.random.key(1))
-    length = jnp.linalg.norm(params["kernel"].reshape(-1, 5), axis=0)
-    np.testing.assert_allclose(jnp.linalg.norm(found["kernel"].reshape(-1, 5), axis=0), length, rtol=1e-5)
-    assert not found["bias"].any()
-    cosine = jnp.vdot(found["kernel"], params["kernel"]) / square(params["kernel"])
-    assert abs(cosine) < 0.5
+    """Heads, stacked layers, and the first axis for units."""
+    rng = np.random.default_rng(0)
+    shapes = {"first": (4, 3), "query": (6, 2, 3), "stack": (3, 4, 5)}
+    filters = {"first": (1,), "query": (0,), "stack": (1,)}
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    units = kernels.named({"first": kernels.first_axis, "query": (-2, -1), "stack": kernels.stacked()})
+    found = landscape.filter_normalised(params, jax.random.key(1), units=units)
+    for name, direction in found.items():
+        lengths = [np.sqrt((np.asarray(leaf) ** 2).sum(filters[name])) for leaf in (direction, params[name])]
+        np.testing.assert_allclose(*lengths, rtol=1e-5, err_msg=name)
+    assert abs(np.vdot(found["query"], params["query"]) / square(params["query"])) < 0.5
 
 
 def test_the_curve_that_is_closest_to_a_point_has_its_closed_form() -> None:
@@ -295,7 +300,7 @@ def test_a_connection_takes_optimisers_that_look_at_the_value(optimizer) -> None
 
 
 def test_the_steepest_direction_of_a_linear_loss_is_its_gradient() -> None:
-    slope = jax.random.normal(KEY, (50,))
+    slope = jnp.cos(jnp.arange(50.0))
     x = jnp.linspace(-1, 1, 50)
     found = landscape.neighbourhood(lambda x: slope @ x, x, KEY, num_directions=3, max_evaluations=2)
     np.testing.assert_allclose(found.length, 1e-3 * np.linalg.norm(np.abs(x) + 1), rtol=1e-6)
@@ -307,7 +312,7 @@ def test_the_steepest_direction_of_a_linear_loss_is_its_gradient() -> None:
 @pytest.mark.parametrize("steep", [5, 20, 100])
 def test_the_mean_over_the_highest_rise_of_a_quadratic(steep) -> None:
     """f = sum of the first k of n squares: the mean rise on a sphere is k / n of the highest."""
-    n, count = 100, 400
+    n, count = 100, 200
     f = Partial(lambda mask, x: 1 + jnp.vdot(mask * x, x), (jnp.arange(n) < steep).astype(jnp.float32))
     found = landscape.neighbourhood(f, jnp.zeros(n), KEY, epsilon=0.1, num_directions=count)
     np.testing.assert_allclose(found.length, 0.1 * np.sqrt(n), rtol=1e-6)
@@ -339,10 +344,10 @@ def test_the_share_is_of_directions_and_the_other_ratio_is_not() -> None:
 
 
 def test_a_neighbourhood_that_cannot_be_read_is_nan() -> None:
-    flat = landscape.neighbourhood(lambda x: 0 * x.sum(), jnp.ones(2), KEY, num_directions=3)
+    flat = landscape.neighbourhood(lambda x: 0 * x.sum(), jnp.ones(3), KEY, num_directions=3)
     assert jnp.isnan(flat.share) and jnp.isnan(flat.mean_over_highest)
     with pytest.warns(RuntimeWarning, match="the loss was not finite where it was looked at"):
-        broken = landscape.neighbourhood(lambda x: jnp.sqrt(x.sum() - 2), jnp.ones(2), KEY, num_directions=20)
+        broken = landscape.neighbourhood(lambda x: jnp.sqrt(x.sum() - 3), jnp.ones(3), KEY, num_directions=20)
     assert jnp.isnan(broken.highest) and jnp.isnan(broken.mean_over_highest)
     steep = flat._replace(highest=jnp.float32(jnp.inf))
     assert jnp.isnan(steep.mean_over_highest)
@@ -353,7 +358,7 @@ def test_a_neighbourhood_of_a_tiny_loss_is_that_of_the_loss() -> None:
         return scale * (x[0] ** 2 + 0.1 * x[1] ** 2)
 
     small, one = (
-        landscape.neighbourhood(Partial(f, jnp.float32(scale)), jnp.zeros(4), KEY, num_directions=5)
+        landscape.neighbourhood(Partial(f, jnp.float32(scale)), jnp.zeros(3), KEY, num_directions=5)
         for scale in (1e-25, 1.0)
     )
     np.testing.assert_allclose(1e25 * small.highest, one.highest, rtol=1e-5)
@@ -374,7 +379,7 @@ def test_neighbourhoods_under_vmap_are_those_of_a_loop() -> None:
     keys = jax.random.split(KEY, 2)
 
     def near(key):
-        return landscape.neighbourhood(square, tree(0), key, num_directions=3, max_evaluations=3)
+        return landscape.neighbourhood(square, tree(0), key, num_directions=2, max_evaluations=2)
 
     found = jax.vmap(near)(keys)
     for i in range(2):
@@ -507,26 +512,29 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_each_filter_in_each_layout_is_as_long_as_that_of_the_parameters(name) -> None:
+def test_the_axes_of_one_filter_in_each_layout(name) -> None:
     make, units, filters = LAYOUTS[name]
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), make())
-    found = landscape.filter_normalised(params, jax.random.key(1), units=units)
-    assert jax.tree.structure(found) == jax.tree.structure(params)
-    moved = set()
-    for (path, a), d in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(found), strict=True):
-        axes = [axes for part, axes in filters.items() if part in jax.tree_util.keystr(path)]
-        if axes:
-            lengths = (np.sqrt((np.asarray(leaf) ** 2).sum(axes[0])) for leaf in (d, a))
-            np.testing.assert_allclose(*lengths, rtol=1e-5, err_msg=jax.tree_util.keystr(path))
-            moved |= {axes[0]}
-        else:
-            assert not d.any(), jax.tree_util.keystr(path)
-    assert moved == {*filters.values()}
+    params, kernel_axes = make(), set()
+    rules = kernels.of(params, units)
+    for (path, leaf), kernel in zip(jax.tree.leaves_with_path(params), rules, strict=True):
+        text = jax.tree_util.keystr(path)
+        expected = next((axes for part, axes in filters.items() if part in text), None)
+        if kernel is not None:
+            kept = kernel.units + kernel.layers
+            kernel = tuple(axis for axis in range(leaf.ndim) if axis not in kept)
+            kernel_axes |= {kernel}
+        assert kernel == expected, text
+    assert kernel_axes == {*filters.values()}
 
 
 @pytest.mark.parametrize("model", [models.f1(3), models.c1(3)], ids=["F1", "C1"])
-def test_the_direction_of_the_papers_networks_is_what_it_was(model) -> None:
+def test_the_kernels_of_the_papers_networks_have_more_than_one_axis(model) -> None:
+    shapes = jax.eval_shape(model.init, KEY, jnp.ones((2, 8, 8, 2)))
+    for leaf, kernel in zip(jax.tree.leaves(shapes), kernels.of(shapes, kernels.last_axis), strict=True):
+        assert kernel == (kernels.Kernel((leaf.ndim - 1,)) if leaf.ndim > 1 else None)
+
+
+def test_the_direction_is_what_it_was_and_compiles_once() -> None:
     """Bit for bit, as of the rule by the number of axes alone."""
 
     @jax.jit
@@ -539,9 +547,15 @@ def test_the_direction_of_the_papers_networks_is_what_it_was(model) -> None:
         return jax.tree.map(scaled, params, optax.tree.random_like(key, params))
 
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, KEY, jnp.ones((2, 8, 8, 2)))
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    assert same(landscape.filter_normalised(params, KEY), before(params, KEY))
+    shapes = {"bias": (4,), "conv": (3, 3, 2, 4), "dense": (16, 3)}
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    found = landscape.filter_normalised(params, KEY)
+    assert same(found, before(params, KEY))
+    assert not found["bias"].any() and found["conv"].any() and found["dense"].any()
+    other = {name: 2 * leaf for name, leaf in params.items()}
+    with compiled() as again:
+        landscape.filter_normalised(other, KEY, units=kernels.named({"conv": 3, "dense": (1,)}))
+    assert again == []
 
 
 @pytest.mark.parametrize(
@@ -582,14 +596,4 @@ def test_what_a_refusal_says_to_pass_is_a_rule() -> None:
     """A convolution in one dimension, and a rule that is a function of one's own."""
     params = {"Conv_0": {"kernel": jnp.ones((3, 2, 5)), "bias": jnp.ones(5)}}
     for units in (kernels.named({"Conv_0/kernel": -1}), lambda path, shape: (2,) if len(shape) > 1 else None):
-        found = landscape.filter_normalised(params, KEY, units=units)
-        np.testing.assert_allclose((found["Conv_0"]["kernel"] ** 2).sum((0, 1)), 6, rtol=1e-5)
-
-
-def test_a_direction_of_other_parameters_compiles_nothing() -> None:
-    params = {"w": jnp.ones((3, 2, 4)), "b": jnp.ones(4)}
-    landscape.filter_normalised(params, KEY, units=kernels.named({"w": -1}))
-    other = jax.tree.map(lambda leaf: 2 * leaf, params)
-    with compiled() as again:
-        landscape.filter_normalised(other, KEY, units=kernels.named({"w": (2,)}))
-    assert again == []
+        assert kernels.of(params, units) == [None, kernels.Kernel((2,))]

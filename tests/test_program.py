@@ -23,11 +23,11 @@ X0 = jnp.linspace(0.5, 1.5, 10)
 class Scale:
     """What a user changes between two calls."""
 
-    value: float = 1.0
+    value = 1.0
 
 
 def square(scale):
-    return lambda p: 0.5 * scale.value * (p**2).sum()
+    return lambda p: 0.5 * (scale.value * jax.nn.relu(p) ** 2).sum()
 
 
 # Each is proportional to the scale that its loss reads, or nearly so for the metric, which divides by 1 + f.
@@ -68,12 +68,17 @@ MEASURES = {
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_what_a_loss_reads_is_read_at_each_call(name):
+def test_a_loss_is_read_at_each_call_and_compiled_once_for_all_data_of_one_shape(name):
     scale = Scale()
+    scale.value = jnp.ones(10)
     loss = square(scale)
     first = float(MEASURES[name](loss))
-    scale.value = 100.0
-    assert float(MEASURES[name](loss)) == pytest.approx(100 * first, rel=1e-3)
+    scale.value = 100 * jnp.ones(10)
+    for again in (loss, square(scale), jax.jit(square(scale))):
+        with compiled() as programs:
+            assert float(MEASURES[name](again)) == pytest.approx(100 * first, rel=1e-3)
+        # A restriction is a function of the user's: nothing here compiles it.
+        assert not programs or name == "restrict"
 
 
 def test_networks_samplers_paths_and_errors_are_read_at_each_call():
@@ -89,6 +94,9 @@ def test_networks_samplers_paths_and_errors_are_read_at_each_call():
     f, pair = objective.over_dataset(apply, x, y), objective.loss_and_accuracy(apply, x, y)
     batch = objective.over_batches(apply, x, y, size=4)
     read = {
+        "full_space": lambda: (
+            sharpness.full_space(lambda p: scale.value * (p**2).sum(), p, KEY, max_evaluations=1).max_loss
+        ),
         "over_dataset": lambda: f(p),
         "its gradient": lambda: jax.grad(f)(p),
         "loss_and_accuracy": lambda: pair(p)[0],
@@ -105,9 +113,7 @@ def test_networks_samplers_paths_and_errors_are_read_at_each_call():
         "connect": lambda: landscape.connect(
             lambda p, key: f(p), p, 2 * p, KEY, steps=1, optimizer=optax.sgd(1.0)
         ),
-        "find": lambda: (
-            minima.find(MODEL._replace(apply=apply), DATA, KEY, 2, epochs=1, optimizer=train.sgd(0.1)).params
-        ),
+        "find": lambda: minima.find(MODEL._replace(apply=apply), DATA, KEY, RECIPE).params,
         "start": lambda: minima.starting_point(
             models.Model(lambda k, x: jnp.full(2, scale.value), apply), DATA, KEY
         ),
@@ -120,23 +126,8 @@ def test_networks_samplers_paths_and_errors_are_read_at_each_call():
 
 
 MODEL = models.Model(lambda key, x: jnp.ones((2, 2)), lambda p, x: x @ p, name="linear")
+RECIPE = minima.Recipe(2, epochs=1, optimizer=train.sgd(0.1))
 DATA = data_sets.from_arrays(*(np.eye(2, dtype=np.float32), np.arange(2)) * 2)
-
-
-@pytest.mark.parametrize("name", MEASURES)
-def test_a_new_closure_over_other_data_of_one_shape_compiles_nothing(name):
-    def loss(data, jitted):
-        f = lambda p: (jax.nn.relu(p * data) ** 2).sum()  # noqa: E731
-        return jax.jit(f) if jitted else f
-
-    data, other = jnp.linspace(1, 2, 10), jnp.linspace(3, 6, 10)
-    for jitted in (False, True):
-        first = float(MEASURES[name](loss(data, jitted)))
-        with compiled() as programs:
-            second = float(MEASURES[name](loss(other, jitted)))
-        assert second != first
-        # A restriction is a function of the user's: nothing here compiles it.
-        assert not programs or name == "restrict"
 
 
 def in_scan(f):

@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import itertools
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from gengap import progress, sharpness, subspace
+from gengap import ascent, progress, sharpness, subspace
 
 KEY = jax.random.key(0)
 X = {"a": jnp.array([[1.0, -2.0], [0.5, 0.0]]), "b": jnp.array([3.0, -0.1, 0.7])}
@@ -24,13 +23,20 @@ def linear(params):
     return 2.0 + jnp.concatenate([params["a"].ravel(), params["b"]]) @ jnp.asarray(G, jnp.float32)
 
 
+# One shape for most calls, since each other one is compiled anew.
+DRAWS = {"dim": 3, "epsilon": (0.1, 0.01), "max_evaluations": 12}
+
+
 def test_every_purpose_has_a_key_of_its_own(monkeypatch):
     """Tiles of A, restarts of the ascents and directions: no two have one key."""
-    ascents, maximise = [], sharpness.ascent.maximise
-    monkeypatch.setattr(
-        sharpness.ascent, "maximise", lambda *args, **how: ascents.append(args[4]) or maximise(*args, **how)
-    )
-    sharpness.random_subspaces(linear, X, KEY, dim=2, num_draws=4, num_directions=1, max_evaluations=2)
+    ascents = []
+
+    def maximise(evaluate, radius, centre, starts, key, *, max_evaluations):
+        ascents.append(key)
+        return ascent.Maximum(radius, centre[0] + 1, jnp.int32(1), jnp.bool_(True))
+
+    monkeypatch.setattr(sharpness.ascent, "maximise", maximise)
+    sharpness.random_subspaces(linear, X, KEY, num_draws=4, **DRAWS | {"epsilon": 0.1})
     assert len(ascents) == 4
     draws = [*sharpness.draw_keys(KEY, 4)]
     used = [*draws, *ascents, *jax.random.split(KEY, 4)[2:]]
@@ -71,28 +77,29 @@ def fixed(key, shape):
     return jnp.asarray(B, jnp.float32)
 
 
-def test_random_subspaces_of_a_linear_loss():
-    A = B.T
+def same(key, shape):
+    return jnp.ones(shape)
+
+
+@pytest.mark.parametrize(("entries", "A"), [(fixed, B.T), (same, np.ones((7, 3)))], ids=["fixed", "dependent"])
+def test_random_subspaces_of_a_linear_loss(entries, A):
+    """Dependent columns have the box of the pseudo-inverse."""
     epsilons = np.array([0.1, 0.01])
     radius = epsilons[:, None] * (np.abs(np.linalg.pinv(A) @ FLAT) + 1)
     rise = (radius * np.abs(A.T @ G)).sum(1)
-    how = {"dim": 3, "num_draws": 2, "epsilon": (0.1, 0.01), "max_evaluations": 3, "num_directions": 0}
-    s = sharpness.random_subspaces(linear, X, KEY, entries=fixed, **how)
+    s = sharpness.random_subspaces(linear, X, KEY, entries=entries, num_draws=2, **DRAWS)
     assert s.value.shape == s.max_loss.shape == (2, 2)
     np.testing.assert_allclose(s.value, np.stack([100 * rise / (1 + BASE)] * 2, 1), rtol=2e-3)
     np.testing.assert_allclose(s.mean, 100 * rise / (1 + BASE), rtol=2e-3)
     np.testing.assert_allclose(s.sem, [0.0, 0.0], atol=1e-5)
 
 
-def test_a_single_column_of_signs_has_its_closed_form():
+def test_columns_of_signs_have_their_closed_form():
     centre = jax.tree.map(jnp.zeros_like, X)
-    how = {"dim": 1, "num_draws": 3, "epsilon": 0.1, "max_evaluations": 1, "num_directions": 0}
-    s = sharpness.random_subspaces(linear, centre, KEY, **how)
-    for key, value in zip(sharpness.draw_keys(KEY, 3), s.value, strict=True):
-        column = subspace.signs(key, (1, 7))[0]
-        assert float(value) == pytest.approx(
-            100 * 0.1 * abs(float(column @ jnp.asarray(G, jnp.float32))) / 3, rel=1e-3
-        )
+    s = sharpness.random_subspaces(linear, centre, KEY, num_draws=3, **DRAWS)
+    for key, value in zip(sharpness.draw_keys(KEY, 3), s.value[0], strict=True):
+        A = np.asarray(subspace.signs(key, (3, 7)))
+        assert float(value) == pytest.approx(100 * 0.1 * np.abs(A @ G).sum() / 3, rel=1e-3)
 
 
 def drawn_with(values):
@@ -108,9 +115,13 @@ def test_no_standard_error_of_one_draw_and_no_mean_over_the_epsilons():
     assert not hasattr(sharpness.Sharpness, "mean")
 
 
+def draw(key=KEY, num_draws=4, **arguments):
+    return sharpness.random_subspaces(waves, X, key, num_draws=num_draws, **DRAWS | arguments)
+
+
 @pytest.fixture(scope="module")
 def drawn():
-    return sharpness.random_subspaces(waves, X, KEY, dim=3, num_draws=5, epsilon=(0.1, 0.01), max_evaluations=12)
+    return draw()
 
 
 def near(a, b, tolerance=1e-4):
@@ -118,72 +129,64 @@ def near(a, b, tolerance=1e-4):
 
 
 def test_the_same_key_gives_the_same_numbers(drawn):
-    again = sharpness.random_subspaces(waves, X, KEY, dim=3, num_draws=5, epsilon=(0.1, 0.01), max_evaluations=12)
-    near(again, drawn, 0)
-    other = sharpness.random_subspaces(
-        waves, X, jax.random.key(1), dim=3, num_draws=5, epsilon=(0.1, 0.01), max_evaluations=12
-    )
-    assert not np.any(other.value == drawn.value)
-    assert len(set(np.asarray(drawn.value[0]).tolist())) == 5
+    near(draw(), drawn, 0)
+    assert not np.any(draw(jax.random.key(1)).value == drawn.value)
+    assert len(set(np.asarray(drawn.value[0]).tolist())) == 4
 
 
 def test_all_epsilons_look_into_the_same_subspaces(drawn):
-    alone = sharpness.random_subspaces(waves, X, KEY, dim=3, num_draws=5, epsilon=0.01, max_evaluations=12)
-    assert alone.value.shape == (5,)
+    alone = draw(epsilon=0.01)
+    assert alone.value.shape == (4,)
     near(alone, jax.tree.map(lambda a: a[1], drawn))
-
-
-@pytest.mark.parametrize("at_once", [2])
-def test_draws_at_once_changes_nothing(drawn, at_once):
-    s = sharpness.random_subspaces(
-        waves, X, KEY, dim=3, num_draws=5, epsilon=(0.1, 0.01), draws_at_once=at_once, max_evaluations=12
-    )
-    near(s, drawn)
 
 
 def test_values_are_what_the_metric_says(drawn):
     base = float(waves(X))
-    np.testing.assert_allclose(drawn.base_loss, np.full((2, 5), base), rtol=1e-6)
+    np.testing.assert_allclose(drawn.base_loss, np.full((2, 4), base), rtol=1e-6)
     np.testing.assert_allclose(drawn.value, 100 * (drawn.max_loss - base) / (1 + base), rtol=1e-3, atol=1e-3)
     assert np.all(drawn.value > 0) and np.all(drawn.value[0] > drawn.value[1])
     assert np.all(drawn.evaluations == 12)
 
 
 @pytest.mark.parametrize("budget", [3, 12])
-def test_the_gradients_that_are_counted_are_those_that_are_computed(budget):
-    calls = itertools.count()
+def test_the_gradients_that_are_counted_are_those_that_are_computed(budget, counted):
+    loss, spent = counted
+    how = {"epsilon": (0.1, 0.01), "max_evaluations": budget}
+    full = sharpness.full_space(loss, X, KEY, **how)
+    assert full.evaluations.tolist() == [budget] * 2 and spent() == 1 + 2 * budget
+    s = sharpness.random_subspaces(loss, X, KEY, num_draws=4, **DRAWS | how)
+    assert s.evaluations.tolist() == [[budget] * 4] * 2 and s.shared_evaluations.tolist() == [[36] * 4] * 2
+    assert spent() == 1 + 2 * (36 + 4 * budget)
 
-    def counted(params):
-        jax.debug.callback(lambda: next(calls))
+
+@pytest.fixture(scope="module")
+def counted():
+    """A loss, and how often it was computed since the last call."""
+    calls = []
+
+    def loss(params):
+        jax.debug.callback(lambda: calls.append(0))
         return waves(params)
 
     def spent():
         jax.effects_barrier()
-        before = next(calls)
-        return before
+        count = len(calls)
+        calls.clear()
+        return count
 
-    how = {"epsilon": 0.1, "max_evaluations": budget}
-    full = sharpness.full_space(counted, X, KEY, **how)
-    assert spent() == 1 + int(full.evaluations) == 1 + budget
-    s = sharpness.random_subspaces(counted, X, KEY, dim=3, num_draws=4, num_directions=2, **how)
-    assert s.evaluations.tolist() == [budget] * 4 and s.shared_evaluations.tolist() == [12] * 4
-    assert spent() == 1 + budget + 1 + 1 + 12 + 4 * budget
+    return loss, spent
 
 
 def test_more_draws_leave_the_first_ones_as_they_are(drawn):
-    few = sharpness.random_subspaces(waves, X, KEY, dim=3, num_draws=2, epsilon=(0.1, 0.01), max_evaluations=12)
-    np.testing.assert_array_equal(few.value, drawn.value[:, :2])
+    np.testing.assert_array_equal(draw(num_draws=2).value, drawn.value[:, :2])
 
 
 def test_directions_are_the_gradient_and_orthonormal_ones_that_lead_to_the_highest_corners():
-    f, x = (lambda x: 1 + jnp.cosh(3 * x[0]) + 0.1 * x[1]), jnp.zeros(20)
-    ways = sharpness._directions(partial(sharpness._look, Partial(f), x, None), x, jnp.ones(20), KEY, 0.3, 3, 4)
-    np.testing.assert_array_equal(ways[0], jnp.ones(20))
-    np.testing.assert_allclose(ways[1:3] @ ways[1:3].T, np.eye(2), atol=1e-5)
-    assert abs(float(ways[1, 0])) > 0.9
-
-
-FEW = {"dim": 2, "num_draws": 2, "max_evaluations": 3, "num_directions": 1}
+    f, x = jax.value_and_grad(lambda x: 1 + jnp.cosh(3 * x[0]) + 0.1 * x[1]), jnp.zeros(20)
+    directions = sharpness._directions(jax.jit(f), x, jnp.ones(20), KEY, 0.3, 3, 4)
+    np.testing.assert_array_equal(directions[0], jnp.ones(20))
+    np.testing.assert_allclose(directions[1:3] @ directions[1:3].T, np.eye(2), atol=1e-5)
+    assert abs(float(directions[1, 0])) > 0.9
 
 
 def measures(loss):
@@ -191,7 +194,8 @@ def measures(loss):
         return sharpness.full_space(loss, params, KEY, epsilon=0.1, max_evaluations=3)
 
     def random(params):
-        return sharpness.random_subspaces(loss, params, KEY, epsilon=(0.1, 0.01), **FEW)
+        how = DRAWS | {"epsilon": 0.1, "num_directions": 0, "max_evaluations": 2}
+        return sharpness.random_subspaces(loss, params, KEY, num_draws=1, **how)
 
     return full, random
 
@@ -229,7 +233,7 @@ def test_a_second_call_compiles_nothing(caplog, kind):
         loss = Partial(loss_of, data[i])
         if kind == "full":
             return sharpness.full_space(loss, params, keys[i], epsilon=epsilon)
-        return sharpness.random_subspaces(loss, params, keys[i], dim=2, num_draws=3, epsilon=epsilon).mean
+        return sharpness.random_subspaces(loss, params, keys[i], num_draws=2, **DRAWS | {"epsilon": epsilon}).mean
 
     call(0, X, (0.1, 0.2))
     with jax.log_compiles():
@@ -238,7 +242,7 @@ def test_a_second_call_compiles_nothing(caplog, kind):
 
 
 def test_the_restriction_to_a_subspace_is_the_function_that_is_maximised(drawn):
-    key = sharpness.draw_keys(KEY, 5)[3]
+    key = sharpness.draw_keys(KEY, 4)[3]
     A = subspace.draw(key, 7, 3)
     fn, box = sharpness.restrict(waves, X, A), sharpness.box(X, A, 0.1)
     dense = np.asarray(subspace.signs(key, (3, 7)), np.float64).T
@@ -256,25 +260,26 @@ def unflat(x):
 
 def test_progress_changes_nothing(drawn, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    how = {"dim": 3, "num_draws": 5, "epsilon": (0.1, 0.01), "max_evaluations": 12}
-    near(sharpness.random_subspaces(waves, X, KEY, progress="waves", **how), drawn)
+    near(draw(progress="waves"), drawn)
     assert "waves" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_progress_counts_every_gradient(monkeypatch, at_once):
-    totals, counted = [], []
+def test_progress_counts_every_gradient_and_draws_at_once_change_nothing(drawn, monkeypatch, at_once):
+    totals, done = [], []
     begin, count = progress.line, progress.Line.update
     monkeypatch.setattr(
         progress, "line", lambda words, total, unit: totals.append(total) or begin(words, total, unit)
     )
-    monkeypatch.setattr(progress.Line, "update", lambda line, done=1: counted.append(done) or count(line, done))
-    how = {"epsilon": (0.1, 0.01), "max_evaluations": 7, "progress": "waves"}
-    full = sharpness.full_space(waves, X, KEY, **how)
-    assert totals == [sum(counted)] == [full.evaluations.sum()]
-    counted.clear()
-    drawn = sharpness.random_subspaces(waves, X, KEY, dim=3, num_draws=3, draws_at_once=at_once, **how)
-    assert totals[1:] == [sum(counted)] == [drawn.evaluations.sum() + drawn.shared_evaluations[:, 0].sum()]
+    monkeypatch.setattr(progress.Line, "update", lambda line, units=1: done.append(units) or count(line, units))
+    if at_once == 1:
+        full = sharpness.full_space(waves, X, KEY, epsilon=(0.1, 0.01), max_evaluations=7, progress="waves")
+        assert totals == [sum(done)] == [full.evaluations.sum()]
+        totals.clear()
+        done.clear()
+    s = draw(num_draws=3, draws_at_once=at_once, progress="waves")
+    near(s, jax.tree.map(lambda a: a[:, :3], drawn))
+    assert totals == [sum(done)] == [s.evaluations.sum() + s.shared_evaluations[:, 0].sum()]
 
 
 @pytest.mark.parametrize("asked", [None, "tensorfloat32", "bfloat16"])
@@ -283,10 +288,11 @@ def test_matrix_products_are_float32_unless_others_are_asked_for(asked):
 
     def loss(x):
         seen.append(jax.config.jax_default_matmul_precision)
-        return 1 + x @ x
+        return jnp.nan + x @ x
 
-    with jax.default_matmul_precision(asked) if asked else contextlib.nullcontext():
-        sharpness.full_space(loss, jnp.ones(3), KEY, epsilon=0.1, max_evaluations=1)
+    context = jax.default_matmul_precision(asked) if asked else contextlib.nullcontext()
+    with context, pytest.raises(ValueError, match="is nan"):  # after the first gradient
+        sharpness.full_space(loss, jnp.ones(3), KEY)
     assert set(seen) == {asked or "float32"}
 
 
@@ -308,18 +314,23 @@ def test_points_of_low_precision_parameters_are_computed_in_float32(dtype):
 
 
 def test_float32_parameters_stay_so_in_x64_mode():
+    def few(params):
+        return sharpness.random_subspaces(linear, params, KEY, num_draws=1, **DRAWS)
+
     with jax.enable_x64(True):
-        x = jnp.ones(9, jnp.float32)
-        s = sharpness.random_subspaces(lambda x: 1 + (x**2).sum(), x, KEY, epsilon=(0.1, 0.01), **FEW)
-        assert s.value.dtype == jnp.float32
-        d = sharpness.full_space(lambda x: 1 + (x**2).sum(), jnp.ones(9), KEY, epsilon=0.1, max_evaluations=2)
+        assert jax.eval_shape(few, X).value.dtype == jnp.float32
+        d = sharpness.full_space(lambda x: 1 + (x**2).sum(), jnp.ones(9), KEY, epsilon=0.1, max_evaluations=1)
         assert d.value.dtype == jnp.float64
         assert float(d.value) == pytest.approx(100 * 9 * (1.2**2 - 1) / 11, rel=1e-12)
 
 
+def tiny(params):
+    return 1 + 1e-9 * params["b"].sum()
+
+
 def test_a_rise_that_the_arithmetic_does_not_resolve_is_told():
     with pytest.warns(RuntimeWarning, match="2 of 2 values .* float32 does not resolve"):
-        sharpness.full_space(lambda x: 1 + 1e-9 * x.sum(), jnp.ones(3), KEY, epsilon=(0.1, 0.01))
+        sharpness.full_space(tiny, X, KEY, epsilon=(0.1, 0.01), max_evaluations=3)
 
 
 @pytest.mark.parametrize(("start", "words"), [(jnp.nan, "is nan"), (jnp.inf, "is inf"), (-9.0, "above -1")])
@@ -328,30 +339,24 @@ def test_a_loss_that_has_no_metric_is_an_error(start, words):
         sharpness.random_subspaces(lambda x: x.sum() + start, jnp.ones(3), KEY, dim=2, num_draws=2)
 
 
+def below(params):
+    return params["b"].sum() - 4
+
+
 def test_a_loss_below_0_is_told():
     with pytest.warns(RuntimeWarning, match="below 0"):
-        sharpness.full_space(lambda x: x.sum() - 0.5, jnp.zeros(3), KEY, epsilon=0.1, max_evaluations=1)
-
-
-def test_dependent_columns_have_the_box_of_the_pseudo_inverse():
-    def same(key, shape):
-        return jnp.ones(shape)
-
-    how = {"dim": 2, "num_draws": 1, "epsilon": 0.1, "num_directions": 0, "max_evaluations": 1}
-    s = sharpness.random_subspaces(linear, X, KEY, entries=same, **how)
-    z = FLAT.sum() / 14  # both entries of A^+ x
-    assert float(s.value[0]) == pytest.approx(100 * 2 * 0.1 * (abs(z) + 1) * abs(G.sum()) / (1 + BASE), rel=1e-3)
+        sharpness.full_space(below, X, KEY, epsilon=0.1, max_evaluations=1)
 
 
 def test_an_overflow_in_one_draw_is_told_and_leaves_the_others_unharmed():
-    def walled(x):
-        return 1 + x.sum() + jnp.where(x[0] > 1.25, jnp.inf, 0)
+    def walled(params):
+        return linear(params) + jnp.where(params["b"][0] > 3.2, jnp.inf, 0)
 
-    how = {"dim": 3, "num_draws": 12, "epsilon": 0.1, "num_directions": 0, "max_evaluations": 2}
+    how = DRAWS | {"num_directions": 0, "epsilon": 0.1, "max_evaluations": 2}
     with pytest.warns(RuntimeWarning, match="of 12 values are lower bounds"):
-        s = sharpness.random_subspaces(walled, jnp.ones(9), KEY, **how)
+        s = sharpness.random_subspaces(walled, X, KEY, num_draws=12, **how)
     assert np.isfinite(s.value).all() and 0 < np.sum(s.finite) < 12
-    free = sharpness.random_subspaces(lambda x: 1 + x.sum(), jnp.ones(9), KEY, **how)
+    free = sharpness.random_subspaces(linear, X, KEY, num_draws=12, **how)
     np.testing.assert_allclose(s.value[s.finite], free.value[s.finite], rtol=1e-4)
 
 
