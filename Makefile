@@ -8,7 +8,7 @@ ARGS ?=
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 READY := $(if $(VENV),$(VENV)/ready-$(or $(ACCELERATOR),cpu))
 PACKAGES := -c constraints.txt -e '.[test,lint]' $(ACCELERATOR:%='jax[%]')
-FILES := $(filter-out %/__init__.py %/claims.py %/command.py %/training.py,$(wildcard experiments/*.py))
+FILES := $(filter-out %/__init__.py,$(wildcard experiments/*.py))
 EXPERIMENTS := $(FILES:experiments/%.py=exp-%)
 VARIABLES := PYTHON VENV ACCELERATOR ARGS
 SPELT := import difflib, sys; print(*(f"(did you mean {name}?)" for name in difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1)))
@@ -18,7 +18,7 @@ $(foreach v,$(filter-out $(VARIABLES),$(.VARIABLES)),$(if $(filter command,$(ori
 help:
 	@echo 'make exp-NAME   run experiments/NAME.py; ARGS="--flag value" goes to it, ARGS=--help lists its flags:'
 	@for file in $(FILES); do echo "  $$file: $$(sed -n '1s/"""//gp' $$file)"; done
-	@echo 'make paper, make published   the same as make exp-paper, make exp-published'
+	@echo 'make paper, make published   the same as make exp-paper; all published reports again'
 	@echo 'make test       run the tests; ARGS goes to pytest'
 	@echo 'make bench, make accelerator   measure the maximisers; all that needs a GPU or TPU; ARGS goes to it'
 	@echo 'make lint       run ruff and mypy'
@@ -35,7 +35,10 @@ $(EXPERIMENTS): exp-%: $(READY)
 exp-%:
 	$(error There is no experiment "$*"; there are: $(EXPERIMENTS:exp-%=%))
 
-paper published: %: exp-%
+paper: exp-paper
+
+published: $(READY)
+	@$(PY) -m experiments.lib.published $(ARGS)
 
 test: $(READY)
 	@$(PY) -m pytest $(ARGS)

@@ -13,17 +13,20 @@ import math
 import statistics
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from experiments import command, training
-from experiments.training import Training
-from gengap import minima, objective, paper, plots, records, report
-from gengap import statistics as stats
-from gengap.report import plain, spread
+from experiments.lib import command, settings
+from experiments.lib.claims import Claim
+from experiments.lib.rows import converged, diverged
+from experiments.lib.settings import SIDES, Training
+from gengap import minima, objective, paper, plots, records, report, stats
+from gengap.records import Cell, Row
+from gengap.report import Section, plain, spread
 
 
 class Config(NamedTuple):
@@ -35,103 +38,101 @@ class Config(NamedTuple):
 
 
 CONFIG = Config()
-SMOKE = CONFIG._replace(training=Training("digits", num_seeds=1, train_size=400, epochs=2))
+SMOKE = Config(Training(num_seeds=1, train_size=400, epochs=2))
 
 
-def run(
-    config: Config = CONFIG,
-    out: str | PathLike | None = None,
-    *,
-    fresh: bool = False,
-    data_dir: str | PathLike | None = None,
-) -> records.Run:
-    """Train, measure and record, a row for each starting point and batch size."""
-    if not 0 <= config.momentum < 1:
-        raise ValueError(f"momentum is {config.momentum}; it must be from 0 to below 1")
-    setting, ds = training.begin(config.training, data_dir)
-    model = training.model(setting, ds)
-    f, apply = jax.jit(training.loss(setting, model, ds)), model.apply_frozen
+def row(config: Config, cell: Cell, store: Path) -> Row:
+    """Updates after each epoch, and f there with batch statistics and with moving averages; none is stored."""
+    training, label = config.training, settings.label(config.training, cell)
+    ds, model, loss, *_ = settings.problem(training, cell["network"])
+    recipe = settings.recipe(training, settings.batch_size(training, cell["side"]))
+    recipe = recipe._replace(snapshots=tuple(range(1, training.epochs + 1)))
+    minimum = minima.find(model, ds, settings.training_key(training), recipe, seed=cell["seed"], progress=label)
+    frozen = model._replace(apply=lambda both, x: model.apply_frozen(*both, x))  # type: ignore[misc]
+    loss, loss_frozen = jax.jit(loss), jax.jit(settings.loss_over(training, frozen, ds))
     of_batch = jax.jit(lambda params, x: model.statistics(params, objective.scale(x)))  # type: ignore[misc]
-    frozen = model._replace(apply=lambda both, x: apply(*both, x))  # type: ignore[misc]
-    f_frozen = jax.jit(training.loss(setting, frozen, ds))
-    with records.opened("averages", command.flat(config._replace(training=setting)), out, fresh=fresh) as run:
-        if not run.rows:
-            training.say_how_long(setting, model, ds, 0, 2 * setting.num_seeds * setting.epochs)
-        for seed in range(setting.num_seeds):
-            for method, size in training.sizes(setting).items():
-                row = training.row(setting, ds, method, seed)
-                if run.has(row):
-                    continue
-                every = minima.find_along(
-                    *(model, ds, jax.random.key(setting.seed), size, range(1, setting.epochs + 1)),
-                    progress=f"{row['network']} seed {seed + 1} of {setting.num_seeds}, {method}",
-                    **training.how(setting, ds, size, seed, None),
-                )
-                every = every[: every[-1].epochs]  # after the end of training there is no other
-                averages, moving, before = None, [], 0
-                for one in every:
-                    own = of_batch(one.params, ds.x_train[: one.batch_size])
-                    averages = _averaged(averages, own, config.momentum ** (one.steps - before))
-                    moving.append(f_frozen((one.params, averages)))
-                    before = one.steps
-                steps = [one.steps for one in every]
-                run.add({**row, "steps": steps, "batch": [f(one.params) for one in every], "moving": moving})
-                command.say_what_is_left(run, 2 * setting.num_seeds)
-        return run
+    averages, steps, batch, moving = None, [0], [], []
+    for snapshot in list(minimum.snapshots.values())[: minimum.epochs]:  # after the end there is no other
+        latest = of_batch(snapshot.params, ds.x_train[: minimum.batch_size])
+        averages = averaged(averages, latest, config.momentum ** (snapshot.steps - steps[-1]))
+        steps.append(snapshot.steps)
+        batch.append(loss(snapshot.params))
+        moving.append(loss_frozen((snapshot.params, averages)))
+    return {"diverged_at": minimum.diverged_at, "steps": steps[1:], "batch": batch, "moving": moving}
 
 
-def _averaged(averages: PyTree | None, own: PyTree, kept: float) -> Any:
+def averaged(averages: PyTree | None, own: PyTree, kept: float) -> PyTree:
     """Moving averages after the updates of an epoch, with the statistics at its end; they begin at 0 and 1."""
     if averages is None:
         averages = jax.tree.map_with_path(lambda path, a: jnp.full_like(a, path[-1].key == "var"), own)
     return jax.tree.map(lambda a, b: kept * a + (1 - kept) * b, averages, own)
 
 
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for each seed and side; the options are those of `records.fill`."""
+    if not 0 <= config.momentum < 1:
+        raise ValueError(f"momentum is {config.momentum}; it must be from 0 to below 1")
+    training = settings.resolved(config.training)
+    config = config._replace(training=training)
+
+    def seconds(cells: Sequence[Cell]) -> float:
+        return settings.seconds(training, gradients=0, epochs=len(cells) * training.epochs)
+
+    return records.fill("averages", config, settings.cells_of(training), row, out, seconds=seconds, **options)
+
+
 @report.apart
-def figures(rows: list[records.Row]) -> list[report.Section]:
+def figures(rows: list[Row]) -> list[Section]:
     """What is added to the metric along training, and what the paper's table has."""
-    if not rows:
-        return []
-    lines, ends = [], {}
-    for method in ("SB", "LB"):
-        own = [row for row in rows if row["method"] == method]
-        added = [_added(row) for row in own]
-        ends[method] = [values[-1] for values in added]
-        curves = [(row["steps"], values) for row, values in zip(own, added, strict=True)]
-        lines += plots.seeds(curves, method, method, marker="o" if method == "SB" else "s")
-    theirs = paper.TABLE_4.get(rows[0]["network"], paper.TABLE_4["F1"])
+    lost, kept = diverged(rows), converged(rows)
+    small, large = ([row for row in kept if row["side"] == side] for side in SIDES)
+    if not small or not large:
+        return lost
+    lines = [
+        line
+        for side, marker, of_side in (("SB", "o", small), ("LB", "s", large))
+        for line in plots.seeds([(row["steps"], added(row)) for row in of_side], side, side, marker=marker)
+    ]
+    theirs = paper.TABLE_4.get(kept[0]["network"], paper.TABLE_4["F1"])
     excess = [theirs["LB"][epsilon][0] - theirs["SB"][epsilon][0] for epsilon in (1e-3, 5e-4)]
-    most = max(max(row["steps"]) for row in rows)
+    most, mean = max(max(row["steps"]) for row in kept), statistics.fmean(excess)
     for value in excess:
         lines.append(plots.Line([1, most], [value, value], "paper, LB - SB in Table 4", "paper", ":", 1.1))
-    updates = [row["steps"][-1] for row in rows if row["method"] == "LB"]
-    said = [
-        f"At the LB minimum, after {plain(statistics.fmean(updates))} updates, moving averages would add "
-        f"{spread(ends['LB'])} to the metric, at the SB minimum {spread(ends['SB'])}, at any epsilon. In Table 4 "
-        f"LB is above SB by {plain(excess[0])} at epsilon 1e-3 and by {plain(excess[1])} at 5e-4."
+    ends = [added(row)[-1] for row in small]
+    findings = [
+        f"At the LB minimum, after {plain(statistics.fmean(row['steps'][-1] for row in large))} updates, moving "
+        f"averages would add {spread([added(row)[-1] for row in large])} to the metric, at the SB minimum "
+        f"{spread(ends)}, at any epsilon. In Table 4 LB is above SB by {plain(excess[0])} at epsilon 1e-3 and by "
+        f"{plain(excess[1])} at 5e-4."
     ]
-    passed = [
-        stats.at_loss(_added(row), row["steps"], statistics.fmean(excess)) for row in rows if row["method"] == "LB"
-    ]
+    passed = [stats.at_loss(added(row), row["steps"], mean) for row in large]
     if passed := [steps for steps in passed if math.isfinite(steps)]:
-        said.append(f"On the way it is {plain(statistics.fmean(excess))} for LB after {spread(passed)} updates.")
-    cells = [theirs["SB"][epsilon][0] for epsilon in (1e-3, 5e-4)]
-    more = all(end > cell for end in ends["SB"] for cell in cells)
-    said.append(
-        f"The whole metric of SB is {plain(cells[0])} and {plain(cells[1])} in Table 4, "
-        + ("less than averages would add: SB's cells were not made so." if more else "and leaves room for that.")
+        findings.append(f"On the way it is {plain(mean)} for LB after {spread(passed)} updates.")
+    whole = [theirs["SB"][epsilon][0] for epsilon in (1e-3, 5e-4)]
+    is_less = min(ends) > max(whole)
+    findings.append(
+        f"The whole metric of SB is {plain(whole[0])} and {plain(whole[1])} in Table 4, "
+        + (
+            "less than averages would add: SB's cells were not made so."
+            if is_less
+            else "and leaves room for that."
+        )
     )
-    panel = plots.Panel(
-        f"{rows[0]['network']} on {rows[0]['dataset']}", "updates", "100 (f with averages - f) / (1 + f)", lines,
-        log_x=True, log_y=True,
-    )  # fmt: skip
+    label = "100 (f with averages - f) / (1 + f)"
+    panel = plots.Panel(stats.where(kept[0]), "updates", label, lines, log_x=True, log_y=True)
     caption = "One point for each epoch, up to the minimum. f with batch statistics of each chunk, as everywhere."
     title = "What moving averages in batch norm add to the metric"
-    return [report.Section(title, said, figure=plots.panels([panel]), caption=caption, name="averages")]
+    return [*lost, Section(title, findings, figure=plots.panels([panel]), caption=caption, name="averages")]
 
 
-def _added(row: records.Row) -> Sequence[float]:
+def added(row: Row) -> list[float]:
+    """To the metric by moving averages, after each epoch."""
     return [100 * (moving - f) / (1 + f) for moving, f in zip(row["moving"], row["batch"], strict=True)]
+
+
+def claims(rows: list[Row]) -> list[Claim]:
+    """None: the paper says nothing of it."""
+    return []
 
 
 if __name__ == "__main__":

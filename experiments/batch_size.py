@@ -6,171 +6,148 @@
 Every batch size is trained for the same number of epochs, 100 in the paper, from the same starting points.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
+from experiments.lib import command, curves, settings
+from experiments.lib.claims import Claim
+from experiments.lib.curves import EPSILONS, Curve
+from experiments.lib.rows import Value, converged, diverged, test_accuracy
+from experiments.lib.settings import Training
+from gengap import comparison, minima, paper, plots, records, report, stats
+from gengap.comparison import Metric, column
+from gengap.records import Cell, Row
+from gengap.report import DASH, Section, percent, plain, positive
 
-from experiments import command, training
-from experiments.training import Training
-from gengap import ascent, minima, paper, plots, records, report, sharpness, train
-from gengap import statistics as stats
-from gengap.report import plain, positive, sharpness_at
-
-EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
 PAPER = (100, 250, 500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
 """For C1 on CIFAR-10; those for F2 are in proportion to a training set that is larger."""
 DIGITS = (16, 32, 64, 128, 256, 512, 1024)
+SHARE = "batch size (% of the training set)"
 
 
 class Config(NamedTuple):
     """One network at many batch sizes, trained for all its epochs."""
 
     training: Training = Training(num_seeds=3, epochs=30)
+    metric: Metric = Metric(num_draws=0)
     batch_sizes: tuple[int | float, ...] = ()
     """in examples, or with a point as shares of the training set; by default the paper's, on digits 16 to 1024"""
-    max_evaluations: int = 24
-    """gradients to spend on each maximum"""
 
 
 CONFIG = Config()
-SMOKE = CONFIG._replace(
-    training=Training(num_seeds=1, train_size=200, epochs=1), batch_sizes=(50, 100), max_evaluations=3
-)
+SMOKE = Config(Training(num_seeds=1, train_size=200, epochs=1), Metric(num_draws=0, max_evaluations=3), (50, 100))
 
 
-def run(
-    config: Config = CONFIG,
-    out: str | PathLike | None = None,
-    *,
-    fresh: bool = False,
-    data_dir: str | PathLike | None = None,
-) -> records.Run:
-    """Train, measure and record, a row for each seed and batch size."""
-    setting, ds = training.begin(config.training, data_dir, pair=False, all_epochs=True)
-    if config.max_evaluations < 1:
-        raise ValueError(f"max_evaluations is {config.max_evaluations}; it must be at least 1")
-    sizes = _sizes(config, setting, len(ds.x_train))
-    model = training.model(setting, ds)
-    loss, evaluate = training.loss(setting, model, ds), training.evaluate(setting, model, ds)
-    key = jax.random.key(setting.seed)
-    asked = command.flat(config._replace(training=setting)) | {"batch_sizes": sizes}
-    rows = setting.num_seeds * len(sizes)
-    with records.opened("batch_size", asked, out, fresh=fresh) as run:
-        if len(run.rows) < rows:
-            training.say_how_long(setting, model, ds, 2 * rows * config.max_evaluations, rows * setting.epochs)
-        for seed in range(setting.num_seeds):
-            for size in sizes:
-                row = training.row(setting, ds, f"B={size}", seed)
-                if run.has(row):
-                    continue
-                words = f"{row['network']} seed {seed + 1} of {setting.num_seeds}, batch size {size}"
-                found = minima.find(
-                    *(model, ds, key, size),
-                    epochs=setting.epochs,
-                    progress=words,
-                    **training.how(setting, ds, size, seed, run.store),
-                )
-                row |= {"batch_size": size, "share": size / len(ds.x_train), "diverged_at": found.diverged_at}
-                for split, of in evaluate.items():
-                    row[f"{split}_loss"], row[f"{split}_accuracy"] = of(found.params)
-                if np.isfinite(row["train_loss"]):
-                    how: Any = {"epsilon": [e for e, _ in EPSILONS], "max_evaluations": config.max_evaluations}
-                    how["progress"] = f"{words}, full space"
-                    row |= {
-                        "epsilons": how["epsilon"],
-                        "full": sharpness.full_space(
-                            loss, found.params, training.key_of(setting, seed, "full"), **how
-                        ),
-                    }
-                run.add({**row, "epochs": found.epochs, "maximiser": ascent.ASCENT_VERSION})
-                command.say_what_is_left(run, rows)
-        return run
+def row(config: Config, cell: Cell, store: Path) -> Row:
+    """Where the training with one batch size ended: its loss, accuracy and sharpness."""
+    training, label = config.training, settings.label(config.training, cell)
+    ds, model, loss, train, test = settings.problem(training, cell["network"])
+    recipe, key = settings.recipe(training, cell["batch_size"]), settings.training_key(training)
+    minimum = minima.find(model, ds, key, recipe, seed=cell["seed"], store=store, progress=label)
+    key = settings.measure_key(training, cell["seed"])
+    measured = comparison.measure(loss, minimum.params, key, config.metric, train=train, test=test, progress=label)
+    return {"share": minimum.batch_size / len(ds.x_train)} | minimum.summary() | measured
 
 
-def _sizes(config: Config, setting: Training, examples: int) -> list[int]:
-    known = DIGITS if setting.dataset == "digits" else PAPER
-    asked = config.batch_sizes or [size for size in known if size <= examples]
-    try:
-        sizes = [train.count(size, examples) for size in asked]
-    except ValueError as error:
-        raise ValueError(f"batch_sizes: {error}") from None
-    if repeated := {size for size in sizes if sizes.count(size) > 1}:
-        raise ValueError(f"batch_sizes has {', '.join(map(str, repeated))} more than once")
-    return sizes
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for each seed and batch size, in examples; the options are those of `records.fill`."""
+    training = settings.resolved(config.training, pair=False, all_epochs=True)
+    settings.check_metric(training, config.metric)
+    dataset = settings.dataset(training)
+    known = [size for size in (DIGITS if training.dataset == "digits" else PAPER) if size <= len(dataset.x_train)]
+    sizes = settings.counts({"batch_sizes": config.batch_sizes or known}, len(dataset.x_train))
+    settings.check_distinct({"batch_sizes": sizes})
+    config = config._replace(training=training, batch_sizes=tuple(sizes))
+    cells = [
+        {"network": network, "dataset": dataset.name, "seed": seed, "batch_size": size}
+        for network in settings.networks(training)
+        for seed in range(training.num_seeds)
+        for size in sizes
+    ]
+
+    def seconds(cells: Sequence[Cell]) -> float:
+        gradients, epochs = len(cells) * config.metric.gradients, len(cells) * training.epochs
+        return settings.seconds(training, gradients=gradients, epochs=epochs)
+
+    return records.fill("batch_size", config, cells, row, out, seconds=seconds, **options)
 
 
 @report.apart
-def figures(rows: list[records.Row]) -> list[report.Section]:
+def figures(rows: list[Row]) -> list[Section]:
     """Fig. 4: test accuracy and sharpness against batch size."""
-    runs = [row for row in rows if row.get("share") and row.get("diverged_at") is None]
-    lost = report.diverged(rows)
-    sections = [report.Section("Training that diverged", lost)] if lost else []
-    if not runs:
-        return sections
-    network, theirs = paper.nearest("fig4_batchsize", runs[0]["network"])
-    size = {"F2": 721_329, "C1": 50_000}[network]  # training sets, Table 5
-    seeds = sorted({row["seed"] for row in runs})
-
-    def curves(value: Callable[[records.Row], float | None]) -> list[tuple[list[float], list[float | None]]]:
-        every = [sorted((r for r in runs if r["seed"] == seed), key=lambda r: r["share"]) for seed in seeds]
-        return [([100 * row["share"] for row in one], [value(row) for row in one]) for one in every]
-
-    accuracies = curves(lambda row: report.percent(row.get("test_accuracy")))
-    found = stats.threshold(*([v for curve in accuracies for v in curve[axis]] for axis in (0, 1)))
-    curve = theirs["test_acc"]
-    share = [100 * x / size for x in curve.x]
-    same = stats.threshold(share, curve.y)
-    marks = {found.batch_size: "threshold, here"} if found else {}
-    marks |= {same.batch_size: f"threshold,\npaper's {network}"} if same else {}
-    panels = plots.beside_paper(
-        plots.Panel(f"test accuracy, {stats.where(runs[0])}", "batch size (% of the training set)",
-                      "accuracy (%)",
-                      [*plots.seeds(accuracies, "here", "here", marker="o"),
-                       plots.dotted((share, curve.y), f"paper, {network}")],
-                      log_x=True, marks=marks), runs[0]["network"], network
-    )  # fmt: skip
-    rises, verdicts = [], []
+    lost, kept = diverged(rows), converged(rows)
+    if not kept:
+        return lost
+    network, theirs = paper.nearest("fig4_batchsize", kept[0]["network"])
+    examples, in_words = {"F2": (721_329, 15_000), "C1": (50_000, 500)}[network]  # Table 5; section 2.2
+    known = {name: ([100 * size / examples for size in curve.x], curve.y) for name, curve in theirs.items()}
+    fall, their_fall = threshold(kept), stats.threshold(*known["test_acc"])
+    marks = {fall.batch_size: "threshold, here"} if fall else {}
+    marks |= {their_fall.batch_size: f"threshold,\npaper's {network}"} if their_fall else {}
+    lines = plots.seeds(against(kept, test_accuracy), "here", "here", marker="o")
+    lines.append(plots.dotted(known["test_acc"], f"paper, {network}"))
+    title = f"test accuracy, {stats.where(kept[0])}"
+    panel = plots.Panel(title, SHARE, "accuracy (%)", lines, log_x=True, marks=marks)
+    panels = plots.beside_paper(panel, kept[0]["network"], network)
     for epsilon, name in EPSILONS:
-        values = curves(lambda row: sharpness_at(row, epsilon))  # noqa: B023
-        curve = theirs[f"sharp_{name}"]
-        shown = [(xs, list(map(positive, ys))) for xs, ys in values]
-        lines = [*plots.seeds(shown, "here", "here", marker="o"),
-                 plots.dotted(([100 * B / size for B in curve.x], curve.y), f"paper, {network}")]  # fmt: skip
-        panels.append(plots.Panel(f"full space, epsilon {name}", "batch size (% of the training set)",
-                                    "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
-        ranks = [rank for xs, ys in values if math.isfinite(rank := stats.trend(xs, ys))]
-        rises += ranks
-        verdicts.append(stats.verdict(ranks))
-    how = "a constant that turns into a straight descent in log batch size, by least squares over all seeds"
-    if found is None:
-        said = ["Test accuracy falls nowhere with the batch size, or there are too few to tell."]
-    else:
-        weak = "" if found.p_value < 0.05 else ", so that there may be no fall at all"
-        said = [
-            f"Test accuracy begins to fall at {plain(found.batch_size)} % of the training set, by "
-            f"{plain(-found.slope)} points for each factor of ten (F test against no fall: p = "
-            f"{found.p_value:.2g}{weak}); fitted is {how}."
-        ]
-    words = {"F2": 15_000, "C1": 500}[network]
-    said.append(
-        f"The same fit to the paper's curve of {network} gives {plain(same.batch_size if same else None)} %; the "
-        f"paper's text has about {words} examples, {plain(100 * words / size)} %, as where sharpness has risen."
-    )
-    spread = f"{min(rises):.2f} to {max(rises):.2f}" if rises else "-"
-    said.append(
-        f"Sharpness rises with the batch size: rank correlation {spread} over seeds and epsilons: "
-        f"{stats.weakest(verdicts)}."
-    )
+        shown = [(x, list(map(positive, y))) for x, y in against(kept, column("full", epsilon))]
+        lines = plots.seeds(shown, "here", "here", marker="o")
+        lines.append(plots.dotted(known[f"sharp_{name}"], f"paper, {network}"))
+        title = f"full space, epsilon {name}"
+        panels.append(plots.Panel(title, SHARE, "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))
+    falls, rises = claims(kept)
+    findings = [
+        _fall_in_words(fall),
+        f"The same fit to the paper's curve of {network} gives {plain(their_fall and their_fall.batch_size)} %; "
+        f"the paper's text has about {in_words} examples, {plain(100 * in_words / examples)} %, as where sharpness"
+        " has risen.",
+        f"Accuracy falls with the batch size: {falls.here or DASH}: {falls.verdict}.",
+        f"Sharpness rises with the batch size: {rises.here or DASH} over seeds and epsilons: {rises.verdict}.",
+    ]
     caption = (
         "Every batch size trained for the same number of epochs. The axis is a share of the training set, since "
         "the paper's data sets are larger. Thin lines are seeds, thick ones their mean."
     )
     title = "Accuracy and sharpness against batch size (Fig. 4)"
-    return [*sections, report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig4")]
+    return [*lost, Section(title, findings, figure=plots.panels(panels), caption=caption, name="fig4")]
+
+
+def _fall_in_words(fall: stats.Threshold | None) -> str:
+    if fall is None:
+        return "Test accuracy falls nowhere with the batch size, or there are too few to tell."
+    weak = "" if fall.p_value < 0.05 else ", so that there may be no fall at all"
+    return (
+        f"Test accuracy begins to fall at {plain(fall.batch_size)} % of the training set, by {plain(-fall.slope)} "
+        f"points for each factor of ten (F test against no fall: p = {fall.p_value:.2g}{weak}); fitted is a "
+        "constant that turns into a straight descent in log batch size, by least squares over all seeds."
+    )
+
+
+def claims(rows: list[Row]) -> list[Claim]:
+    """Fig. 4."""
+    fall, falls = threshold(rows), curves.ranks(against(rows, test_accuracy))
+    place = f"from {plain(fall.batch_size)} % of the set" if fall else "no fall"
+    here = f"{curves.mean_rank(falls)}, {place}" if len(falls) else ""
+    rises = [curves.ranks(against(rows, column("full", epsilon))) for epsilon, _ in EPSILONS]
+    falling = "beyond a batch size accuracy falls (rank correlation)"
+    rising, of_epsilons = "sharpness rises with the batch size", list(map(stats.verdict, rises))
+    return [
+        Claim("Fig. 4", falling, "F2 2 %, C1 1 % of the set", here, [stats.verdict(-falls)]),
+        Claim("Fig. 4", rising, "F2 118 to 1117", curves.lowest_and_highest(rises), of_epsilons),
+    ]
+
+
+def against(rows: Sequence[Row], value: Value) -> list[Curve]:
+    """Batch sizes, in percent of the training set, and a number at each, of each seed."""
+    return list(curves.curves(rows, "share", lambda row: percent(row["share"]), value).values())
+
+
+def threshold(rows: Sequence[Row]) -> stats.Threshold | None:
+    """The share of the training set, in percent, beyond which test accuracy falls."""
+    points = [point for curve in against(rows, test_accuracy) for point in zip(*curve, strict=True)]
+    return stats.threshold([share for share, _ in points], [accuracy for _, accuracy in points])
 
 
 if __name__ == "__main__":

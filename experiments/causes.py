@@ -12,18 +12,23 @@ leave it?
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pandas as pd
 
-from experiments import command, training
-from experiments.training import Training
-from gengap import ascent, flat, growth, methods, minima, plots, records, report, sharpness, train, updates
-from gengap import statistics as stats
-from gengap.report import plain
+from experiments.lib import command, settings
+from experiments.lib.claims import Claim
+from experiments.lib.rows import converged, diverged, means, pairs, test_accuracy, value_of
+from experiments.lib.settings import Training
+from experiments.lib.tables import epsilons_of
+from gengap import checks, comparison, methods, minima, plots, records, report, stats
+from gengap.comparison import Metric, column
+from gengap.records import Row
+from gengap.report import plain, spread
 
 FACTORS = ("updates", "noise", "ghosts", "rate")
 MEANING = {
@@ -32,317 +37,355 @@ MEANING = {
     "ghosts": "batch norm over groups of SB's size",
     "rate": "the learning rate times the root of B_L / B_S",
 }
-CELLS = {" + ".join(("LB", *on)): on for k in range(len(FACTORS) + 1) for on in itertools.combinations(FACTORS, k)}
-BEGIN = "LB + updates"
+FACTORIAL = {
+    " + ".join(("LB", *on)): on for k in range(len(FACTORS) + 1) for on in itertools.combinations(FACTORS, k)
+}
 TERMS = [*((name,) for name in FACTORS), *itertools.combinations(FACTORS, 2)]
-ESCAPES: dict[str, tuple[str, ...]] = {"SB": ("warm-up",), "LB": ("warm-up",), "LB + noise": ("noise", "warm-up")}
+SHARP = "LB + updates"
+"""at whose minimum the escapes begin"""
+ESCAPES = {"SB": "SB", "LB": "LB", "LB + noise": "other"}
+"""with their colours"""
 TEST = 1000
 """test examples after each epoch; the tables are of all of them"""
 
 
 class Config(NamedTuple):
-    """The factorial, and how its minima are measured."""
+    """The factorial, and how its minima are measured; the figures are of the largest epsilon."""
 
     training: Training = Training("cifar10", "f1", train_size=4000, small_batch=32, epochs=25)
-    epsilon: float = 1e-3
-    """size of the box"""
-    dim: int = 100
-    """columns of the random matrix A"""
-    num_draws: int = 2
-    """matrices A for each minimum"""
-    max_evaluations: int = 24
-    """gradients to spend on each maximum"""
-    num_directions: int = 2
-    """directions besides the gradient that the ascents in all subspaces begin in, at six gradients each"""
+    metric: Metric = Metric(epsilons=(1e-3,), num_draws=2, num_directions=2)
     escape: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """epochs of SB from the LB minimum at which to look; LB is looked at after as many updates"""
+    """epochs of SB from the LB minimum after which to measure; LB is measured after as many updates"""
 
 
 CONFIG = Config()
-DIGITS = CONFIG._replace(
-    training=Training(num_seeds=3, small_batch=32, epochs=8),
-    num_draws=1,
-    max_evaluations=12,
-    num_directions=1,
+DIGITS = Config(
+    Training(num_seeds=3, small_batch=32, epochs=8),
+    CONFIG.metric._replace(num_draws=1, max_evaluations=12, num_directions=1),
     escape=(1, 2, 4, 8),
 )
-SMOKE = DIGITS._replace(
-    training=Training(num_seeds=1, train_size=60, small_batch=6, large_batch=20, epochs=1),
-    dim=5,
-    max_evaluations=3,
+SMOKE = Config(
+    Training(num_seeds=1, train_size=60, small_batch=6, large_batch=20, epochs=1),
+    DIGITS.metric._replace(dim=5, max_evaluations=3),
     escape=(1, 2),
 )
 
 
-def run(
-    config: Config = CONFIG,
-    out: str | PathLike | None = None,
-    *,
-    fresh: bool = False,
-    data_dir: str | PathLike | None = None,
-) -> records.Run:
-    """Train, measure and record: a row for SB, each cell, and each look at an escape, of each seed."""
-    counts = {name: getattr(config, name) for name in ("dim", "num_draws", "max_evaluations")}
-    flat.check_counts(counts | {"escape": min(config.escape, default=0)})
-    flat.check_counts({"num_directions": config.num_directions}, least=0)
-    flat.check_positive({"epsilon": config.epsilon})
-    setting, ds = training.begin(config.training, data_dir, all_epochs=True)
-    model, m, wanted = training.model(setting, ds), len(ds.x_train), sorted(set(config.escape))
-    loss, evaluate = training.loss(setting, model, ds), training.evaluate(setting, model, ds)
-    small, large = (train.count(size, m) for size in training.sizes(setting).values())
-    some = ds._replace(x_test=ds.x_test[:TEST], y_test=ds.y_test[:TEST])
-    rows = setting.num_seeds * (1 + len(CELLS) + len(ESCAPES) * len(wanted))
+def cells(config: Config) -> list[records.Cell]:
+    """A cell for SB, each LB of the factorial, and each epoch of an escape, of each network and seed."""
+    training, after = config.training, sorted(set(config.escape))
+    ways: list[dict[str, Any]] = [{**_way(name), "begun": ""} for name in ("SB", *FACTORIAL)]
+    ways += [{**_way(name), "begun": f"from {SHARP}", "after": epochs} for name in ESCAPES for epochs in after]
+    dataset = settings.dataset(training).name
+    return [
+        {"network": network, "dataset": dataset, "seed": seed, **way}
+        for network in settings.networks(training)
+        for seed in range(training.num_seeds)
+        for way in ways
+    ]
+
+
+def _way(name: str) -> dict[str, str]:
+    side, _, factors = name.partition(" + ")
+    return {"side": side, "factors": factors}
+
+
+def _name(row: records.Cell) -> str:
+    return " + ".join(filter(None, (row["side"], row["factors"])))
+
+
+def epochs_of(config: Config, cell: records.Cell) -> int:
+    """The most epochs of a cell: as many as SB, or those in which LB makes as many updates."""
+    epochs = cell.get("after", config.training.epochs)
+    if "after" not in cell and "updates" not in cell["factors"]:
+        return epochs
+    small, large, m = settings.sizes(config.training)
+    return methods.same_updates(epochs, small, small if cell["side"] == "SB" else large, m)
+
+
+def recipe(config: Config, cell: records.Cell) -> minima.Recipe:
+    """How SB, or LB with some factors, is trained; an escape has a snapshot after each of its epochs."""
+    small, large, m = settings.sizes(config.training)
     pieces = {
         "noise": methods.matched_noise(small),
         "ghosts": methods.ghost_batch_norm(small),
-        "rate": updates.scale_rate(math.sqrt(large / small)),
+        "rate": methods.scale_rate(math.sqrt(large / small)),
         # the first steps of a new Adam have full length, however small the gradient of the minimum
-        "warm-up": updates.warm_up(-(-m // small)),
+        "warm-up": methods.warm_up(-(-m // small)),
     }
+    factors, same_training = {*cell["factors"].split(" + ")}, [cell]
+    if "after" in cell:
+        factors.add("warm-up")
+        same_training = [{**cell, "after": after} for after in sorted(set(config.escape))]
+    lengths = tuple(epochs_of(config, other) for other in same_training)
+    return settings.recipe(config.training, settings.batch_size(config.training, cell["side"]))._replace(
+        method=methods.combine(*(piece for factor, piece in pieces.items() if factor in factors)),
+        epochs=lengths[-1],
+        snapshots=lengths,
+    )
 
-    def updates_of(epochs: int) -> int:
-        return growth.same_updates(epochs, small, large, m)
 
-    with records.opened("causes", command.flat(config._replace(training=setting)), out, fresh=fresh) as run:
+def _metric(config: Config, cell: records.Cell) -> Metric:
+    """An escape is measured in the full space alone."""
+    return config.metric._replace(num_draws=0) if "after" in cell else config.metric
 
-        def trained(name: str, epochs: Sequence[int], on: Sequence[str], seed: int, start: Any = None) -> Any:
-            size = small if name == "SB" else large
-            return minima.find_along(
-                *(model, some, jax.random.key(setting.seed), size, epochs),
-                start=start,
-                method=methods.combine(*(piece for factor, piece in pieces.items() if factor in on)),
-                progress=f"seed {seed + 1} of {setting.num_seeds}, {name}{', from LB' if start else ''}",
-                **training.how(setting, ds, size, seed, run.store),
-            )
 
-        def measured(row: records.Row, found: minima.Minimum, spaces: Sequence[str]) -> None:
-            row |= {"batch_size": found.batch_size, "epochs": found.epochs, "steps": found.steps}
-            row |= {"distance": found.distance, "diverged_at": found.diverged_at}
-            for split, of in evaluate.items():
-                row[f"{split}_loss"], row[f"{split}_accuracy"] = of(found.params)
-            if np.isfinite(row["train_loss"]):
-                of_full, of_random = (training.key_of(setting, row["seed"], space) for space in ("full", "random"))
-                how: Any = {"epsilon": config.epsilon, "max_evaluations": config.max_evaluations}
-                row |= {"epsilon": config.epsilon, "maximiser": ascent.ASCENT_VERSION}
-                row["full"] = sharpness.full_space(loss, found.params, of_full, **how)
-                if "random" in spaces:
-                    how |= {name: getattr(config, name) for name in ("dim", "num_draws", "num_directions")}
-                    row["random"] = sharpness.random_subspaces(loss, found.params, of_random, **how)
-            run.add(row)
-            command.say_what_is_left(run, rows)
+def row(config: Config, cell: records.Cell, store: Path) -> Row:
+    """One minimum, or one moment of an escape: how training ended, loss and accuracy, and the sharpness."""
+    training, label = config.training, settings.label(config.training, cell)
+    ds, model, loss, evaluate_train, evaluate_test = settings.problem(training, cell["network"])
+    few = ds._replace(x_test=ds.x_test[:TEST], y_test=ds.y_test[:TEST])
+    find = partial(minima.find, model, few, settings.training_key(training), seed=cell["seed"], store=store)
+    start = find(recipe(config, _way(SHARP)), progress=label).params if "after" in cell else None
+    ended = find(recipe(config, cell), start=start, progress=label)
+    minimum = ended.snapshots[epochs_of(config, cell)]
+    key, metric = settings.measure_key(training, cell["seed"]), _metric(config, cell)
+    measured = comparison.measure(
+        loss, minimum.params, key, metric, train=evaluate_train, test=evaluate_test, progress=label
+    )
+    summary = minimum.summary()
+    del summary["history"]  # of up to some hundred epochs a row, which nothing reads
+    return summary | measured
 
-        if len(run.rows) < rows:
-            looks = 2 * config.max_evaluations + 6 * config.num_directions
-            looks = 17 * (looks + (config.num_draws - 1) * config.max_evaluations)
-            looks += 3 * len(wanted) * config.max_evaluations
-            epochs = 9 * setting.epochs + 8 * updates_of(setting.epochs) + wanted[-1] + 2 * updates_of(wanted[-1])
-            training.say_how_long(setting, model, ds, setting.num_seeds * looks, setting.num_seeds * epochs)
-        for seed in range(setting.num_seeds):
-            for name, on in {"SB": (), **CELLS}.items():
-                row = training.row(setting, ds, name, seed)
-                if not run.has(row):
-                    last = updates_of(setting.epochs) if "updates" in on else setting.epochs
-                    (found,) = trained(name, [last], on, seed)
-                    measured(row, found, ("full", "random"))
-            begin = trained(BEGIN, [updates_of(setting.epochs)], CELLS[BEGIN], seed)[0].params
-            for name, on in ESCAPES.items():
-                row = training.row(setting, ds, f"from LB: {name}", seed)
-                if not all(run.has({**row, "after": after}) for after in wanted):
-                    at = wanted if name == "SB" else [updates_of(after) for after in wanted]
-                    for after, found in zip(wanted, trained(name, at, on, seed, begin), strict=True):
-                        if not run.has({**row, "after": after}):
-                            measured({**row, "after": after}, found, ("full",))
-        return run
+
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for each cell; the options are those of `records.fill`."""
+    config = config._replace(training=settings.resolved(config.training, all_epochs=True))
+    checks.check_counts({"escape": min(config.escape, default=0), "num_draws": config.metric.num_draws})
+    settings.check_metric(config.training, config.metric)
+
+    def seconds(cells: Sequence[records.Cell]) -> float:
+        trainings = {(c["network"], c["seed"], c["begun"], _name(c)): recipe(config, c).epochs for c in cells}
+        gradients = sum(_metric(config, cell).gradients for cell in cells)
+        return settings.seconds(config.training, gradients=gradients, epochs=sum(trainings.values()))
+
+    return records.fill("causes", config, cells(config), row, out, seconds=seconds, **options)
 
 
 @report.apart
-def figures(rows: list[records.Row]) -> list[report.Section]:
+def figures(rows: list[Row]) -> list[report.Section]:
     """Every cell, the effects of the factors and of their pairs, and the way from an LB minimum."""
-    lost = report.diverged(rows)
-    sections = [report.Section("Training that diverged", lost)] if lost else []
-    finite = [row for row in rows if row.get("diverged_at") is None]
-    seeds = sorted({row["seed"] for row in rows})
-    cells = {name: {row["seed"]: row for row in finite if row["method"] == name} for name in ("SB", *CELLS)}
-    whole = [seed for seed in seeds if all(seed in own for own in cells.values())]
-    if whole:
-        sections += [_effects(cells, whole), _table(cells, whole)]
-    if any("after" in row for row in finite):
-        sections.append(_escapes(finite, cells))
+    kept, sections = converged(rows), diverged(rows)
+    factorial = {
+        name: {row["seed"]: row for row in kept if "after" not in row and _name(row) == name}
+        for name in ("SB", *FACTORIAL)
+    }
+    seeds = sorted(set.intersection(*map(set, factorial.values())))
+    if seeds:
+        whole = {name: [by_seed[seed] for seed in seeds] for name, by_seed in factorial.items()}
+        sections += [_effects(whole, claims(kept)), _table(whole)]
+    if any("after" in row for row in kept):
+        sections.append(_escapes(kept, factorial[SHARP]))
     return sections
 
 
-def _response(row: records.Row, name: str) -> float:
-    """What is compared; sharpness, distance and loss by their logarithms, so that an effect is a factor."""
-    if name == "accuracy":
-        return 100 * row["test_accuracy"]
-    if name in ("full", "random"):
-        found = row.get(name) or {"value": None, "finite": False}
-        known = np.all(found["finite"]) and None not in np.ravel(found["value"])
-        value = float(np.mean(found["value"])) if known else math.nan
-    else:
-        value = row[name]
-    return math.log10(value) if value and value > 0 else math.nan
+def claims(rows: list[Row]) -> list[Claim]:
+    """What SB's noise does to LB that has as many updates; the paper has no such experiment."""
+    both = [row for row in rows if "after" not in row and row["side"] == "LB"]
+    _, full, *_ = _columns(rows)
+    names = "updates + noise", "updates"
+    accuracies, sharpnesses = (pairs(both, value, names, by="factors") for value in (test_accuracy, full))
+    return [
+        Claim(
+            "sec. 4",
+            "with SB's noise and as many updates LB tests better than with the updates alone",
+            "not tested there",
+            means(accuracies, " %"),
+            [stats.verdict([noisy - still for noisy, still in accuracies])],
+        ),
+        Claim(
+            "sec. 4",
+            "with SB's noise and as many updates LB is flatter than with the updates alone",
+            "not tested there",
+            means(sharpnesses),
+            [stats.verdict([stats.log_ratio(still, noisy) for noisy, still in sharpnesses])],
+        ),
+    ]
 
 
-def contrast(values: Mapping[str, float], term: Sequence[str]) -> float:
+def _columns(rows: Sequence[Row]) -> dict[str, str]:
+    """What is compared, and in which words."""
+    epsilon = max(epsilons_of(rows, "full"), default=math.nan)
+    return {
+        "test_accuracy": "test accuracy, points",
+        column("full", epsilon): "log10 sharpness, full",
+        column("random", epsilon): "log10 sharpness, random",
+        "distance": "log10 distance from x0",
+        "train_loss": "log10 training loss",
+    }
+
+
+def _value(row: Row, name: str) -> float:
+    value = value_of(row, test_accuracy if name == "test_accuracy" else name)
+    return math.nan if value is None else value
+
+
+def _response(row: Row, name: str) -> float:
+    """Accuracy in percent; sharpness, distance and loss by their logarithms, so that an effect is a factor."""
+    value = _value(row, name)
+    if name == "test_accuracy":
+        return value
+    return math.log10(value) if value > 0 else math.nan
+
+
+def contrast(values: Mapping[str, Any], term: Sequence[str]) -> Any:
     """An effect in a two-level factorial: of a factor, or of how it changes with the level of a second one.
 
     Args:
-      values: of every cell.
+      values: of every cell, numbers or arrays.
       term: one factor, whose effect is the mean where it is on less the mean where it is off; or two, whose
         interaction is half of the difference between the effects of the one where the other is on and off.
 
     Reference: Box, Hunter and Hunter, "Statistics for Experimenters", 2005, chapter 5.
     """
-    signs = {name: math.prod(1 if factor in on else -1 for factor in term) for name, on in CELLS.items()}
-    return sum(signs[name] * values[name] for name in CELLS) / (len(CELLS) / 2)
+    signs = {name: math.prod(1 if factor in on else -1 for factor in term) for name, on in FACTORIAL.items()}
+    return sum(signs[name] * values[name] for name in FACTORIAL) / (len(FACTORIAL) / 2)
 
 
-RESPONSES = {
-    "accuracy": "test accuracy, points",
-    "full": "log10 sharpness, full",
-    "random": "log10 sharpness, random",
-    "distance": "log10 distance from x0",
-    "train_loss": "log10 training loss",
-}
-
-
-def _effects(cells: Mapping[str, Mapping[int, records.Row]], whole: Sequence[int]) -> report.Section:
-    effects: dict[str, dict[str, list[float]]] = {}
-    for response in RESPONSES:
-        values = [{name: _response(cells[name][seed], response) for name in CELLS} for seed in whole]
-        effects[response] = {" x ".join(t): [contrast(v, t) for v in values] for t in TERMS}
-    found = {r: {t: stats.interval(values) for t, values in own.items()} for r, own in effects.items()}
-    terms = list(found["accuracy"])
-    order = terms[::-1]
-    figure = plots.intervals(
-        order,
-        {RESPONSES[name]: {"": [found[name][term] for term in order]} for name in ("accuracy", "full", "random")},
-    )
-
-    def words(response: str, term: str) -> str:
-        value, low, high = found[response][term]
-        ends = f", {plain(low)} to {plain(high)}" if math.isfinite(low) else ""
-        if response == "accuracy":
-            return f"{term} ({value:+.2f} points{ends})"
-        ends = f", {plain(10**low)} to {plain(10**high)}" if math.isfinite(low) else ""
-        return f"{term} (times {plain(10**value)}{ends})"
-
-    def sure(response: str, sign: int) -> list[str]:
-        """The factors that raise a response, or with -1 lower it, the strongest first."""
-        own = [t for t in FACTORS if stats.verdict([sign * v for v in effects[response][t]]).word == "holds"]
-        return sorted(own, key=lambda t: -abs(found[response][t].value))
-
-    def moved(what: str, response: str) -> str:
-        up, down = (_list([words(response, t) for t in sure(response, sign)]) for sign in (1, -1))
-        return f"{what} rises with {up}; it falls with {down}."
-
-    closes, flattens = sure("accuracy", 1), sure("full", -1)
+def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.Section:
+    columns = _columns([row for rows in whole.values() for row in rows])
+    values = {run: np.array([[_response(row, c) for row in rows] for c in columns]) for run, rows in whole.items()}
+    terms = [" x ".join(term) for term in TERMS]
+    effects = np.array([contrast(values, term) for term in TERMS])  # [terms, responses, seeds]
+    intervals = {
+        words: [stats.interval(effect) for effect in effects[:, k]] for k, words in enumerate(columns.values())
+    }
+    accuracy, full, random, *_ = (dict(zip(terms, effects[:, k], strict=True)) for k in range(len(columns)))
+    gap = float((values["SB"][0] - values["LB"][0]).mean())
+    small, large = (dict(enumerate(values[side][0].tolist())) for side in settings.SIDES)
+    closes, flattens = _movers(accuracy, 1), _movers(full, -1)
     both = [factor for factor in FACTORS if factor in closes and factor in flattens]
-    tests = {name: {seed: cells[name][seed]["test_accuracy"] for seed in whole} for name in ("SB", "LB")}
-    gap = 100 * float(np.mean([tests["SB"][seed] - tests["LB"][seed] for seed in whole]))
-    rank = stats.trend(
-        *(
-            [float(np.mean([_response(cells[name][seed], response) for seed in whole])) for name in CELLS]
-            for response in ("accuracy", "full")
-        )
-    )
-    said = [
+    rank = stats.trend(*([values[run][k].mean() for run in FACTORIAL] for k in (0, 1)))
+    findings = [
         f"The gap: SB tests {plain(abs(gap))} points {'above' if gap >= 0 else 'below'} LB, "
-        f"{stats.compare(tests['SB'], tests['LB'], 'SB higher than LB')}.",
-        moved("Test accuracy", "accuracy"),
-        moved("Sharpness in the full space", "full"),
-        moved("Sharpness in random subspaces", "random"),
+        f"{stats.compare(small, large, 'SB higher than LB')}.",
+        _moved("Test accuracy", accuracy, in_points=True),
+        _moved("Sharpness in the full space", full),
+        _moved("Sharpness in random subspaces", random),
         "Named are, the strongest first, factors whose 95 % t interval over at least three seeds is on one side.",
         "What closes the gap and what flattens in the full space is "
         f"{'the same' if set(closes) == set(flattens) else 'not the same'}: {_list(both)} {_do(both)} both. Over "
         f"the means of the sixteen cells, test accuracy and sharpness have a rank correlation of {plain(rank)}.",
+        *(f"That {claim.claim}: {claim.here}, {claim.verdict}." for claim in tested if claim.verdict.n),
     ]
-    columns = {"effect": terms, **{RESPONSES[r]: [_cell(found[r][t]) for t in terms] for r in RESPONSES}}
+    table = {words: [_cell(interval) for interval in of_terms] for words, of_terms in intervals.items()}
+    drawn = {words: {"": of_terms[::-1]} for words, of_terms in list(intervals.items())[:3]}
     caption = (
         "Each point is the change of the mean over the LB cells when a factor is turned on; for a pair, half the "
         "change of one effect by the other factor. Bars: 95 % t intervals over seeds. "
         + " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in MEANING.items())
     )
-    title = "Which difference makes the gap, and which the sharpness"
-    return report.Section(title, said, pd.DataFrame(columns), figure, caption, "effects")
+    return report.Section(
+        "Which difference makes the gap, and which the sharpness",
+        findings,
+        pd.DataFrame({"effect": terms, **table}),
+        plots.intervals(terms[::-1], drawn),
+        caption,
+        "effects",
+    )
 
 
-def _table(cells: Mapping[str, Mapping[int, records.Row]], whole: Sequence[int]) -> report.Section:
-    lines = []
-    for name, own in cells.items():
-        of = [own[seed] for seed in whole]
-        gaps = [100 * (cells["SB"][s]["test_accuracy"] - own[s]["test_accuracy"]) for s in whole]
-        line = {"run": name, "test accuracy, %": report.spread([100 * row["test_accuracy"] for row in of])}
-        line["below SB, points"] = report.spread(gaps) if name != "SB" else report.DASH
-        for space, title in (("full", "sharpness, full"), ("random", "sharpness, random")):
-            line[title] = report.spread([10 ** _response(row, space) for row in of])
-        line |= {"distance": report.spread([row["distance"] for row in of])}
-        line |= {"training loss": report.spread([row["train_loss"] for row in of])}
-        line |= {"updates": str(of[0]["steps"]), "n": str(len(of))}
-        lines.append(line)
-    first = cells["SB"][whole[0]]
-    said = [
-        f"{first['network']} on {first['dataset']}, batches of {first['batch_size']} (SB) and "
-        f"{cells['LB'][whole[0]]['batch_size']} (LB), epsilon {first['epsilon']:g}."
-    ]
-    return report.Section("Every run; mean ± standard deviation over n seeds", said, pd.DataFrame(lines))
+def _movers(effects: Mapping[str, np.ndarray], sign: int) -> list[str]:
+    """The factors that raise a response, or with -1 lower it, the strongest first."""
+    sure = [factor for factor in FACTORS if stats.verdict(sign * effects[factor]).word == "holds"]
+    return sorted(sure, key=lambda factor: -abs(effects[factor].mean()))
 
 
-def _escapes(finite: list[records.Row], cells: Mapping[str, Mapping[int, records.Row]]) -> report.Section:
-    begun = cells[BEGIN]
-    every = {
-        name: {
-            seed: sorted((r for r in finite if r["method"] == f"from LB: {name}" and r["seed"] == seed),
-                         key=lambda r: r["after"])
-            for seed in begun
-        }
-        for name in ESCAPES
-    }  # fmt: skip
-    panels = []
-    for response, words in (("distance", "distance from the LB minimum"), ("full", "sharpness, full space"),
-                            ("train_loss", "training loss"), ("accuracy", "test accuracy (%)")):  # fmt: skip
-        lines: list[plots.Line] = []
-        for name, colour in zip(ESCAPES, ("SB", "LB", "other"), strict=True):
-            curves = []
-            for seed, looks in every[name].items():
-                if not looks:
-                    continue
-                at = [] if response == "distance" else [begun[seed]]
-                y = [_response(row, response) for row in (*at, *looks)]
-                y = y if response == "accuracy" else [10**value for value in y]
-                curves.append(([0] * len(at) + [row["steps"] for row in looks], y))
-            lines += plots.seeds(curves, name, colour, marker="o")
-        log = response != "accuracy"
-        panels.append(plots.Panel(words, "updates from the LB minimum", "", lines, log_y=log))
-    last = {name: {seed: looks[-1] for seed, looks in own.items() if looks} for name, own in every.items()}
-    said = []
-    for name in ("SB", "LB + noise"):
-        for response, adjective, words in (("distance", "far", "farther"), ("full", "sharp", "sharper")):
-            values = {n: {s: _response(row, response) for s, row in last[n].items()} for n in (name, "LB")}
-            shared = [s for s in values[name] if math.isfinite(values[name][s] - values["LB"].get(s, math.nan))]
-            times = (
-                10 ** float(np.mean([values[name][s] - values["LB"][s] for s in shared])) if shared else math.nan
-            )
-            own, other = ({s: values[n][s] for s in shared} for n in (name, "LB"))
-            said.append(
-                f"At the end {name} is {plain(times)} times as {adjective} as LB: "
-                f"{stats.compare(own, other, f'{name} {words} than LB')}."
-            )
-        fall = [_response(begun[s], "full") - _response(row, "full") for s, row in last[name].items()]
-        said.append(f"{name} ends flatter than the LB minimum that it began at: {stats.verdict(fall)}.")
+def _moved(what: str, effects: Mapping[str, np.ndarray], *, in_points: bool = False) -> str:
+    def words(factor: str) -> str:
+        value, low, high = stats.interval(effects[factor])
+        change = f"{value:+.2f} points" if in_points else f"times {plain(10**value)}"
+        low, high = (low, high) if in_points else (10**low, 10**high)
+        ends = f", {plain(low)} to {plain(high)}" if math.isfinite(low) else ""
+        return f"{factor} ({change}{ends})"
+
+    up, down = (_list([words(factor) for factor in _movers(effects, sign)]) for sign in (1, -1))
+    return f"{what} rises with {up}; it falls with {down}."
+
+
+def _table(whole: Mapping[str, list[Row]]) -> report.Section:
+    all_rows = [row for rows in whole.values() for row in rows]
+    accuracy, *others = _columns(all_rows)
+    titles, lines = ("sharpness, full", "sharpness, random", "distance", "training loss"), []
+    for name, rows in whole.items():
+        accuracies = [_value(row, accuracy) for row in rows]
+        gaps = [_value(small, accuracy) - large for small, large in zip(whole["SB"], accuracies, strict=True)]
+        line = {"run": name, "test accuracy, %": spread(accuracies)}
+        line["below SB, points"] = spread(gaps) if name != "SB" else report.DASH
+        for title, other in zip(titles, others, strict=True):
+            line[title] = spread([_value(row, other) for row in rows])
+        lines.append({**line, "updates": str(rows[0]["steps"]), "n": str(len(rows))})
+    small, large = (whole[side][0] for side in settings.SIDES)
+    finding = (
+        f"{small['network']} on {small['dataset']}, batches of {small['batch_size']} (SB) and "
+        f"{large['batch_size']} (LB), epsilon {max(epsilons_of(all_rows, 'full'), default=math.nan):g}."
+    )
+    return report.Section("Every run; mean ± standard deviation over n seeds", [finding], pd.DataFrame(lines))
+
+
+def _escapes(rows: Sequence[Row], begun: Mapping[int, Row]) -> report.Section:
+    escapes: dict[str, dict[int, list[Row]]] = {name: {} for name in ESCAPES}
+    for row in sorted((row for row in rows if "after" in row), key=lambda row: (row["seed"], row["after"])):
+        if row["seed"] in begun:
+            escapes[_name(row)].setdefault(row["seed"], []).append(row)
+    accuracy, full, _, distance, loss = _columns(rows)
+    shown = {
+        distance: "distance from the LB minimum",
+        full: "sharpness, full space",
+        loss: "training loss",
+        accuracy: "test accuracy (%)",
+    }
+    panels = [_escape_panel(escapes, begun, name, words) for name, words in shown.items()]
     caption = (
         "Begun at the minimum of LB with as many updates as SB, with a new state of the optimiser and a rate that "
         "grows over the first epoch of SB: SB, LB, and LB with the gradient noise of SB. Thin lines are seeds, "
         "thick ones their mean."
     )
-    title = "Does noise leave a sharp minimum?"
-    return report.Section(title, said, figure=plots.panels(panels), caption=caption, name="escape")
+    last = {name: {seed: later[-1] for seed, later in of_seeds.items()} for name, of_seeds in escapes.items()}
+    return report.Section(
+        "Does noise leave a sharp minimum?",
+        [sentence for name in ("SB", "LB + noise") for sentence in _escape_findings(last, begun, name, full)],
+        figure=plots.panels(panels),
+        caption=caption,
+        name="escape",
+    )
 
 
-def _cell(found: stats.Interval) -> str:
-    ends = f" ({found.low:+.2f} to {found.high:+.2f})" if math.isfinite(found.low) else ""
-    return report.DASH if math.isnan(found.value) else f"{found.value:+.2f}{ends}"
+def _escape_panel(
+    escapes: Mapping[str, Mapping[int, list[Row]]], begun: Mapping[int, Row], name: str, title: str
+) -> plots.Panel:
+    lines: list[plots.Line] = []
+    for run, colour in ESCAPES.items():
+        curves = []
+        for seed, later in escapes[run].items():
+            first = [] if name == "distance" else [begun[seed]]  # its own distance is that from x0
+            steps = [0] * len(first) + [row["steps"] for row in later]
+            curves.append((steps, [_value(row, name) for row in (*first, *later)]))
+        lines += plots.seeds(curves, run, colour, marker="o")
+    return plots.Panel(title, "updates from the LB minimum", "", lines, log_y=name != "test_accuracy")
+
+
+def _escape_findings(
+    last: Mapping[str, Mapping[int, Row]], begun: Mapping[int, Row], name: str, full: str
+) -> list[str]:
+    """How the end of an escape differs from that of LB, and from where it began."""
+    sentences = []
+    for measured, adjective, comparative in (("distance", "far", "farther"), (full, "sharp", "sharper")):
+        logs = {
+            seed: log
+            for seed, row in last[name].items()
+            if math.isfinite(log := _response(row, measured) - _response(last["LB"].get(seed, {}), measured))
+        }
+        times = 10 ** float(np.mean(list(logs.values()))) if logs else math.nan
+        compared = stats.compare(logs, dict.fromkeys(logs, 0.0), f"{name} {comparative} than LB")
+        sentences.append(f"At the end {name} is {plain(times)} times as {adjective} as LB: {compared}.")
+    falls = [_response(begun[seed], full) - _response(row, full) for seed, row in last[name].items()]
+    return [*sentences, f"{name} ends flatter than the LB minimum that it began at: {stats.verdict(falls)}."]
+
+
+def _cell(interval: stats.Interval) -> str:
+    ends = f" ({interval.low:+.2f} to {interval.high:+.2f})" if math.isfinite(interval.low) else ""
+    return report.DASH if math.isnan(interval.value) else f"{interval.value:+.2f}{ends}"
 
 
 def _do(factors: Sequence[str]) -> str:

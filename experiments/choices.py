@@ -10,6 +10,7 @@ a few epochs from the same starting point.
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,142 +19,163 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, PyTree
 
-from experiments import command, training
-from experiments.training import Training
-from gengap import ascent, data, minima, models, objective, paper, program, records, report, sharpness, subspace
+from experiments.lib import command, settings
+from experiments.lib.settings import Problem, Training
+from experiments.lib.tables import epsilons_of
+from gengap import (
+    ascent,
+    checks,
+    data,
+    flat,
+    minima,
+    models,
+    objective,
+    paper,
+    program,
+    records,
+    report,
+    sharpness,
+    subspace,
+)
+from gengap.comparison import Metric, column
+from gengap.records import Row
 from gengap.report import plain
-
-DIM = 100
 
 
 class Config(NamedTuple):
     """Choices of the metric, on the minima of one starting point."""
 
     training: Training = Training(dataset="mnist")
+    metric: Metric = Metric(num_draws=2)
+    """SciPy may spend more gradients"""
     which: int = 0
     """the starting point"""
     examples: int = 5_000
     """measure f on the first so many training examples"""
-    epsilons: tuple[float, ...] = (1e-3, 5e-4)
-    """sizes of the box"""
-    num_draws: int = 2
-    """matrices A for each choice"""
-    max_evaluations: int = 24
-    """gradients to spend on each maximum; SciPy may spend more"""
     stages: tuple[int, ...] = (3, 7, 15)
     """epochs of training after which to measure"""
 
 
 CONFIG = Config()
-SMOKE = Config(Training(train_size=400, epochs=2), examples=200, num_draws=1, max_evaluations=3, stages=(1,))
+SMOKE = Config(
+    Training(train_size=400, epochs=2), Metric(num_draws=1, max_evaluations=3), examples=200, stages=(1,)
+)
+NOTES = {
+    "default": "random signs, batch statistics over 5000, corner ascent",
+    "N(0, 1)": "entries of A",
+    "unit columns": "columns of A scaled to length 1",
+    "U(-1, 1)": "entries of A",
+    "U(0, 1)": "entries of A",
+    "batch norm over 250": "batch statistics over chunks of 250",
+    "population statistics": "taken at x, then frozen",
+    "Keras clip": "probabilities clipped to [1e-7, 1 - 1e-7]",
+    "SciPy": "10 iterations of L-BFGS-B from y = 0, tolerances 0",
+    "SciPy, its tolerances": "10 iterations of L-BFGS-B from y = 0",
+}
+STAGE = "from the same starting point"
 
 
-def run(
-    config: Config = CONFIG,
-    out: str | PathLike | None = None,
-    *,
-    fresh: bool = False,
-    data_dir: str | PathLike | None = None,
-) -> records.Run:
-    """Measure and record, a row for each choice: sharpness of SB and of LB, an entry for each epsilon and draw."""
-    for name in ("examples", "num_draws", "max_evaluations"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
-    training.check_distinct({"epsilons": config.epsilons, "stages": config.stages})
-    setting, ds = training.begin(config.training, data_dir)
-    model = training.model(setting, ds)
-    some = data.head(ds, min(config.examples, len(ds.x_train)))
-    asked = command.flat(config._replace(training=setting))
-    with records.opened("choices", asked, out, fresh=fresh) as run:
-        choices = _choices(config, model, some)
-        names = [*choices, *(f"after {epochs} epochs" for epochs in sorted(config.stages))]
-        if all(run.has({"choice": name}) for name in names):
-            return run
-        f = objective.over_dataset(model.apply, some.x_train, some.y_train)
-        pair = training.pair(setting, model, ds, config.which, run.store)
-        found = {method: minimum.params for method, minimum in pair.items()}
-        for name, (note, measure) in choices.items():
-            if not run.has({"choice": name}):
-                row: records.Row = {"choice": name, "note": note, "epsilons": config.epsilons}
-                row |= {method: measure(params) for method, params in found.items()}
-                row["train_loss"] = {method: f(params) for method, params in found.items()}
-                run.add({**row, "maximiser": ascent.ASCENT_VERSION})
-                command.say_what_is_left(run, len(names))
-        default = choices["default"][1]
-        along = {
-            method: minima.find_along(
-                *(model, ds, jax.random.key(setting.seed), size, config.stages),
-                progress=f"{training.network_name(setting)} to epoch {max(config.stages)}, {method}",
-                **training.how(setting._replace(patience=0, target=0.0), ds, size, config.which, run.store),
-            )
-            for method, size in training.sizes(setting).items()
-        }
-        for i, epochs in enumerate(sorted(config.stages)):
-            name = f"after {epochs} epochs"
-            if not run.has({"choice": name}):
-                row = {"choice": name, "note": "from the same starting point", "epsilons": config.epsilons}
-                row |= {method: default(stages[i].params) for method, stages in along.items()}
-                row["loss"] = {method: f(stages[i].params) for method, stages in along.items()}
-                run.add({**row, "maximiser": ascent.ASCENT_VERSION})
-        return run
+def cells(config: Config) -> list[records.Cell]:
+    """SB and LB for each choice, and at each stage of training, there with the default choice."""
+    problem = settings.problem(config.training)
+    names = [name for name in NOTES if name != "population statistics" or problem.model.apply_frozen]
+    names += [f"after {epochs} epochs" for epochs in sorted(config.stages)]
+    cell = {"network": settings.networks(config.training)[0], "dataset": problem.ds.name, "seed": config.which}
+    return [{**cell, "choice": name, "side": side} for name in names for side in settings.SIDES]
 
 
-def _choices(
-    config: Config, model: models.Model, some: data.Dataset
-) -> dict[str, tuple[str, Callable[[PyTree], Any]]]:
-    """Name -> note and measurement of every choice; the first is the default one."""
-    key = training.key_of(config.training, config.which, "random")
+def row(config: Config, cell: records.Cell, store: Path) -> Row:
+    """Sharpness in random subspaces at one minimum under one choice, and f there."""
+    problem = settings.problem(config.training)
+    some = data.head(problem.ds, min(config.examples, len(problem.ds.x_train)))
+    stages = {f"after {epochs} epochs": epochs for epochs in config.stages}
+    stage = stages.get(cell["choice"])
+    params = _minimum(config, problem, cell["side"], stage, store).params
+    measure = _choices(config, problem.model, some)["default" if stage else cell["choice"]]
+    measured: Row = {"ascent_version": ascent.ASCENT_VERSION}
+    measured["train_loss"] = objective.over_dataset(problem.model.apply, some.x_train, some.y_train)(params)
+    for epsilon, draws in zip(config.metric.epsilons, np.asarray(measure(params), float), strict=True):
+        measured[column("random", epsilon)] = draws.mean()
+        measured[f"{column('random', epsilon)}_draws"] = draws
+    return measured
+
+
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for each choice and side; the options are those of `records.fill`."""
+    checks.check_counts({"examples": config.examples, "num_draws": config.metric.num_draws})
+    settings.check_distinct({"stages": config.stages})
+    config = config._replace(training=settings.resolved(config.training))
+    settings.check_metric(config.training, config.metric)
+    return records.fill("choices", config, cells(config), row, out, **options)
+
+
+def _minimum(config: Config, problem: Problem, side: str, stage: int | None, store: Path) -> minima.Minimum:
+    """The minimum of a side, or where its training stands after so many epochs."""
+    network = settings.networks(config.training)[0]
+    if stage is None:
+        return settings.pair(config.training, network, config.which, store)[side]
+    training = config.training._replace(patience=0, target=0.0, epochs=max(config.stages))
+    recipe = settings.recipe(training, settings.batch_size(training, side))._replace(snapshots=config.stages)
+    key, label = settings.training_key(training), f"{network} to epoch {training.epochs}, {side}"
+    minimum = minima.find(problem.model, problem.ds, key, recipe, seed=config.which, store=store, progress=label)
+    return minimum.snapshots[stage]
+
+
+def _choices(config: Config, model: models.Model, some: data.Dataset) -> dict[str, Callable[[PyTree], Any]]:
+    """Each choice as a measurement, `params -> [epsilons, draws]`."""
+    metric, key = config.metric, flat.key_for(settings.measure_key(config.training, config.which), "random")
     loss = partial(objective.over_dataset, model.apply, some.x_train, some.y_train)
-    scipy = partial(_by_scipy, config, key)
 
     def signs(f: Callable, entries: subspace.Entries = subspace.signs) -> Callable[[PyTree], Any]:
         return lambda params: (
             sharpness.random_subspaces(
-                *(f, params, key),
-                dim=DIM,
-                epsilon=config.epsilons,
-                num_draws=config.num_draws,
-                max_evaluations=config.max_evaluations,
+                f,
+                params,
+                key,
+                dim=metric.dim,
+                epsilon=metric.epsilons,
+                num_draws=metric.num_draws,
+                max_evaluations=metric.max_evaluations,
+                num_directions=metric.num_directions,
                 entries=entries,
             ).value
         )
 
     def frozen(params: PyTree) -> Any:
-        apply = _frozen(model, models.population_statistics(model, params, some.x_train))
-        return signs(objective.over_dataset(apply, some.x_train, some.y_train))(params)
+        assert model.apply_frozen is not None
+        statistics, apply = models.population_statistics(model, params, some.x_train), model.apply_frozen
+        f = objective.over_dataset(lambda p, x: apply(p, statistics, x), some.x_train, some.y_train)
+        return signs(f)(params)
 
-    choices: dict[str, tuple[str, Callable[[PyTree], Any]]] = {
-        "default": ("random signs, batch statistics over 5000, corner ascent", signs(loss())),
-        "N(0, 1)": ("entries of A", signs(loss(), jax.random.normal)),
-        "unit columns": ("columns of A scaled to length 1", signs(loss(), _unit)),
-        "U(-1, 1)": ("entries of A", signs(loss(), _symmetric)),
-        "U(0, 1)": ("entries of A", signs(loss(), jax.random.uniform)),
-        "batch norm over 250": ("batch statistics over chunks of 250", signs(loss(chunk=250))),
-        "population statistics": ("taken at x, then frozen", frozen),
-        "Keras clip": ("probabilities clipped to [1e-7, 1 - 1e-7]", signs(loss(clip=1e-7))),
-        "SciPy": ("10 iterations of L-BFGS-B from y = 0, tolerances 0", partial(scipy, loss(), 0.0)),
-        "SciPy, its tolerances": ("10 iterations of L-BFGS-B from y = 0", partial(scipy, loss(), None)),
+    return {
+        "default": signs(loss()),
+        "N(0, 1)": signs(loss(), jax.random.normal),
+        "unit columns": signs(loss(), _unit),
+        "U(-1, 1)": signs(loss(), _symmetric),
+        "U(0, 1)": signs(loss(), jax.random.uniform),
+        "batch norm over 250": signs(loss(chunk=250)),
+        "population statistics": frozen,
+        "Keras clip": signs(loss(clip=1e-7)),
+        "SciPy": partial(_by_scipy, metric, key, loss(), 0.0),
+        "SciPy, its tolerances": partial(_by_scipy, metric, key, loss(), None),
     }
-    if model.apply_frozen is None:
-        del choices["population statistics"]
-    return choices
 
 
 def _by_scipy(
-    config: Config, key: Array, f: Callable, tolerance: float | None, params: PyTree
+    metric: Metric, key: Array, f: Callable, tolerance: float | None, params: PyTree
 ) -> list[list[float]]:
     """What the paper's solver finds in each of the same subspaces, for each epsilon and draw."""
     n = sum(leaf.size for leaf in jax.tree.leaves(params))
-    found: list[list[float]] = [[] for _ in config.epsilons]
-    for draw_key in sharpness.draw_keys(key, config.num_draws):
-        A = subspace.draw(draw_key, n, DIM)
-        for values, epsilon in zip(found, config.epsilons, strict=True):
+    values: list[list[float]] = [[] for _ in metric.epsilons]
+    for draw_key in sharpness.draw_keys(key, metric.num_draws):
+        A = subspace.draw(draw_key, n, metric.dim)
+        for of_epsilon, epsilon in zip(values, metric.epsilons, strict=True):
             box = sharpness.box(params, A, epsilon)
-            look = program.compiled(jax.value_and_grad(sharpness.restrict(f, params, A)))
+            evaluate = program.compiled(jax.value_and_grad(sharpness.restrict(f, params, A)))
             start = jnp.zeros_like(box)
-            top, base = ascent.scipy_lbfgsb(look, box, start, tolerance=tolerance).value, look(start)[0]
-            values.append(100 * float((top - base) / (1 + base)))
-    return found
+            top, base = ascent.scipy_lbfgsb(evaluate, box, start, tolerance=tolerance).value, evaluate(start)[0]
+            of_epsilon.append(100 * float((top - base) / (1 + base)))
+    return values
 
 
 def _symmetric(key: Array, shape: tuple[int, ...]) -> Array:
@@ -165,50 +187,54 @@ def _unit(key: Array, shape: tuple[int, ...]) -> Array:
     return columns / jnp.linalg.norm(columns, axis=1, keepdims=True)
 
 
-def _frozen(model: models.Model, statistics: PyTree) -> Callable:
-    assert model.apply_frozen is not None
-    apply = model.apply_frozen
-    return lambda params, x: apply(params, statistics, x)
-
-
 @report.apart
-def figures(rows: list[records.Row]) -> list[report.Section]:
+def figures(rows: list[Row]) -> list[report.Section]:
     """The table of choice against value, the paper's numbers for F1 on MNIST in its first line."""
     if not rows:
         return []
-    epsilons = rows[0]["epsilons"]
-    places = [(method, epsilon) for method in ("SB", "LB") for epsilon in epsilons]
-    theirs = {(m, e): paper.TABLE_4["F1"][m].get(e, (np.nan, np.nan))[0] for m, e in places}
-    lines = [{"choice": "the paper's Table 4", "note": ""}]
-    lines[0] |= {f"{m}, {e:g}": plain(value) for (m, e), value in theirs.items()}
+    epsilons = epsilons_of(rows, "random")
+    places = [(side, epsilon) for side in settings.SIDES for epsilon in epsilons]
+    theirs = {(s, epsilon): paper.TABLE_4["F1"][s].get(epsilon, (np.nan,))[0] for s, epsilon in places}
+    lines = [{"choice": "the paper's Table 4", "note": ""} | _table_cells(theirs)]
     ratios: dict[str, dict[tuple[str, float], float]] = {}
-    for row in rows:
-        means = {
-            (m, e): float(np.mean(np.array(row[m][i], float)))
-            for m in ("SB", "LB")
-            for i, e in enumerate(epsilons)
-        }
-        ratios[row["choice"]] = {place: mean / theirs[place] for place, mean in means.items()}
-        cells = {f"{m}, {e:g}": plain(mean) for (m, e), mean in means.items()}
-        lines.append({"choice": row["choice"], "note": row["note"], **cells})
-    said = []
-    for e in epsilons:
-        finite = {name: r for name, r in ratios.items() if np.isfinite(r["LB", e]) and r["LB", e] > 0}
-        both = [name for name, r in ratios.items() if all(0.5 <= r[m, e] <= 2 for m in ("SB", "LB"))]
-        text = f"At epsilon {e:g} {' and '.join(both) or 'no choice'} comes within a factor of two of both"
-        if finite:
-            nearest = min(finite, key=lambda name: abs(np.log(finite[name]["LB", e])))
-            text += (
-                f"; nearest for LB is {nearest}, at {finite[nearest]['LB', e]:.2g} times the paper's value, SB at "
-                f"{finite[nearest]['SB', e]:.2g} times"
-            )
-        said.append(f"{text}.")
+    for name in dict.fromkeys(row["choice"] for row in rows):
+        of_side = {row["side"]: row for row in rows if row["choice"] == name}
+        values = {(s, e): _float(of_side.get(s, {}).get(column("random", e))) for s, e in places}
+        ratios[name] = {place: value / theirs[place] for place, value in values.items()}
+        lines.append({"choice": name, "note": NOTES.get(name, STAGE), **_table_cells(values)})
+    findings = [_nearest(ratios, epsilon) for epsilon in epsilons]
+    stages = [row for row in rows if row["choice"] not in NOTES]
     losses = [
-        f"{r['choice']}: SB {plain(r['loss']['SB'])}, LB {plain(r['loss']['LB'])}" for r in rows if "loss" in r
+        f"{small['choice']}: SB {plain(small['train_loss'])}, LB {plain(large['train_loss'])}"
+        for small in stages
+        for large in stages
+        if (small["side"], large["side"]) == settings.SIDES and small["choice"] == large["choice"]
     ]
-    said += [f"f(x) at the stages, in nats: {'; '.join(losses)}."] if losses else []
+    findings += [f"f(x) at the stages, in nats: {'; '.join(losses)}."] if losses else []
     title = "What moves Table 4: sharpness in random subspaces under other choices, mean over the draws"
-    return [report.Section(title, said, pd.DataFrame(lines))]
+    return [report.Section(title, findings, pd.DataFrame(lines))]
+
+
+def _float(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _table_cells(values: dict[tuple[str, float], float]) -> dict[str, str]:
+    return {f"{side}, {epsilon:g}": plain(value) for (side, epsilon), value in values.items()}
+
+
+def _nearest(ratios: dict[str, dict[tuple[str, float], float]], epsilon: float) -> str:
+    """Which choices come near the paper's values at an epsilon."""
+    finite = {name: r for name, r in ratios.items() if np.isfinite(r["LB", epsilon]) and r["LB", epsilon] > 0}
+    both = [name for name, r in ratios.items() if all(0.5 <= r[side, epsilon] <= 2 for side in settings.SIDES)]
+    text = f"At epsilon {epsilon:g} {' and '.join(both) or 'no choice'} comes within a factor of two of both"
+    if finite:
+        nearest = min(finite, key=lambda name: abs(np.log(finite[name]["LB", epsilon])))
+        text += (
+            f"; nearest for LB is {nearest}, at {finite[nearest]['LB', epsilon]:.2g} times the paper's value, "
+            f"SB at {finite[nearest]['SB', epsilon]:.2g} times"
+        )
+    return f"{text}."
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from experiments import command, training
-from experiments.training import Training
+from experiments.lib import command, settings
+from experiments.lib.claims import Claim
+from experiments.lib.settings import Training
 from gengap import (
     ascent,
     data,
+    flat,
     hessian,
     measures,
     minima,
@@ -34,10 +36,13 @@ from gengap import (
     records,
     report,
     sharpness,
+    stats,
     train,
 )
-from gengap import statistics as stats
+from gengap.records import Row
 from gengap.report import number, plain
+
+AXES = ("width", "batch_size", "learning_rate", "weight_decay")
 
 
 class Config(NamedTuple):
@@ -72,78 +77,64 @@ SMOKE = CONFIG._replace(
 )  # fmt: skip
 
 
-def run(
-    config: Config = CONFIG,
-    out: str | PathLike | None = None,
-    *,
-    fresh: bool = False,
-    data_dir: str | PathLike | None = None,
-) -> records.Run:
-    """Train, measure and record, a row for each run of the grid."""
+def cells(config: Config) -> list[records.Cell]:
+    """One for each run of the grid."""
+    axes = config.widths, config.batch_sizes, config.learning_rates, config.weight_decays
+    name = settings.dataset(_training(config)).name
+    return [
+        {"network": "dense", "dataset": name, **dict(zip((*AXES, "seed"), place, strict=True))}
+        for place in itertools.product(*axes, range(config.num_seeds))
+    ]
+
+
+def row(config: Config, cell: records.Cell, store: Path) -> Row:
+    """One run: how it ended, its gap, and every measure."""
+    ds, seed = settings.dataset(_training(config)), cell["seed"]
+    model, key = models.dense(ds.num_classes, widths=(cell["width"],) * 2), jax.random.key(0)
+    recipe = minima.Recipe(
+        batch_size=cell["batch_size"],
+        optimizer=train.adam(cell["learning_rate"], weight_decay=cell["weight_decay"]),
+        epochs=config.epochs,
+        patience=None,
+        target=config.target,
+    )
+    label = f"width {cell['width']}, batch {cell['batch_size']}, seed {seed}"
+    minimum = minima.find(model, ds, key, recipe, seed=seed, store=store, progress=label)
+    ended: Row = {"epochs": minimum.epochs, "diverged_at": minimum.diverged_at}
+    ended["ascent_version"] = ascent.ASCENT_VERSION
+    if minimum.diverged_at is not None:
+        return ended
+    for split, x, y in (("train", ds.x_train, ds.y_train), ("test", ds.x_test, ds.y_test)):
+        evaluate = objective.loss_and_accuracy(model.apply, x, y)
+        ended[f"{split}_loss"], ended[f"{split}_accuracy"] = evaluate(minimum.params)
+    start = minima.starting_point(model, ds, key, seed)
+    some = data.head(ds, min(config.examples, len(ds.x_train)))
+    measured = _measures(model, some.x_train, some.y_train, minimum.params, start, seed)
+    return ended | {"measures": measured}
+
+
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for each run of the grid; the options are those of `records.fill`."""
     axes = (config.widths, config.batch_sizes, config.learning_rates, config.weight_decays)
     if not all(axes) or config.num_seeds < 1 or config.epochs < 1 or config.examples < 2:
         raise ValueError(
             "every axis of the grid needs a value, and num_seeds, epochs and examples at least 1, 1 and 2"
         )
-    ds = data.load(config.dataset, data_dir)
-    if config.train_size is not None:
-        if not 1 <= config.train_size <= len(ds.x_train):
-            raise ValueError(f"train_size is {config.train_size}; it must be from 1 to {len(ds.x_train)}")
-        ds = data.head(ds, config.train_size)
-    for batch_size in config.batch_sizes:
-        train.count(batch_size, len(ds.x_train))
-    grid = list(itertools.product(*axes, range(config.num_seeds)))
-    with records.opened("correlation", config._asdict(), out, fresh=fresh) as run:
-        for width, batch_size, rate, decay, seed in grid:
-            method = f"width {width}, batch {batch_size}, rate {rate:g}, decay {decay:g}"
-            row = {"network": "dense", "dataset": ds.name, "method": method, "seed": seed}
-            if not run.has(row):
-                setting = {"width": width, "batch size": batch_size, "learning rate": rate, "weight decay": decay}
-                row |= {"setting": setting | {"seed": seed}, "maximiser": ascent.ASCENT_VERSION}
-                run.add(row | _end_point(config, ds, setting, seed, run.store))
-                command.say_what_is_left(run, len(grid))
-        return run
+    if config.train_size is not None and config.train_size < 1:
+        raise ValueError(f"train_size is {config.train_size}; it must be at least 1")
+    settings.counts({"batch_sizes": config.batch_sizes}, len(settings.dataset(_training(config)).x_train))
+    return records.fill("correlation", config, cells(config), row, out, **options)
 
 
-def _end_point(
-    config: Config, ds: data.Dataset, setting: dict[str, Any], seed: int, store: Path | None
-) -> dict[str, Any]:
-    """One run: how it ended, its gap, and every measure."""
-    model = models.dense(ds.num_classes, widths=(setting["width"],) * 2)
-    key = jax.random.key(0)
-    found = minima.find(
-        model,
-        ds,
-        key,
-        setting["batch size"],
-        seed=seed,
-        optimizer=train.adam(setting["learning rate"], weight_decay=setting["weight decay"]),
-        epochs=config.epochs,
-        patience=None,
-        target=config.target,
-        store=store,
-        progress=f"width {setting['width']}, batch {setting['batch size']}, seed {seed}",
-    )
-    params = found.params
-    row: dict[str, Any] = {"epochs": found.epochs, "diverged_at": found.diverged_at}
-    if found.diverged_at is not None:
-        return row
-    for split, x, y in (("train", ds.x_train, ds.y_train), ("test", ds.x_test, ds.y_test)):
-        loss, accuracy = objective.loss_and_accuracy(model.apply, x, y)(params)
-        row |= {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
-    start = minima.starting_point(model, ds, key, seed)
-    return row | {"measures": _measures(config, ds, model, params, start, seed)}
+def _training(config: Config) -> Training:
+    return Training(config.dataset, train_size=config.train_size)
 
 
-def _measures(
-    config: Config, ds: data.Dataset, model: models.Model, params: PyTree, start: PyTree, seed: int
-) -> dict[str, float]:
-    some = data.head(ds, min(config.examples, len(ds.x_train)))
-    x, y = some.x_train, some.y_train
+def _measures(model: models.Model, x: Array, y: Array, params: PyTree, start: PyTree, seed: int) -> Row:
     f = objective.over_dataset(model.apply, x, y)
     error = partial(_error, objective.loss_and_accuracy(model.apply, x, y))
     last = ("Dense_2", "kernel")
-    every: dict[str, Callable] = {
+    known: dict[str, Callable] = {
         "sharpness, full space, 1e-3": lambda p, k: sharpness.full_space(f, p, k, epsilon=1e-3).value,
         "sharpness, full space, 5e-4": lambda p, k: sharpness.full_space(f, p, k, epsilon=5e-4).value,
         "sharpness, random subspaces, 1e-3": lambda p, k: sharpness.random_subspaces(f, p, k, num_draws=4).mean,
@@ -164,67 +155,88 @@ def _measures(
         "length of the parameters": lambda p, k: optax.tree.norm(p),
         "training loss": lambda p, k: f(p),
     }
-    found = {name: measure(params, training.key_of(Training(), seed, name)) for name, measure in every.items()}
-    return {name: float(np.asarray(getattr(value, "value", value))) for name, value in found.items()}
+    key = settings.measure_key(Training(), seed)
+    values = {name: measure(params, flat.key_for(key, name)) for name, measure in known.items()}
+    return {name: float(np.asarray(getattr(value, "value", value))) for name, value in values.items()}
 
 
 def _error(loss_and_accuracy: Callable, params: PyTree) -> Array:
     return 1 - loss_and_accuracy(params)[1]
 
 
+def claims(rows: list[Row]) -> list[Claim]:
+    """Section 1: sharpness goes with the gap."""
+    runs = [row for row in rows if row.get("measures")]
+    words, verdicts = "", []
+    if len(runs) >= 3:
+        tau = _taus(runs, "sharpness, full space, 1e-3")[0]
+        if math.isfinite(tau.low):
+            settings_tested = {tuple(row[name] for name in AXES) for row in runs}
+            words = f"tau {tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})"
+            verdicts = [stats.Verdict(tau.word, len(settings_tested))]
+    claim = "sharpness goes with the gap over a grid of n settings (95 % interval of tau)"
+    return [Claim("sec. 1", claim, "two batch sizes only", words, verdicts)]
+
+
+def _gaps(runs: list[Row]) -> list[float]:
+    return [100 * (row["train_accuracy"] - row["test_accuracy"]) for row in runs]
+
+
+def _taus(runs: list[Row], name: str) -> tuple[stats.Interval, stats.Interval | None]:
+    """Kendall's tau and the granulated Psi of a measure with the gap."""
+    values = [math.nan if (v := number(row["measures"][name])) is None else v for row in runs]
+    grid = [{axis: row[axis] for axis in (*AXES, "seed")} for row in runs]
+    try:
+        psi = stats.granulated(values, _gaps(runs), grid)[0]
+    except ValueError:
+        psi = None
+    return stats.kendall(values, _gaps(runs), grid), psi
+
+
 @report.apart
-def figures(rows: list[records.Row]) -> list[report.Section]:
+def figures(rows: list[Row]) -> list[report.Section]:
     """Rank correlation of each measure with the generalisation gap."""
     runs = [row for row in rows if row.get("measures") and row.get("diverged_at") is None]
     if len(runs) < 3:
         return []
-    settings = [row["setting"] for row in runs]
-    gaps = [100 * (row["train_accuracy"] - row["test_accuracy"]) for row in runs]
-    taus: dict[str, tuple[stats.Interval, stats.Interval | None]] = {}
-    for name in runs[0]["measures"]:
-        values = [math.nan if (v := number(row["measures"][name])) is None else v for row in runs]
-        try:
-            psi = stats.granulated(values, gaps, settings)[0]
-        except ValueError:
-            psi = None
-        taus[name] = (stats.kendall(values, gaps, settings), psi)
+    gaps = _gaps(runs)
+    taus = {name: _taus(runs, name) for name in runs[0]["measures"]}
     order = sorted(taus, key=lambda name: (not math.isnan(taus[name][0].value), taus[name][0].value))
-    rows_of = {"Kendall's tau": 0, "granulated Psi": 1}
+    coefficients = {"Kendall's tau": 0, "granulated Psi": 1}
     figure = plots.intervals(
         order,
         {
             "rank correlation with the generalisation gap": {
-                label: [taus[name][k] or (math.nan,) * 3 for name in order] for label, k in rows_of.items()
+                label: [taus[name][k] or (math.nan,) * 3 for name in order] for label, k in coefficients.items()
             }
         },
         limits=(-1.02, 1.02),
     )
     best = order[-1]
-    sure = [name for name in order if taus[name][0].word == "holds"]
-    against = [name for name in order if taus[name][0].word == "does not hold"]
-    said = [
+    above = [name for name in order if taus[name][0].word == "holds"]
+    below = [name for name in order if taus[name][0].word == "does not hold"]
+    findings = [
         f"{len(runs)} runs; the gap between training and test accuracy runs from {plain(min(gaps))} to "
         f"{plain(max(gaps))} points.",
         f"Highest Kendall's tau: {best}, {plain(taus[best][0].value)}.",
-        f"The 95 % interval of tau is above 0 for {'; '.join(sure) or 'none'}; below 0 for "
-        f"{'; '.join(against) or 'none'}.",
+        f"The 95 % interval of tau is above 0 for {'; '.join(above) or 'none'}; below 0 for "
+        f"{'; '.join(below) or 'none'}.",
     ]
     for name in order:
-        psi = taus[name][1]
-        said.append(f"{name}: tau {_interval(taus[name][0])}, Psi {_interval(psi) if psi else '-'}.")
+        tau, psi = taus[name]
+        findings.append(f"{name}: tau {_interval(tau)}, Psi {_interval(psi) if psi else '-'}.")
     caption = (
         "Above 0: the larger the measure, the larger the gap. Bars: 95 % bootstrap intervals over settings, each "
         f"with all its seeds; each is for one measure, none for the highest of {len(order)}. None below five "
         "settings. Psi as in Jiang et al. (2020)."
     )
-    return [
-        report.Section("Which measure predicts the gap", said, figure=figure, caption=caption, name="correlated")
-    ]
+    title = "Which measure predicts the gap"
+    return [report.Section(title, findings, figure=figure, caption=caption, name="correlated")]
 
 
-def _interval(found: stats.Interval) -> str:
-    ends = f" ({found.low:.2f} to {found.high:.2f})" if math.isfinite(found.low) else ""
-    return "-" if math.isnan(found.value) else f"{found.value:.2f}{ends}"
+def _interval(interval: stats.Interval) -> str:
+    ends = f" ({interval.low:.2f} to {interval.high:.2f})" if math.isfinite(interval.low) else ""
+    return "-" if math.isnan(interval.value) else f"{interval.value:.2f}{ends}"
 
 
 if __name__ == "__main__":

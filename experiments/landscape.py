@@ -10,22 +10,25 @@ are not trained again. Three pairs on the digits take some 3 minutes on two core
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
+from matplotlib.figure import Figure
 
-from experiments import command, training
-from experiments.training import Training
-from gengap import data, landscape, minima, objective, paper, plots, records
-from gengap.models import Model
-from gengap.report import Section, apart, plain, spread
-from gengap.statistics import log_ratio, verdict
+from experiments.lib import command, settings
+from experiments.lib.claims import Claim
+from experiments.lib.rows import means
+from experiments.lib.settings import Problem, Training
+from gengap import checks, data, flat, landscape, minima, objective, paper, plots, records
+from gengap.records import Row
+from gengap.report import Section, apart, percent, plain, spread
+from gengap.stats import log_ratio, verdict
 
 
 class Config(NamedTuple):
@@ -47,136 +50,110 @@ class Config(NamedTuple):
 CONFIG = Config()
 SMALL = {"points": 7, "side": 3, "num_directions": 3, "steps": 2}
 SMOKE = CONFIG._replace(training=Training(num_seeds=1, epochs=2, train_size=400), **SMALL)
-PATHS = {"linear": landscape.linear, "curvilinear": landscape.curvilinear}
 
 
-def run(
-    config: Config = CONFIG,
-    out: str | PathLike | None = None,
-    *,
-    fresh: bool = False,
-    data_dir: str | PathLike | None = None,
-) -> records.Run:
-    """Train, measure and record: a row for each pair of minima, and one for the planes through those of seed 0.
-
-    Args:
-      config: the settings.
-      out: the run directory; `None` keeps nothing on disk.
-      fresh: move an earlier run aside and begin anew; else what it has finished is not done again.
-      data_dir: the TFDS directory.
-
-    Raises:
-      ValueError: a setting out of its range, or `out` holds a run with other settings.
-    """
-    for name in ("points", "side", "examples", "num_directions", "steps"):
-        if getattr(config, name) < 2:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 2")
-    setting, ds = training.begin(config.training, data_dir)
-    model = training.model(setting, ds)
-    evaluate = training.evaluate(setting, model, ds)
-    some = training.loss(setting, model, data.head(ds, min(config.examples, len(ds.x_train))))
-    batches = objective.over_batches(model.apply, ds.x_train, ds.y_train, clip=setting.clip)
-    root = jax.random.key(setting.seed)
-    asked = command.flat(config._replace(training=setting))
-    with records.opened("landscape", asked, out, fresh=fresh) as run:
-        if not run.rows:
-            _expect(config, setting, model, ds)
-        for seed in range(setting.num_seeds):
-            row, planes = (training.row(setting, ds, method, seed) for method in ("pair", "planes"))
-            if run.has(row) and (seed or run.has(planes)):
-                continue
-            pair = training.pair(setting, model, ds, seed, run.store)
-            if lost := {m: found.diverged_at for m, found in pair.items() if found.diverged_at is not None}:
-                if not run.has(row):
-                    run.add(row | {"diverged_at": lost})
-                continue
-            ends = {method: found.params for method, found in pair.items()}
-            start = minima.starting_point(model, ds, root, seed)
-            key = partial(training.key_of, setting, seed)
-            if not run.has(row):
-                measured = {
-                    **_along(config, ends, evaluate),
-                    "distance": _distances(start, **ends),
-                    "directions": {m: _directions(config, some, params, key) for m, params in ends.items()},
-                    "connection": _connection(config, ends, evaluate, batches, key),
-                }
-                run.add(row | measured)
-            if seed == 0 and not run.has(planes):
-                third = {"start": start}
-                if setting.num_seeds > 1:
-                    other = training.pair(setting, model, ds, 1, run.store)["SB"]
-                    third = {"SB, seed 1": other.params} if other.diverged_at is None else third
-                run.add(planes | {"planes": _planes(config, some, ends | third, key)})
-        return run
+def cells(config: Config) -> list[records.Cell]:
+    """One for each pair of minima, and one for the planes through those of seed 0."""
+    names = ("network", "dataset", "seed")
+    pairs = [{name: cell[name] for name in names} for cell in settings.cells_of(config.training, ["any"])]
+    return [{**pairs[0], "of": "pair"}, {**pairs[0], "of": "planes"}, *({**p, "of": "pair"} for p in pairs[1:])]
 
 
-def _expect(config: Config, setting: Training, model: Model, ds: data.Dataset) -> None:
-    """Say how long it will take; a look at the loss costs a third of a gradient."""
-    m = len(ds.x_train)
-    looks = 4 * config.points * (1 + len(ds.x_test) / m)
-    some = min(1, config.examples / m)
-    directions = 2 * some * (config.num_directions / 3 + 12)
-    each = looks / 3 + directions + config.steps * min(1, 256 / m)
-    gradients = setting.num_seeds * each + some * config.side**2
-    training.say_how_long(setting, model, ds, gradients, 2 * setting.num_seeds * setting.epochs)
-
-
-def _along(config: Config, ends: dict, evaluate: dict) -> records.Row:
-    """Loss and accuracy on both splits along the paper's two paths, and at their ends."""
-    alphas = np.linspace(-1, 2, config.points)
-    row: records.Row = {"alphas": alphas}
-    for name, path in PATHS.items():
-        row[name] = _evaluated(evaluate, path(*ends.values()), alphas)
-    row["ends"] = {m: {split: of(params)[0] for split, of in evaluate.items()} for m, params in ends.items()}
-    return row
-
-
-def _evaluated(evaluate: dict, path: landscape.Path, alphas: np.ndarray) -> dict[str, Any]:
-    found = {split: landscape.along(of, path, alphas) for split, of in evaluate.items()}
+def row(config: Config, cell: records.Cell, store: Path) -> Row:
+    """The loss along the paths between a pair of minima and around them; or on planes."""
+    training, seed = config.training, cell["seed"]
+    problem = settings.problem(training, cell["network"])
+    ds, model = problem.ds, problem.model
+    pair = settings.pair(training, cell["network"], seed, store)
+    if lost := {side: minimum.diverged_at for side, minimum in pair.items() if minimum.diverged_at is not None}:
+        return {"diverged_at": lost}
+    ends = {side: minimum.params for side, minimum in pair.items()}
+    start = minima.starting_point(model, ds, settings.training_key(training), seed)
+    keys = partial(flat.key_for, settings.measure_key(training, seed))
+    some = settings.loss_over(training, model, data.head(ds, min(config.examples, len(ds.x_train))))
+    if cell["of"] == "planes":
+        third = {"start": start}
+        if training.num_seeds > 1:
+            other = settings.pair(training, cell["network"], 1, store)["SB"]
+            third = {"SB, seed 1": other.params} if other.diverged_at is None else third
+        axes = keys("first axis"), keys("second axis")
+        return {"planes": _planes(some, ends | third, axes, config.side)}
+    batches = objective.over_batches(model.apply, ds.x_train, ds.y_train, clip=training.clip)
+    control = landscape.connect(batches, ends["SB"], ends["LB"], keys("connection"), steps=config.steps)
+    evaluate = partial(_evaluated, problem)
+    wide, narrow = np.linspace(-1, 2, config.points), np.linspace(0, 1, config.points)
     return {
-        f"{split}_{what}": values
-        for split, both in found.items()
-        for what, values in zip(("loss", "accuracy"), both, strict=True)
+        "alphas": wide,
+        "linear": evaluate(landscape.linear(*ends.values()), wide),
+        "curvilinear": evaluate(landscape.curvilinear(*ends.values()), wide),
+        "ends": {
+            side: {"train": problem.train(params)[0], "test": problem.test(params)[0]}
+            for side, params in ends.items()
+        },
+        "distance": _distances(start, **ends),
+        "directions": {
+            side: _directions(some, params, keys("directions"), config.num_directions)
+            for side, params in ends.items()
+        },
+        "connection": {
+            "alphas": narrow,
+            "straight": evaluate(landscape.linear(*ends.values()), narrow),
+            "curve": evaluate(landscape.bezier(ends["SB"], control, ends["LB"]), narrow),
+        },
     }
 
 
-def _distances(start: PyTree, SB: PyTree, LB: PyTree) -> dict[str, Array]:
-    places = {"SB from start": (SB, start), "LB from start": (LB, start), "SB from LB": (SB, LB)}
-    return {name: optax.tree.norm(optax.tree.sub(*points)) for name, points in places.items()}
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for each pair of minima, and one for the planes; the options are those of `records.fill`."""
+    counts = {name: getattr(config, name) for name in ("points", "side", "examples", "num_directions", "steps")}
+    checks.check_counts(counts, least=2)
+    config = config._replace(training=settings.resolved(config.training))
+    seconds = partial(_seconds, config)
+    return records.fill("landscape", config, cells(config), row, out, seconds=seconds, **options)
 
 
-def _directions(config: Config, loss: Any, params: PyTree, key: Callable[[str], Array]) -> dict[str, Any]:
+def _seconds(config: Config, left: Sequence[records.Cell]) -> float:
+    """The most that cells take; a value of the loss costs a third of a gradient."""
+    ds = settings.dataset(config.training)
+    m, pairs = len(ds.x_train), sum(cell["of"] == "pair" for cell in left)
+    some = min(1, config.examples / m)
+    values = 4 * config.points * (1 + len(ds.x_test) / m) / 3 + 2 * some * config.num_directions / 3
+    gradients = pairs * (values + 24 * some + config.steps * min(1, 256 / m)) + some * config.side**2
+    return settings.seconds(config.training, gradients=gradients, epochs=2 * pairs * config.training.epochs)
+
+
+def _evaluated(problem: Problem, path: landscape.Path, alphas: np.ndarray) -> dict[str, Any]:
+    """Loss and accuracy on both splits along a path."""
+    curves = {}
+    for split, evaluate in {"train": problem.train, "test": problem.test}.items():
+        curves[f"{split}_loss"], curves[f"{split}_accuracy"] = landscape.along(evaluate, path, alphas)
+    return curves
+
+
+def _distances(start: PyTree, SB: PyTree, LB: PyTree) -> dict[str, Any]:
+    ends = {"SB from start": (SB, start), "LB from start": (LB, start), "SB from LB": (SB, LB)}
+    return {name: optax.tree.norm(optax.tree.sub(*points)) for name, points in ends.items()}
+
+
+def _directions(loss: Any, params: PyTree, key: Any, num_directions: int) -> dict[str, Any]:
     """The loss in random directions, at the distance of the corners of the metric's box."""
-    found = landscape.neighbourhood(loss, params, key("directions"), num_directions=config.num_directions)
-    return {**found._asdict(), "share": found.share, "mean_over_highest": found.mean_over_highest}
+    near = landscape.neighbourhood(loss, params, key, num_directions=num_directions)
+    return {**near._asdict(), "share": near.share, "mean_over_highest": near.mean_over_highest}
 
 
-def _connection(
-    config: Config, ends: dict, evaluate: dict, batches: Any, key: Callable[[str], Array]
-) -> dict[str, Any]:
-    """Loss and accuracy along the straight line and along a Bézier curve that was trained to be low."""
-    small, large = ends.values()
-    control = landscape.connect(batches, small, large, key("connection"), steps=config.steps)
-    paths = {"straight": landscape.linear(small, large), "curve": landscape.bezier(small, control, large)}
-    alphas = np.linspace(0, 1, config.points)
-    return {"alphas": alphas} | {name: _evaluated(evaluate, path, alphas) for name, path in paths.items()}
-
-
-def _planes(
-    config: Config, loss: Any, points: dict[str, PyTree], key: Callable[[str], Array]
-) -> list[dict[str, Any]]:
+def _planes(loss: Any, points: dict[str, PyTree], keys: Sequence[Any], side: int) -> list[dict[str, Any]]:
     """The loss on the plane through three points, and on one of two random directions around each minimum."""
     plane, corners = landscape.through(*points.values())
     low, high = np.asarray(corners.min(0)), np.asarray(corners.max(0))
     margin = 0.25 * (high - low).max()
-    s, t = (np.linspace(a - margin, b + margin, config.side) for a, b in zip(low, high, strict=True))
+    s, t = (np.linspace(a - margin, b + margin, side) for a, b in zip(low, high, strict=True))
     name = "two minima, start" if "start" in points else "three minima"
     planes = [_on(loss, plane, s, t, name, dict(zip(points, corners, strict=True)))]
-    for method in ("SB", "LB"):
-        u, v = (landscape.filter_normalised(points[method], key(axis)) for axis in ("first axis", "second axis"))
-        s = t = np.linspace(-1, 1, config.side)
-        around = landscape.Plane(points[method], u, v)
-        planes.append(_on(loss, around, s, t, f"around {method}", {method: (0, 0)}))
+    for end in settings.SIDES:
+        axes = (landscape.filter_normalised(points[end], key) for key in keys)
+        s = t = np.linspace(-1, 1, side)
+        around = landscape.Plane(points[end], *axes)
+        planes.append(_on(loss, around, s, t, f"around {end}", {end: (0, 0)}))
     return planes
 
 
@@ -187,13 +164,13 @@ def _on(
 
 
 @apart
-def figures(rows: list[records.Row]) -> list[Section]:
+def figures(rows: list[Row]) -> list[Section]:
     """Figs 3 and 7, whether the minima are connected, planes, and section 2's claims without a figure."""
-    pairs = [row for row in rows if row["method"] == "pair"]
+    pairs = [row for row in rows if row["of"] == "pair"]
     runs = [row for row in pairs if "diverged_at" not in row]
     lost = [
         f"Diverged, in no figure: the pair of seed {row['seed']} "
-        f"({', '.join(f'{method} at step {step}' for method, step in row['diverged_at'].items())})."
+        f"({', '.join(f'{side} at step {step}' for side, step in row['diverged_at'].items())})."
         for row in pairs
         if "diverged_at" in row
     ]
@@ -205,17 +182,41 @@ def figures(rows: list[records.Row]) -> list[Section]:
     return [*sections, neighbourhood(runs)] if runs else sections
 
 
-def straight(runs: Sequence[records.Row]) -> Section:
+def claims(rows: list[Row]) -> list[Claim]:
+    """Section 2.2 and Fig. 3."""
+    runs = [row for row in rows if row.get("linear")]
+    shares = [
+        share for row in runs if (share := percent(row["directions"]["LB"]["mean_over_highest"])) is not None
+    ]
+    rises = [rise for row in runs if np.isfinite(rise := beyond(row["alphas"], row["linear"]["train_loss"])).all()]
+    return [
+        Claim(
+            "sec. 2.2",
+            "LB is steep along few directions: the mean rise is below 5 % of the steepest",
+            "e.g. 5 % of the space",
+            f"{plain(statistics.fmean(shares))} %" if shares else "",
+            [verdict([5 - share for share in shares])],
+        ),
+        Claim(
+            "Fig. 3",
+            "the loss rises more steeply beyond LB",
+            "F1 0.002 | 1.71",
+            means(rises),
+            [verdict([large - small for small, large in rises])],
+        ),
+    ]
+
+
+def straight(runs: Sequence[Row]) -> Section:
     """Fig. 3: the straight line through both minima."""
     theirs = paper.figure("fig3_linear")[runs[0]["network"]]["train_xent"]
     near, far = zip(*(beyond(row["alphas"], row["linear"]["train_loss"]) for row in runs), strict=True)
-    steeper = [large - small for small, large in zip(near, far, strict=True)]
     here, there = ([plain(v) for v in pair] for pair in (map(statistics.fmean, (near, far)), beyond(*theirs)))
     between = [_barrier(row["alphas"], row["linear"]["train_loss"]) for row in runs]
-    said = [
+    findings = [
         *_ends(runs, "linear"),
         f"A quarter of the way beyond each the training loss rises by {here[0]} (SB) and {here[1]} (LB), "
-        f"in the paper by {there[0]} and {there[1]}. Steeper beyond LB: {verdict(steeper)}.",
+        f"in the paper by {there[0]} and {there[1]}. Steeper beyond LB: {claims(list(runs))[1].verdict}.",
         f"Between them the training loss rises above the higher end by {spread(between)}, in the paper by "
         f"{plain(_barrier(*theirs))}.",
     ]
@@ -224,17 +225,17 @@ def straight(runs: Sequence[records.Row]) -> Section:
         f"large-batch one. {_SEEDS}"
     )
     figure = _paths(runs, "linear", "fig3_linear")
-    return Section("Straight line through both minima (Fig. 3)", said, None, figure, caption, "fig3")
+    return Section("Straight line through both minima (Fig. 3)", findings, None, figure, caption, "fig3")
 
 
-def curved(runs: Sequence[records.Row]) -> Section:
+def curved(runs: Sequence[Row]) -> Section:
     """Fig. 7: the curve through both minima."""
     theirs = paper.figure("fig7_curvilinear")[runs[0]["network"]]["train_xent"]
     between = [_barrier(row["alphas"], row["curvilinear"]["train_loss"]) for row in runs]
     theirs_between = _barrier(*theirs)
     side = 1 if theirs_between > 0.1 else -1
     outside = [max(v for v in row["curvilinear"]["train_loss"] if v is not None) for row in runs]
-    said = [
+    findings = [
         *_ends(runs, "curvilinear"),
         f"Between the minima the training loss rises above the higher end by {spread(between)}, in the paper by "
         f"{plain(theirs_between)}. {'More' if side > 0 else 'Less'} than 0.1 nats, as there: "
@@ -246,17 +247,17 @@ def curved(runs: Sequence[records.Row]) -> Section:
         f"it is -x_SB. {_SEEDS}"
     )
     figure = _paths(runs, "curvilinear", "fig7_curvilinear")
-    return Section("Curve through both minima (Fig. 7)", said, None, figure, caption, "fig7")
+    return Section("Curve through both minima (Fig. 7)", findings, None, figure, caption, "fig7")
 
 
 _SEEDS = "Training solid, test dashed, the paper's dotted. Thin lines are pairs of minima, thick ones their mean."
 
 
-def _paths(runs: Sequence[records.Row], path: str, figure: str) -> Any:
+def _paths(runs: Sequence[Row], path: str, digitised: str) -> Figure:
     """Loss and accuracy along a path, ours over the paper's."""
     network, dataset = runs[0]["network"], runs[0]["dataset"]
-    theirs = paper.figure(figure)[network]
-    drawn, axes = plots.axes(2)
+    theirs = paper.figure(digitised)[network]
+    figure, axes = plots.axes(2)
     for ax, (what, curve, words, factor) in zip(
         axes, (("loss", "xent", "cross entropy (nats)", 1), ("accuracy", "acc", "accuracy (%)", 100)), strict=True
     ):
@@ -267,10 +268,10 @@ def _paths(runs: Sequence[records.Row], path: str, figure: str) -> Any:
             plots.path(x, {f"paper, {network}, {split}": y}, ax=ax)
         ax.set(title=f"{network} on {dataset}", ylabel=words)
         ax.set_xticks([-1, 0, 1, 2], ["-1", "0\nSB", "1\nLB", "2"])
-    return drawn
+    return figure
 
 
-def connection(runs: Sequence[records.Row]) -> Section:
+def connection(runs: Sequence[Row]) -> Section:
     """The straight line between the minima and a curve of low loss."""
     figure, axes = plots.axes(2)
     names = {"straight": "straight line", "curve": "trained Bézier curve"}
@@ -291,7 +292,7 @@ def connection(runs: Sequence[records.Row]) -> Section:
         real = "the barrier on the straight line is not one of the landscape (a tenth of it, or less, is left)"
     else:
         real = "the curve does not get round it (more than a tenth of it is left)"
-    said = [
+    findings = [
         f"The training loss rises above the higher end by {spread(straight)} nats on the straight line "
         f"and by {spread(curve)} on the curve: {real}."
     ]
@@ -299,7 +300,7 @@ def connection(runs: Sequence[records.Row]) -> Section:
         "Loss along the straight line and along a quadratic Bézier curve whose control point was trained for a "
         "low loss (Garipov et al. 2018). Thin lines are pairs of minima, thick ones their mean."
     )
-    return Section("Are the minima connected?", said, None, figure, caption, "connection")
+    return Section("Are the minima connected?", findings, None, figure, caption, "connection")
 
 
 def on_planes(planes: Sequence[dict[str, Any]]) -> Section:
@@ -313,7 +314,7 @@ def on_planes(planes: Sequence[dict[str, Any]]) -> Section:
     shares = [
         f"{100 * np.nanmean(np.array(plane['loss'], float) < 0.1):.0f} % {plane['name']}" for plane in planes[1:]
     ]
-    said = [
+    findings = [
         f"The training loss is below 0.1 nats on this share of the square drawn: {', '.join(shares)}. Filters of "
         "both have the same length as those of the minimum, so that the two squares compare (Li et al. 2018)."
     ]
@@ -322,21 +323,21 @@ def on_planes(planes: Sequence[dict[str, Any]]) -> Section:
         "plane distances are Euclidean; the others have a filter-normalised random direction on each axis, and "
         "the minimum at their centre."
     )
-    return Section("Planes through the minima", said, None, figure, caption, "planes")
+    return Section("Planes through the minima", findings, None, figure, caption, "planes")
 
 
-def neighbourhood(runs: Sequence[records.Row]) -> Section:
+def neighbourhood(runs: Sequence[Row]) -> Section:
     """Section 2's claims without a figure: distances from the start, and the share of steep directions."""
     lines, highest = [], {}
-    for method in ("SB", "LB"):
-        every = [row["directions"][method] for row in runs]
-        highest[method] = [near["highest"] - near["base_loss"] for near in every]
-        for near in every:
+    for side in settings.SIDES:
+        neighbourhoods = [row["directions"][side] for row in runs]
+        highest[side] = [near["highest"] - near["base_loss"] for near in neighbourhoods]
+        for near in neighbourhoods:
             rises = sorted(max(loss - near["base_loss"], 1e-9) for loss in near["losses"])
             below = [(i + 1) / len(rises) for i in range(len(rises))]
-            lines.append(plots.Line(rises, below, f"{method}, random directions", method, width=1.2))
-        for rise in highest[method]:
-            lines.append(plots.Line([rise, rise], [0, 1], f"{method}, steepest found", method, ":", 1.2))
+            lines.append(plots.Line(rises, below, f"{side}, random directions", side, width=1.2))
+        for rise in highest[side]:
+            lines.append(plots.Line([rise, rise], [0, 1], f"{side}, steepest found", side, ":", 1.2))
     panel = plots.Panel("", "rise of the training loss (nats)", "share of directions below", lines, log_x=True)
     percent = {
         name: {m: [100 * v for row in runs if (v := row["directions"][m][name]) is not None] for m in ("SB", "LB")}
@@ -345,7 +346,7 @@ def neighbourhood(runs: Sequence[records.Row]) -> Section:
     length = statistics.fmean(row["directions"]["LB"]["length"] for row in runs)
     ratios = [row["distance"]["SB from start"] / row["distance"]["LB from start"] for row in runs]
     low, high = paper.DISTANCE_RATIO
-    said = [
+    findings = [
         f"SB ends {spread(ratios)} times as far from the start as LB; the paper has {low:g} to {high:g}: "
         f"{verdict([min(log_ratio(ratio, low), log_ratio(high, ratio)) for ratio in ratios])}.",
         f"SB and LB end {spread([row['distance']['SB from LB'] for row in runs])} from each other (Euclidean).",
@@ -363,18 +364,18 @@ def neighbourhood(runs: Sequence[records.Row]) -> Section:
         "(dotted). Directions along which the loss falls, or rises by less than 1e-9, stand at the left."
     )
     title = "Distances and steep directions (section 2)"
-    return Section(title, said, None, plots.panels([panel]), caption, "neighbourhood")
+    return Section(title, findings, None, plots.panels([panel]), caption, "neighbourhood")
 
 
-def _ends(runs: Sequence[records.Row], path: str) -> list[str]:
+def _ends(runs: Sequence[Row], path: str) -> list[str]:
     """How far the ends of a path are from the minima's own losses."""
     errors = []
     for row in runs:
-        for alpha, method in ((0.0, "SB"), (1.0, "LB")):
+        for alpha, side in ((0.0, "SB"), (1.0, "LB")):
             for where in np.flatnonzero(np.isclose(row["alphas"], alpha, atol=1e-6)):
                 for split in ("train", "test"):
-                    own = row["ends"][method][split]
-                    errors.append(abs(row[path][f"{split}_loss"][where] - own) / own)
+                    loss = row["ends"][side][split]
+                    errors.append(abs(row[path][f"{split}_loss"][where] - loss) / loss)
     return [f"At the ends it has the minima's own losses to {max(errors):.1g} (relative)."] if errors else []
 
 

@@ -9,25 +9,25 @@ The first table is what the paper claims, and whether it holds here. What has be
 
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from experiments import (
     batch_size,
     causes,
     cifar,
-    claims,
-    command,
     correlation,
     digits,
     landscape,
     mnist,
     remedies,
     reparametrise,
-    tables,
+    timit,
     trajectory,
     warm_start,
 )
-from experiments.training import Network
+from experiments.lib import claims, command
+from experiments.lib.settings import Network
 from gengap import records, report
 
 
@@ -47,7 +47,7 @@ class Config(NamedTuple):
 
 
 CONFIG = Config()
-TABLES = {"digits": digits, "mnist": mnist, "cifar10": cifar}
+TABLES: dict[str, Any] = {"digits": digits, "mnist": mnist, "cifar": cifar, "timit": timit}
 FIGURES: dict[str, Any] = {
     "landscape": landscape,
     "batch_size": batch_size,
@@ -61,6 +61,18 @@ BESIDE: dict[str, Any] = {
     "remedies": remedies,
 }
 """What claims are tested with too, where it has been run; it has figures of its own."""
+CLAIMS: dict[tuple[str, ...], claims.Tests] = {
+    tuple(TABLES): digits.claims,
+    ("landscape",): landscape.claims,
+    ("trajectory",): trajectory.claims,
+    ("batch_size",): batch_size.claims,
+    ("warm_start",): warm_start.claims,
+    ("causes",): causes.claims,
+    ("remedies",): remedies.claims,
+    ("reparametrise",): reparametrise.claims,
+    ("correlation",): correlation.claims,
+}
+"""In the order of the paper."""
 
 
 def run(
@@ -68,7 +80,7 @@ def run(
     out: str | PathLike | None = None,
     *,
     fresh: bool = False,
-    data_dir: str | PathLike | None = None,
+    jobs: int | None = None,
     settings: str = "CONFIG",
 ) -> records.Run:
     """Run the parts, each in its own directory beside `out`; returns their rows, each with its "part" and "run".
@@ -76,8 +88,7 @@ def run(
     Args:
       config: the settings.
       out: the directory of the report; `None` keeps nothing on disk.
-      fresh: move earlier runs of the parts aside and begin anew.
-      data_dir: the TFDS directory.
+      fresh, jobs: as of `records.fill`.
       settings: the name of the settings that each part begins with.
     """
     changes = {name: value for name, value in config._asdict().items() if value is not None}
@@ -85,13 +96,13 @@ def run(
     for name, part in _parts(config.dataset).items():
         default = getattr(part, settings)
         asked = default._replace(training=default.training._replace(**changes))
-        where = records.run_name(command.flat(asked), command.flat(part.CONFIG))
+        where = records.run_name(records.settings_of(asked), records.settings_of(part.CONFIG))
         path = None if out is None else Path(out).parent.parent / name / where
-        done = part.run(asked, path, fresh=fresh, data_dir=data_dir)
-        rows += claims.gathered(done, where)
-        added += done.added
+        part_run = part.run(asked, path, fresh=fresh, jobs=jobs)
+        rows += claims.gathered(part_run, where)
+        added += part_run.added
     for name, part in BESIDE.items():
-        default = command.flat(part.CONFIG)
+        default = records.settings_of(part.CONFIG)
         where = records.run_name(default | {"dataset": config.dataset}, default)
         if out is not None and (Path(out).parent.parent / name / where / "config.json").exists():
             rows += claims.gathered(records.read(Path(out).parent.parent / name / where), where)
@@ -100,16 +111,21 @@ def run(
 
 def figures(rows: list[records.Row]) -> list[report.Section]:
     """The claims of the paper, and what each part draws and says."""
-    parts = {row["part"]: [other for other in rows if other["part"] == row["part"]] for row in rows}
-    every = {name: part for dataset in TABLES for name, part in _parts(dataset).items()} | {"tables": tables}
-    sections = [section for name, own in parts.items() if name in every for section in every[name].figures(own)]
+    parts: dict[str, ModuleType] = TABLES | FIGURES
+    rows_of = {
+        name: [row for row in rows if row["part"] == name] for name in dict.fromkeys(r["part"] for r in rows)
+    }
+    sections = [
+        section for name, of_part in rows_of.items() if name in parts for section in parts[name].figures(of_part)
+    ]
     fig2 = any(section.name.startswith("fig2") for section in sections)
-    return [claims.table(rows), *(one for one in sections if not (one.name == "accuracy" and fig2))]
+    kept = [section for section in sections if not (section.name == "accuracy" and fig2)]
+    return [claims.table(rows, CLAIMS), *kept]
 
 
 def _parts(dataset: str) -> dict[str, Any]:
-    of_tables = TABLES.get(dataset, tables)
-    return {of_tables.__name__.rsplit(".", 1)[-1]: of_tables, **FIGURES}
+    name = dataset if dataset in TABLES else "cifar"
+    return {name: TABLES[name], **FIGURES}
 
 
 if __name__ == "__main__":

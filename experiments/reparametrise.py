@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +22,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from experiments import command, training
-from experiments.training import Training
-from gengap import ascent, data, hessian, measures, objective, plots, records, report, sharpness, symmetry
-from gengap import statistics as stats
-from gengap.report import number, positive
+from experiments.lib import command, settings
+from experiments.lib.claims import Claim
+from experiments.lib.settings import Problem, Training
+from gengap import data, flat, hessian, measures, objective, plots, records, report, sharpness, stats, symmetry
+from gengap.comparison import Metric, measure
+from gengap.records import Row
+from gengap.report import number, plain, positive
 
 MAPS = ("before batch norm", "behind batch norm")
 WORDS = {
@@ -42,12 +45,8 @@ class Config(NamedTuple):
     training: Training = Training(num_seeds=2)
     factors: tuple[float, ...] = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
     """c and a"""
-    epsilon: float = 1e-3
-    """of the sharpness"""
-    max_evaluations: int = 24
-    """gradients to spend on each maximum"""
-    num_draws: int = 2
-    """matrices A"""
+    metric: Metric = Metric(epsilons=(1e-3,), num_draws=2)
+    """how the sharpness is measured, at its first epsilon"""
     examples: int = 500
     """training examples for the audit, and on which logits are compared"""
     repeats: int = 3
@@ -58,51 +57,53 @@ CONFIG = Config()
 SMOKE = CONFIG._replace(
     training=Training(num_seeds=1, train_size=400, epochs=2),
     factors=(0.1, 1.0, 10.0),
-    max_evaluations=3,
-    num_draws=1,
+    metric=Metric(epsilons=(1e-3,), num_draws=1, max_evaluations=3),
     examples=100,
     repeats=2,
 )
 
 
-def run(
-    config: Config = CONFIG,
-    out: str | PathLike | None = None,
-    *,
-    fresh: bool = False,
-    data_dir: str | PathLike | None = None,
-) -> records.Run:
-    """Measure and record: a row for each minimum, and one for the audit, of the first LB minimum."""
+def cells(config: Config) -> list[records.Cell]:
+    """One for each minimum, map and factor, and one for the audit of the first LB minimum."""
+    minima = settings.cells_of(config.training)
+    images = [{**cell, "map": name, "factor": c} for cell in minima for name in MAPS for c in config.factors]
+    return [*images, {**minima[1], "map": "audit"}]
+
+
+def row(config: Config, cell: records.Cell, store: Path) -> Row:
+    """Sharpness of the image of a minimum under a map; or every measure under every map."""
+    training, seed = config.training, cell["seed"]
+    problem = settings.problem(training, cell["network"])
+    params = settings.pair(training, cell["network"], seed, store)[cell["side"]].params
+    if cell["map"] == "audit":
+        some = data.head(problem.ds, min(config.examples, len(problem.ds.x_train)))
+        return {"audit": _audit(config, problem, some, params)}
+    image = _moved(params, cell["map"], cell["factor"])
+    x = objective.scale(problem.ds.x_train[: config.examples])
+    before, after = problem.model.apply(params, x), problem.model.apply(image, x)
+    change = jnp.abs(after - before).max() / jnp.abs(before).max()
+    label, key = settings.label(training, cell), settings.measure_key(training, seed)
+    return {"logits_change": change, **measure(problem.loss, image, key, config.metric, progress=label)}
+
+
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for each minimum, and one for the audit; the options are those of `records.fill`."""
     if 1.0 not in config.factors or not all(0 < factor < math.inf for factor in config.factors):
         raise ValueError(f"factors is {config.factors}; each must be above 0, and one must be 1")
-    setting, ds = training.begin(config.training, data_dir)
-    model = training.model(setting, ds)
-    loss = training.loss(setting, model, ds)
-    logits = partial(_logits, model.apply, ds.x_train[: config.examples])
-    audit = training.row(setting, ds, "audit", 0)
-    rows = 2 * setting.num_seeds + 1
-    asked = command.flat(config._replace(training=setting))
-    with records.opened("reparametrise", asked, out, fresh=fresh) as run:
-        for seed in range(setting.num_seeds):
-            done = all(run.has(training.row(setting, ds, method, seed)) for method in ("SB", "LB"))
-            if done and (seed or run.has(audit)):
-                continue
-            pair = training.pair(setting, model, ds, seed, run.store)
-            for method, minimum in pair.items():
-                row = training.row(setting, ds, method, seed)
-                if not run.has(row):
-                    maps = _curves(config, setting, loss, logits, minimum.params, seed)
-                    run.add({**row, "maps": maps, "maximiser": ascent.ASCENT_VERSION})
-                    command.say_what_is_left(run, rows)
-            if seed == 0 and not run.has(audit):
-                some = data.head(ds, min(config.examples, len(ds.x_train)))
-                found = _audit(config, setting, model, some, pair["LB"].params)
-                run.add({**audit, "audit": found, "maximiser": ascent.ASCENT_VERSION})
-        return run
+    config = config._replace(training=settings.resolved(config.training))
+    settings.check_metric(config.training, config.metric)
+
+    def seconds(left: Sequence[records.Cell]) -> float:
+        gradients = len(left) * config.metric.gradients
+        return settings.seconds(
+            config.training, gradients=gradients, epochs=2 * config.training.num_seeds * config.training.epochs
+        )
+
+    return records.fill("reparametrise", config, cells(config), row, out, seconds=seconds, **options)
 
 
 @report.apart
-def figures(rows: list[records.Row]) -> list[report.Section]:
+def figures(rows: list[Row]) -> list[report.Section]:
     """Sharpness of one function under maps of its parameters, and the audit."""
     return [section for section in (_reparametrised(rows), _audited(rows)) if section is not None]
 
@@ -117,55 +118,24 @@ def _moved(params: PyTree, name: str, factor: float) -> PyTree:
     return symmetry.rescale(params, layers, [factor] * (len(layers) - 1))
 
 
-def _curves(
-    config: Config, setting: Training, f: Callable, logits: Callable, params: PyTree, seed: int
-) -> list[dict[str, Any]]:
-    """Sharpness of the images under each map."""
-    how: Any = {"epsilon": config.epsilon, "max_evaluations": config.max_evaluations}
-    of_full, of_random = (training.key_of(setting, seed, space) for space in ("full", "random"))
-    own = logits(params)
-    found = []
-    for name in MAPS:
-        for factor in config.factors:
-            image = _moved(params, name, factor)
-            change = jnp.abs(logits(image) - own).max() / jnp.abs(own).max()
-            full = sharpness.full_space(f, image, of_full, **how)
-            random = sharpness.random_subspaces(f, image, of_random, num_draws=config.num_draws, **how)
-            found.append(
-                {
-                    "map": name,
-                    "factor": factor,
-                    "logits_change": change,
-                    "loss": full.base_loss,
-                    "full": full.value,
-                    "random": random.mean,
-                    "draws": random.value,
-                }
-            )
-    return found
-
-
-def _audit(
-    config: Config, setting: Training, model: Any, some: data.Dataset, params: PyTree
-) -> list[dict[str, Any]]:
+def _audit(config: Config, problem: Problem, some: data.Dataset, params: PyTree) -> list[dict[str, Any]]:
     """Every measure against every map."""
-    x, y = some.x_train, some.y_train
-    f = objective.over_dataset(model.apply, x, y, chunk=setting.chunk)
-    both = objective.loss_and_accuracy(model.apply, x, y, chunk=setting.chunk)
+    x, y, apply, chunk = some.x_train, some.y_train, problem.model.apply, config.training.chunk
+    epsilon = config.metric.epsilons[0]
+    f = objective.over_dataset(apply, x, y, chunk=chunk)
+    error = partial(_error, objective.loss_and_accuracy(apply, x, y, chunk=chunk))
+    key_for = partial(flat.key_for, settings.measure_key(config.training, 0))
     layers = symmetry.chain(params)
     sizes = [params[layer.kernel[0]]["kernel"].shape[-1] for layer in layers[:-1]]
-    of_orders, of_vectors = (
-        jax.random.split(training.key_of(setting, 0, p), len(sizes)) for p in ("orders", "vectors")
-    )
-    orders = [jax.random.permutation(k, n) for k, n in zip(of_orders, sizes, strict=True)]
-    vectors = [jnp.exp(jax.random.normal(k, (n,))) for k, n in zip(of_vectors, sizes, strict=True)]
+    order_keys, vector_keys = (jax.random.split(key_for(p), len(sizes)) for p in ("orders", "vectors"))
+    orders = [jax.random.permutation(k, n) for k, n in zip(order_keys, sizes, strict=True)]
+    vectors = [jnp.exp(jax.random.normal(k, (n,))) for k, n in zip(vector_keys, sizes, strict=True)]
     alphas = [4.0, 0.5, *[1.0] * (len(sizes) - 2)]
-    error = partial(_error, both)
-    every: dict[str, Callable] = {
+    audited: dict[str, Callable] = {
         "training loss": lambda p, k: f(p),
-        "sharpness, full space": lambda p, k: sharpness.full_space(f, p, k, epsilon=config.epsilon).value,
+        "sharpness, full space": lambda p, k: sharpness.full_space(f, p, k, epsilon=epsilon).value,
         "sharpness, random subspaces": lambda p, k: (
-            sharpness.random_subspaces(f, p, k, epsilon=config.epsilon, num_draws=1).mean
+            sharpness.random_subspaces(f, p, k, epsilon=epsilon, num_draws=1).mean
         ),
         "worst case l2 (SAM)": partial(measures.worst_case, f),
         "worst case l2, adaptive (ASAM)": partial(measures.worst_case, f, rho=0.5, adaptive=True),
@@ -175,7 +145,7 @@ def _audit(
         "average case, adaptive": partial(measures.average_case, f, rho=0.1, adaptive=True, num_samples=200),
         "Hessian, top eigenvalue": lambda p, k: hessian.eigenpairs(f, p, k).values[0],
         "Hessian, trace": partial(hessian.trace, f, num_samples=20),
-        "Fisher trace": lambda p, k: measures.fisher_trace(model.apply, p, x, k, num_samples=100),
+        "Fisher trace": lambda p, k: measures.fisher_trace(apply, p, x, k, num_samples=100),
         "relative flatness, last layer": lambda p, k: measures.relative_flatness(
             f, p, k, layer=layers[-1].kernel, num_samples=200
         ),
@@ -191,70 +161,80 @@ def _audit(
         "before batch norm": lambda p: _moved(p, MAPS[0], 3.0),
         "permutation": lambda p: symmetry.permute(p, layers, orders),
     }
-    key = training.key_of(setting, 0, "audit")
-    return [one._asdict() for one in symmetry.audit(every, maps, params, key, repeats=config.repeats)]
+    verdicts = symmetry.audit(audited, maps, params, key_for("audit"), repeats=config.repeats)
+    return [verdict._asdict() for verdict in verdicts]
 
 
 def _error(loss_and_accuracy: Callable, params: PyTree) -> Array:
     return 1 - loss_and_accuracy(params)[1]
 
 
-def _logits(apply: Callable, x: Array, params: PyTree) -> Array:
-    return apply(params, objective.scale(x))
-
-
-def _reparametrised(rows: Sequence[records.Row]) -> report.Section | None:
+def _reparametrised(rows: list[Row]) -> report.Section | None:
     """Sharpness of one function under maps of its parameters."""
-    runs = [row for row in rows if row.get("maps")]
-    if not runs:
+    images = [row for row in rows if row.get("logits_change") is not None]
+    if not images:
         return None
-    said = [_kept(runs)]
-    runs = [{**row, "maps": unchanged(row["maps"])} for row in runs]
+    kept = unchanged(images)
     panels = []
     for space, space_words in NAMES.items():
         for name, words in WORDS.items():
             lines = []
-            for method in ("SB", "LB"):
-                curves = []
-                for row in [r for r in runs if r["method"] == method]:
-                    points = [one for one in row["maps"] if one["map"] == name]
-                    curves.append(([one["factor"] for one in points], [positive(one[space]) for one in points]))
-                lines += plots.seeds(curves, method, method, marker="o" if method == "SB" else "s")
+            for side in settings.SIDES:
+                of_side = [row for row in kept if row["map"] == name and row["side"] == side]
+                seeds = sorted({row["seed"] for row in of_side})
+                points = [[row for row in of_side if row["seed"] == seed] for seed in seeds]
+                curves = [([r["factor"] for r in p], [positive(_sharpness(r, space)) for r in p]) for p in points]
+                lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
             panels.append(plots.Panel(space_words, words, "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))
-    for space, words in NAMES.items():
-        up, down = [], []
-        for row in runs:
-            own, values = values_of(row["maps"], space)
-            if own is not None:
-                up.append(math.exp(stats.log_ratio(max(values), own)))
-                down.append(math.exp(stats.log_ratio(own, min(values))))
-        turned, pairs = _turned(runs, space)
-        said.append(
+    findings = [_kept(images, kept)]
+    for (space, words), claim in zip(NAMES.items(), claims(rows), strict=True):
+        ranges = [(min(values), value, max(values)) for value, values in _minima(kept, space).values()]
+        up = [math.exp(stats.log_ratio(high, value)) for _, value, high in ranges]
+        down = [math.exp(stats.log_ratio(value, low)) for low, value, _ in ranges]
+        turned, pairs = _turned(kept, space)
+        findings.append(
             f"In the {words}, the same function comes out up to {_range(up)} times sharper and up to "
-            f"{_range(down)} times flatter ({len(up)} minima). The order of SB and LB is turned round in "
-            f"{turned} of {pairs} pairs by mapping one of the two."
+            f"{_range(down)} times flatter ({len(up)} minima). Ten times sharper: {claim.verdict}. The order of "
+            f"SB and LB is turned round in {turned} of {pairs} pairs by mapping one of the two."
         )
-    said.append(_open_question(runs))
+    findings.append(_open_question(kept))
     caption = (
         "Every point on a line is the same function, evaluated on the training set. Above: full space; below: "
         "random subspaces, the mean over the draws. Thin lines are seeds, thick ones their mean."
     )
     title = "The same function, sharper and flatter (Dinh et al. 2017)"
-    return report.Section(title, said, figure=plots.panels(panels), caption=caption, name="reparametrised")
+    return report.Section(title, findings, figure=plots.panels(panels), caption=caption, name="reparametrised")
 
 
-def _audited(rows: Sequence[records.Row]) -> report.Section | None:
+def claims(rows: list[Row]) -> list[Claim]:
+    """Dinh et al.: the same function can be made ten times sharper. The least of the minima of a seed counts."""
+    claims = []
+    for space, theirs in (("full", "without bound"), ("random", "an open question")):
+        minima = _minima(unchanged(rows), space)
+        ratios = {place: stats.log_ratio(max(values), value) for place, (value, values) in minima.items()}
+        least = [min(ratios[place] for place in ratios if place[0] == seed) for seed in {s for s, _ in ratios}]
+        ends = [plain(math.exp(end(ratios.values()))) for end in (min, max)] if ratios else []
+        verdict = stats.verdict([ratio - math.log(10) for ratio in least])
+        words = f"the same function can be made ten times sharper, {NAMES[space]}"
+        here = f"{' to '.join(ends)} times" if ends else ""
+        claims.append(Claim("Dinh et al.", words, theirs, here, [verdict]))
+    return claims
+
+
+def _audited(rows: Sequence[Row]) -> report.Section | None:
     """Which maps leave which measures unchanged."""
-    found = next((row["audit"] for row in rows if row.get("audit")), None)
-    if not found:
+    verdicts = next((row["audit"] for row in rows if row.get("audit")), None)
+    if not verdicts:
         return None
-    measures = list(dict.fromkeys(one["measure"] for one in found))
-    maps = list(dict.fromkeys(one["symmetry"] for one in found))
-    cells = {(one["measure"], one["symmetry"]): (one["verdict"], number(one["factor"])) for one in found}
+    measures = list(dict.fromkeys(entry["measure"] for entry in verdicts))
+    maps = list(dict.fromkeys(entry["symmetry"] for entry in verdicts))
+    cells = {
+        (entry["measure"], entry["symmetry"]): (entry["verdict"], number(entry["factor"])) for entry in verdicts
+    }
     figure = plots.grid(measures, maps, [[_cell(*cells[m, s]) for s in maps] for m in measures])
     invariant = [m for m in measures if all(cells[m, s][0] == "unchanged" for s in maps)]
     moved = [m for m in measures if any(cells[m, s][0] == "changed" for s in maps)]
-    said = [
+    findings = [
         f"Unchanged by all of them: {'; '.join(invariant) or 'none'}.",
         f"Changed by at least one: {'; '.join(moved) or 'none'}.",
     ]
@@ -263,7 +243,7 @@ def _audited(rows: Sequence[records.Row]) -> report.Section | None:
         "unchanged; a question mark: not resolved, since the spread over the keys hides it."
     )
     return report.Section(
-        "Which measures survive which maps", said, figure=figure, caption=caption, name="audited"
+        "Which measures survive which maps", findings, figure=figure, caption=caption, name="audited"
     )
 
 
@@ -275,60 +255,76 @@ def _round(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
-def unchanged(maps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def unchanged(rows: Sequence[Row]) -> list[Row]:
     """The images whose logits stay the same."""
-    return [one for one in maps if (change := number(one["logits_change"])) is not None and change <= SAME]
+    return [row for row in rows if (change := number(row.get("logits_change"))) is not None and change <= SAME]
 
 
-def values_of(maps: Sequence[dict[str, Any]], space: str) -> tuple[float | None, list[float]]:
-    """The sharpness of a minimum, and that of it and of its images, where they are finite."""
-    values = [value for one in maps if (value := number(one[space])) is not None]
-    return next((number(one[space]) for one in maps if one["factor"] == 1), None), values
+def _sharpness(row: Row, space: str) -> float | None:
+    """At the one epsilon of the row."""
+    name = next((name for name in row if name.startswith(f"sharpness_{space}_")), "")
+    return number(row.get(name))
 
 
-def _kept(runs: Sequence[records.Row]) -> str:
-    every = [one for row in runs for one in row["maps"]]
-    kept = unchanged(every)
-    largest = max(one["logits_change"] for one in kept)
+def _minima(rows: Sequence[Row], space: str) -> dict[tuple[int, str], tuple[float, list[float]]]:
+    """The sharpness of each minimum by seed and side, and that of it and of its images, where they are finite."""
+    minima = {}
+    for place in dict.fromkeys((row["seed"], row["side"]) for row in rows):
+        images = [row for row in rows if (row["seed"], row["side"]) == place]
+        values = [value for row in images if (value := _sharpness(row, space)) is not None]
+        value = next((_sharpness(row, space) for row in images if row["factor"] == 1), None)
+        if value is not None:
+            minima[place] = value, values
+    return minima
+
+
+def _kept(images: Sequence[Row], kept: Sequence[Row]) -> str:
+    largest = max(row["logits_change"] for row in kept)
     return (
-        f"In {len(kept)} of {len(every)} images the logits stay the same to {largest:.1g} of the largest. In "
+        f"In {len(kept)} of {len(images)} images the logits stay the same to {largest:.1g} of the largest. In "
         "the others small weights meet the epsilon in a batch norm's variance and the logits change by more than "
         f"{SAME:g}; those are left out."
     )
 
 
-def _turned(runs: Sequence[records.Row], space: str) -> tuple[int, int]:
+def _turned(rows: Sequence[Row], space: str) -> tuple[int, int]:
     """Pairs whose order can be turned round by mapping one of the two, and all pairs."""
     turned = pairs = 0
-    for seed in {row["seed"] for row in runs}:
-        both = [values_of(row["maps"], space) for row in runs if row["seed"] == seed]
-        known = sorted((own, values) for own, values in both if own is not None)
-        if len(known) == 2:
-            (low, of_low), (high, of_high) = known
+    minima = _minima(rows, space)
+    for seed in {seed for seed, _ in minima}:
+        of_seed = sorted(values for (s, _), values in minima.items() if s == seed)
+        if len(of_seed) == 2:
+            (low, of_low), (high, of_high) = of_seed
             pairs += 1
             turned += max(of_low) > high or min(of_high) < low
     return turned, pairs
 
 
-def _open_question(runs: Sequence[records.Row]) -> str:
+def _open_question(rows: Sequence[Row]) -> str:
     """What the numbers say of the question that Dinh et al. left open."""
-    changed = factors = 0
+    changed = draws = 0
     ratios = []
-    for row in runs:
-        maps = [one for one in row["maps"] if number(one["random"]) is not None]
-        if (own := next((one for one in maps if one["factor"] == 1), None)) is None:
+    for place in dict.fromkeys((row["seed"], row["side"]) for row in rows):
+        images = [row for row in rows if (row["seed"], row["side"]) == place]
+        known = [(value, row) for row in images if (value := _sharpness(row, "random")) is not None]
+        same = next(((value, row) for value, row in known if row["factor"] == 1), None)
+        if same is None:
             continue
-        largest = max(maps, key=lambda one: one["random"])
-        ratios.append(math.exp(stats.log_ratio(largest["random"], own["random"])))
-        for a, b in zip(own["draws"], largest["draws"], strict=True):
-            factors += 1
+        largest = max(known, key=lambda image: image[0])
+        ratios.append(math.exp(stats.log_ratio(largest[0], same[0])))
+        for a, b in zip(_draws(same[1]), _draws(largest[1]), strict=True):
+            draws += 1
             changed += b > 10 * a
     return (
         "Dinh et al. could not show the problem for random subspaces. Here, at each minimum, the map that raises "
         f"the mean over the draws of A most raises it by factors of {_range(ratios)} ({len(ratios)} minima). "
         f"Under that map the same draw of A finds the same function more than ten times as sharp in {changed} of "
-        f"{factors} draws. The map was chosen by these draws, so this is what was seen, not a test."
+        f"{draws} draws. The map was chosen by these draws, so this is what was seen, not a test."
     )
+
+
+def _draws(row: Row) -> list[float]:
+    return next(row[name] for name in row if name.startswith("sharpness_random_") and name.endswith("_draws"))
 
 
 def _cell(verdict: str, factor: float | None) -> str:

@@ -11,15 +11,24 @@ normalised to mean 0 and variance 1. The two sets are 70 and 30 % of their sum, 
 Copy both to NumPy arrays, for instance with the package kaldiio, and write them with `np.savez`.
 """
 
-from functools import partial
+from os import PathLike
+from typing import Any
 
-from experiments import command, tables
-from experiments.training import Training
+from experiments import digits
+from experiments.digits import Config
+from experiments.lib import command
+from experiments.lib.settings import Training
+from gengap import records
 
-CONFIG = tables.CONFIG._replace(training=Training("timit.npz", "f2"))
-SMOKE = tables.SMOKE._replace(training=Training("timit.npz", "f2", num_seeds=1, epochs=1, small_batch=4))
-run = partial(tables.run, experiment="timit")
-figures = tables.figures
+CONFIG = Config(Training("timit.npz", "f2"))
+SMOKE = digits.SMOKE._replace(training=Training("timit.npz", "f2", num_seeds=1, epochs=1, small_batch=4))
+figures, claims = digits.figures, digits.claims
+
+
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for each network, seed and side; the options are those of `records.fill`."""
+    return digits.run(config, out, name="timit", **options)
+
 
 if __name__ == "__main__":
     command.main("timit", run, figures, CONFIG, __doc__)

@@ -6,154 +6,153 @@
 SB is trained for 100 epochs in the paper, and LB for 100 from each of the iterates, with a new optimiser state.
 """
 
-import math
+from collections.abc import Callable, Sequence
 from os import PathLike
+from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from experiments import command, training
-from experiments.training import Training
-from gengap import ascent, minima, paper, plots, records, report, sharpness
-from gengap import statistics as stats
-from gengap.report import positive, sharpness_at
+from experiments.lib import command, curves, settings
+from experiments.lib.claims import Claim
+from experiments.lib.curves import EPSILONS, Curve
+from experiments.lib.rows import Value, converged, diverged, means, test_accuracy
+from experiments.lib.settings import Training
+from gengap import comparison, minima, paper, plots, records, report, stats
+from gengap.comparison import Metric, column
+from gengap.records import Cell, Row
+from gengap.report import DASH, Section, percent, positive
 
-EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
+EPOCH = "epoch of SB that LB begins from"
 
 
 class Config(NamedTuple):
     """LB begun from iterates of SB; both are trained for all their epochs."""
 
     training: Training = Training(num_seeds=2, epochs=20)
+    metric: Metric = Metric(num_draws=0)
     starts: int = 8
     """iterates of SB to begin from, evenly spaced on a logarithmic scale; as many as epochs are all of them"""
-    max_evaluations: int = 24
-    """gradients to spend on each maximum"""
 
 
 CONFIG = Config()
-SMOKE = CONFIG._replace(training=Training(num_seeds=1, train_size=400, epochs=2), starts=2, max_evaluations=3)
+SMOKE = Config(Training(num_seeds=1, train_size=400, epochs=2), Metric(num_draws=0, max_evaluations=3), starts=2)
 
 
-def run(
-    config: Config = CONFIG,
-    out: str | PathLike | None = None,
-    *,
-    fresh: bool = False,
-    data_dir: str | PathLike | None = None,
-) -> records.Run:
-    """Train, measure and record: a row with the history of SB, and one for each LB, by the epoch it began at."""
-    setting, ds = training.begin(config.training, data_dir, all_epochs=True)
-    if config.max_evaluations < 1:
-        raise ValueError(f"max_evaluations is {config.max_evaluations}; it must be at least 1")
-    epochs = setting.epochs
+def cells(config: Config) -> list[Cell]:
+    """For each seed SB, and an LB for each epoch that it begins from."""
+    large = [{"side": "LB", "epoch": epoch} for epoch in start_epochs(config)]
+    small = settings.cells_of(config.training, ("SB",))
+    return [{**cell, **changes} for cell in small for changes in [{}, *large]]
+
+
+def start_epochs(config: Config) -> tuple[int, ...]:
+    """The epochs of SB that LB begins from, the last one among them."""
+    last = config.training.epochs
+    if config.starts >= last:
+        return tuple(range(1, last + 1))
+    return tuple(np.unique(np.geomspace(1, last, config.starts).round().astype(int)).tolist())
+
+
+def row(config: Config, cell: Cell, store: Path) -> Row:
+    """How SB was trained, or where an LB ended that began from it: its loss, accuracy and sharpness."""
+    training, seed, label = config.training, cell["seed"], settings.label(config.training, cell)
+    ds, model, loss, train, test = settings.problem(training, cell["network"])
+    key = settings.training_key(training)
+    recipe = settings.recipe(training, settings.batch_size(training, "SB"))
+    recipe = recipe._replace(snapshots=start_epochs(config))
+    small = minima.find(model, ds, key, recipe, seed=seed, store=store, progress=label)
+    if cell["side"] == "SB":
+        return small.summary()
+    start = small.snapshots[cell["epoch"]].params  # where SB diverged, so does LB at once
+    recipe = settings.recipe(training, settings.batch_size(training, "LB"))
+    large = minima.find(model, ds, key, recipe, seed=seed, start=start, store=store, progress=label)
+    key = settings.measure_key(training, seed)
+    measured = comparison.measure(loss, large.params, key, config.metric, train=train, test=test, progress=label)
+    return large.summary() | measured
+
+
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for SB of each seed, and one for each LB; the options are those of `records.fill`."""
+    training = settings.resolved(config.training, all_epochs=True)
+    config = config._replace(training=training)
+    settings.check_metric(training, config.metric)
     if config.starts < 2:
         raise ValueError(f"starts is {config.starts}; it must be at least 2")
-    spaced = np.geomspace(1, epochs, config.starts) if config.starts < epochs else np.arange(1, epochs + 1)
-    wanted = sorted(set(spaced.round().astype(int).tolist()))
-    model = training.model(setting, ds)
-    loss, evaluate = training.loss(setting, model, ds), training.evaluate(setting, model, ds)
-    key = jax.random.key(setting.seed)
-    small_size, large_size = training.sizes(setting).values()
-    rows = setting.num_seeds * (1 + len(wanted))
-    with records.opened("warm_start", command.flat(config._replace(training=setting)), out, fresh=fresh) as run:
-        if len(run.rows) < rows:
-            training.say_how_long(setting, model, ds, 2 * rows * config.max_evaluations, rows * epochs)
-        for seed in range(setting.num_seeds):
-            row = training.row(setting, ds, "SB", seed)
-            large_row = training.row(setting, ds, "LB", seed)
-            if run.has(row) and all(run.has({**large_row, "epoch": epoch}) for epoch in wanted):
-                continue
-            words = f"{row['network']} seed {seed + 1} of {setting.num_seeds}"
-            how = training.how(setting, ds, small_size, seed, run.store)
-            small = minima.find_along(model, ds, key, small_size, wanted, progress=f"{words}, SB", **how)
-            if not run.has(row):
-                run.add({**row, "batch_size": small[-1].batch_size, "history": small[-1].history})
-            for epoch, begun in zip(wanted, small, strict=True):  # where SB diverged, so does LB at once
-                row = {**large_row, "epoch": epoch}
-                if run.has(row):
-                    continue
-                found = minima.find(
-                    *(model, ds, key, large_size),
-                    start=begun.params,
-                    epochs=epochs,
-                    progress=f"{words}, LB after epoch {epoch} of SB",
-                    **training.how(setting, ds, large_size, seed, run.store),
-                )
-                row |= {"batch_size": found.batch_size, "diverged_at": found.diverged_at}
-                for split, of in evaluate.items():
-                    row[f"{split}_loss"], row[f"{split}_accuracy"] = of(found.params)
-                if np.isfinite(row["train_loss"]):
-                    most: Any = {"epsilon": [e for e, _ in EPSILONS], "max_evaluations": config.max_evaluations}
-                    most["progress"] = f"{words}, LB after epoch {epoch} of SB, full space"
-                    row |= {
-                        "epsilons": most["epsilon"],
-                        "full": sharpness.full_space(
-                            loss, found.params, training.key_of(setting, seed, "full"), **most
-                        ),
-                    }
-                run.add({**row, "maximiser": ascent.ASCENT_VERSION})
-                command.say_what_is_left(run, rows)
-        return run
+
+    def seconds(cells: Sequence[Cell]) -> float:
+        gradients, epochs = len(cells) * config.metric.gradients, len(cells) * training.epochs
+        return settings.seconds(training, gradients=gradients, epochs=epochs)
+
+    return records.fill("warm_start", config, cells(config), row, out, seconds=seconds, **options)
 
 
 @report.apart
-def figures(rows: list[records.Row]) -> list[report.Section]:
+def figures(rows: list[Row]) -> list[Section]:
     """Fig. 5: LB begun from the iterates of SB."""
-    starts = [row for row in rows if row["method"] == "LB" and row.get("epoch") and row.get("diverged_at") is None]
-    base = {row["seed"]: row["history"] for row in rows if row["method"] == "SB"}
-    lost = report.diverged(rows)
-    sections = [report.Section("Training that diverged", lost)] if lost else []
-    if not starts or not base:
-        return sections
-    network, theirs = paper.nearest("fig5_warmstart", starts[0]["network"])
-    every = [sorted((r for r in starts if r["seed"] == s), key=lambda r: r["epoch"]) for s in sorted(base)]
-    every = [one for one in every if one]
-    accuracies = [
-        ([row["epoch"] for row in one], [report.percent(row.get("test_accuracy")) for row in one]) for one in every
+    lost, kept = diverged(rows), converged(rows)
+    better = [large >= small for of_seed in accuracies(kept) for small, large in of_seed]
+    if not better:
+        return lost
+    network, theirs = paper.nearest("fig5_warmstart", kept[0]["network"])
+    lines = [
+        *plots.seeds(starts(kept, sb_accuracy(kept)), "SB there", "SB", marker="o"),
+        *plots.seeds(starts(kept, test_accuracy), "LB begun there", "LB", marker="s"),
+        plots.dotted(theirs["SB_test"], f"paper, {network}, SB"),
+        plots.dotted(theirs["LB_piggyback_test"], f"paper, {network}, LB"),
     ]
-    small = [
-        (x, [report.percent(base[one[0]["seed"]]["test_accuracy"][epoch - 1]) for epoch in x])
-        for (x, _), one in zip(accuracies, every, strict=True)
-    ]
-    panels = plots.beside_paper(
-        plots.Panel(f"test accuracy, {stats.where(starts[0])}", "epoch of SB that LB begins from", "accuracy (%)",
-                      [*plots.seeds(small, "SB there", "SB", marker="o"),
-                       *plots.seeds(accuracies, "LB begun there", "LB", marker="s"),
-                       plots.dotted(theirs["SB_test"], f"paper, {network}, SB", "paper"),
-                       plots.dotted(theirs["LB_piggyback_test"], f"paper, {network}, LB", "paper, other")],
-                      log_x=True), starts[0]["network"], network
-    )  # fmt: skip
-    falls, verdicts = [], []
+    panel = plots.Panel(f"test accuracy, {stats.where(kept[0])}", EPOCH, "accuracy (%)", lines, log_x=True)
+    panels = plots.beside_paper(panel, kept[0]["network"], network)
     for epsilon, name in EPSILONS:
-        values = [([row["epoch"] for row in one], [sharpness_at(row, epsilon) for row in one]) for one in every]
-        shown = [(x, list(map(positive, y))) for x, y in values]
-        lines = [*plots.seeds(shown, "LB begun there", "LB", marker="s"),
-                 plots.dotted(theirs[f"sharp_{name}"], f"paper, {network}, LB", "paper, other")]  # fmt: skip
-        panels.append(plots.Panel(f"full space, epsilon {name}", "epoch of SB that LB begins from",
-                                    "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))  # fmt: skip
-        ranks = [rank for x, y in values if math.isfinite(rank := stats.trend(x, y))]
-        falls += ranks
-        verdicts.append(stats.verdict([-rank for rank in ranks]))
-    gains = [
-        [b - a for b, a in zip(ours, there, strict=True) if a is not None and b is not None]
-        for (_, ours), (_, there) in zip(accuracies, small, strict=True)
-    ]
-    above = [gain >= 0 for own in gains for gain in own]
-    ends = f"{min(falls):.2f} to {max(falls):.2f}" if falls else "-"
-    said = [
-        f"LB begun from an iterate of SB tests at least as well as that iterate in {sum(above)} of {len(above)} "
-        f"starts; in the paper's curve of {network} in "
-        f"{sum(b >= a for a, b in zip(theirs['SB_test'].y, theirs['LB_piggyback_test'].y, strict=True))} of "
-        f"{len(theirs['SB_test'].y)}. On average over the starts of a seed: "
-        f"{stats.verdict([math.fsum(own) / len(own) for own in gains if own])}.",
-        f"The later LB begins, the flatter it ends: rank correlation of sharpness with the epoch {ends} over "
-        f"seeds and epsilons: {stats.weakest(verdicts)}.",
+        shown = [(x, list(map(positive, y))) for x, y in starts(kept, column("full", epsilon))]
+        lines = plots.seeds(shown, "LB begun there", "LB", marker="s")
+        lines.append(plots.dotted(theirs[f"sharp_{name}"], f"paper, {network}, LB"))
+        title = f"full space, epsilon {name}"
+        panels.append(plots.Panel(title, EPOCH, "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))
+    in_paper = [b >= a for a, b in zip(theirs["SB_test"].y, theirs["LB_piggyback_test"].y, strict=True)]
+    as_good, flatter = claims(kept)
+    findings = [
+        f"LB begun from an iterate of SB tests at least as well as that iterate in {sum(better)} of {len(better)} "
+        f"starts; in the paper's curve of {network} in {sum(in_paper)} of {len(in_paper)}. On average over the "
+        f"starts of a seed: {as_good.verdict}.",
+        f"The later LB begins, the flatter it ends: {flatter.here or DASH} over seeds and epsilons: "
+        f"{flatter.verdict}.",
     ]
     caption = "Above the epoch of SB from whose parameters LB began, with a new optimiser state."
     title = "Large batches begun from small-batch iterates (Fig. 5)"
-    return [*sections, report.Section(title, said, figure=plots.panels(panels), caption=caption, name="fig5")]
+    return [*lost, Section(title, findings, figure=plots.panels(panels), caption=caption, name="fig5")]
+
+
+def claims(rows: list[Row]) -> list[Claim]:
+    """Fig. 5."""
+    both = [(fmean(small for small, _ in pairs), fmean(large for _, large in pairs)) for pairs in accuracies(rows)]
+    verdict = stats.verdict([large - small for small, large in both])
+    ranks = [curves.ranks(starts(rows, column("full", epsilon))) for epsilon, _ in EPSILONS]
+    verdicts = [stats.verdict(-of_epsilon) for of_epsilon in ranks]
+    as_good = "LB begun from an SB iterate tests at least as well as that iterate, on average over these"
+    flatter = "the later LB begins, the flatter it ends"
+    return [
+        Claim("Fig. 5", as_good, "C1: all epochs", means(both, " %"), [verdict]),
+        Claim("Fig. 5", flatter, "C1 532 to 1", curves.lowest_and_highest(ranks), verdicts),
+    ]
+
+
+def starts(rows: Sequence[Row], value: Value, x: Value = "epoch") -> list[Curve]:
+    """A number of the LB of each seed, against the epoch that they began from or another number."""
+    return list(curves.curves([row for row in rows if row["side"] == "LB"], "epoch", x, value).values())
+
+
+def accuracies(rows: Sequence[Row]) -> list[list[tuple[float, float]]]:
+    """Test accuracy of SB where LB began, and of LB at the end, in percent, of each seed that has both."""
+    of_seeds = starts(rows, test_accuracy, x=sb_accuracy(rows))
+    return [[(a, b) for a, b in zip(*curve, strict=True) if b is not None] for curve in of_seeds]
+
+
+def sb_accuracy(rows: Sequence[Row]) -> Callable[[Row], float | None]:
+    """Test accuracy of SB, in percent, at the epoch from which the LB of a row began."""
+    histories = {row["seed"]: row["history"]["test_accuracy"] for row in rows if row["side"] == "SB"}
+    return lambda row: percent(histories[row["seed"]][row["epoch"] - 1]) if row["seed"] in histories else None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments import command, landscape, training
-from gengap import minima, records
+from experiments import landscape
+from experiments.lib import settings
+from gengap import minima
 from tests import toy
 
 DRAWN = ["fig3", "fig7", "connection", "planes", "neighbourhood"]
@@ -24,13 +25,9 @@ def finished(tmp_path_factory):
         return smoke, landscape.run(smoke, tmp_path_factory.mktemp("run") / "landscape" / "default")
 
 
-def timeless(rows):
-    return [{name: value for name, value in row.items() if name != "origin"} for row in rows]
-
-
 def test_a_run_has_a_row_for_each_pair_and_one_for_the_planes(finished):
     _, run = finished
-    assert [(row["method"], row["seed"]) for row in run.rows] == [("pair", 0), ("planes", 0), ("pair", 1)]
+    assert [(row["of"], row["seed"]) for row in run.rows] == [("pair", 0), ("planes", 0), ("pair", 1)]
     for row in run.rows:
         assert (row["network"], row["dataset"]) == ("F1", "digits")
     first, around_small, around_large = run.rows[1]["planes"]
@@ -59,13 +56,6 @@ def test_the_ends_of_the_paths_are_the_minima(finished):
         assert (losses[0], losses[-1]) == pytest.approx(ends, rel=1e-5)
 
 
-def test_what_is_finished_is_not_done_again(finished, small, monkeypatch):
-    config, run = finished
-    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
-    again = landscape.run(config, run.path)
-    assert again.rows == run.rows and again.added == 0
-
-
 def test_every_figure_is_drawn_and_says_what_it_shows(finished):
     sections = landscape.figures(finished[1].rows)
     assert [section.name for section in sections] == DRAWN
@@ -85,7 +75,7 @@ def test_a_path_is_drawn_over_the_papers_and_no_label_is_in_the_way(finished, na
     for ax, what, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         lines = {line.get_label(): line for line in ax.lines}
         for split in ("train", "test"):
-            both = [row[path][f"{split}_{what}"] for row in rows if row["method"] == "pair"]
+            both = [row[path][f"{split}_{what}"] for row in rows if row["of"] == "pair"]
             assert lines[split].get_ydata() == pytest.approx(factor * np.mean(both, axis=0))
             assert len(lines[f"paper, F1, {split}"].get_xdata()) > 20
         assert not ax.texts and ax.get_legend() is None
@@ -109,61 +99,39 @@ def test_the_findings_follow_from_the_numbers():
     assert landscape._barrier(alphas, [*losses[:3], None, *losses[4:]]) == 0.0
 
 
-def test_a_run_that_was_killed_ends_as_it_would_have(finished, small, tmp_path, monkeypatch):
-    config, whole = finished
-    add, left = records.Run.add, 1
-
-    def dies(run, row):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        add(run, row)
-
-    monkeypatch.setattr(records.Run, "add", dies)
-    for _ in whole.rows[1:]:
-        left = 1
-        with pytest.raises(KeyboardInterrupt):
-            landscape.run(config, tmp_path / "killed")
-    left = 1
-    assert timeless(landscape.run(config, tmp_path / "killed").rows) == timeless(whole.rows)
-
-
-def test_a_single_pair_has_the_plane_through_its_start(small):
-    run = landscape.run(landscape.SMOKE)
-    (row,) = [row for row in run.rows if row["method"] == "planes"]
+def test_a_single_pair_has_the_plane_through_its_start(finished, small):
+    config, run = finished
+    alone = config._replace(training=settings.resolved(config.training._replace(num_seeds=1)))
+    cell = {"network": "F1", "dataset": "digits", "seed": 0, "of": "planes"}
+    row = landscape.row(alone, cell, run.store)
     assert list(row["planes"][0]["points"]) == ["SB", "LB", "start"]
     assert row["planes"][0]["name"] == "two minima, start"
-    assert [section.name for section in landscape.figures(run.rows)] == DRAWN
 
 
-def test_the_minima_of_another_experiment_are_not_trained_again(small, tmp_path, monkeypatch):
-    asked = landscape.SMOKE.training
-    setting, ds = training.begin(asked)
-    training.pair(setting, training.model(setting, ds), ds, 0, tmp_path / "minima")
-    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
-    landscape.run(landscape.SMOKE, tmp_path / "landscape" / "default")
-    other = landscape.SMOKE._replace(training=asked._replace(train_size=410))
-    with pytest.raises(pytest.fail.Exception, match="trained again"):
-        landscape.run(other, tmp_path / "landscape" / "other")
+def test_the_minima_of_another_experiment_are_not_trained_again(finished, small, monkeypatch):
+    config, run = finished
+    training = settings.resolved(config.training)
+    begun = []
+    monkeypatch.setattr(minima.train, "fit", lambda *args, **rest: begun.append(1) or pytest.fail("trained"))
+    settings.pair(training, "F1", 1, run.store)
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        settings.pair(training._replace(train_size=410), "F1", 1, run.store)
+    assert begun == [1]
 
 
-def test_a_pair_that_diverged_is_said_and_in_no_figure(finished, small, monkeypatch):
-    config, _ = finished
-    pair = training.pair
-
-    def lost(setting, model, ds, seed, store):
-        found = pair(setting, model, ds, seed, store)
-        return found | {"LB": found["LB"]._replace(diverged_at=17)} if seed == 1 else found
-
-    monkeypatch.setattr(landscape.training, "pair", lost)
-    rows = landscape.run(config).rows
-    assert rows[-1]["diverged_at"] == {"LB": 17}
-    first, *others = landscape.figures(rows)
+def test_a_pair_that_diverged_is_said_and_in_no_figure(finished, small, monkeypatch, tmp_path):
+    config, run = finished
+    lost = dict.fromkeys(("SB", "LB"), minima.Minimum({}, 1, 1, 1, None, 0.0, 0.0, {}, {}))
+    lost["LB"] = lost["LB"]._replace(diverged_at=17)
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "pair", lambda *args: lost)
+        row = landscape.row(config, {"network": "F1", "of": "pair", "seed": 1}, tmp_path)
+    assert row == {"diverged_at": {"LB": 17}}
+    first, *others = landscape.figures([*run.rows[:2], run.rows[2] | row])
     assert first.findings == ["Diverged, in no figure: the pair of seed 1 (LB at step 17)."]
     assert [section.name for section in others] == DRAWN
-    monkeypatch.setattr(landscape.training, "pair", lambda *args: lost(*args[:3], 1, args[4]))
-    assert len(landscape.figures(landscape.run(landscape.SMOKE).rows)) == 1
+    (alone,) = landscape.figures([run.rows[2] | row])
+    assert alone.title == "Minima that were not found"
 
 
 def test_nothing_is_drawn_of_no_rows():
@@ -172,7 +140,7 @@ def test_nothing_is_drawn_of_no_rows():
 
 @pytest.mark.parametrize("name", ["points", "side", "examples", "num_directions", "steps"])
 def test_a_setting_out_of_its_range_is_named(small, tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name} is 1; it must be at least 2"):
+    with pytest.raises(ValueError, match=f"{name} is 1; it must be an integer, 2 or more"):
         landscape.run(landscape.SMOKE._replace(**{name: 1}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -182,13 +150,3 @@ def test_a_training_setting_out_of_its_range_is_named(small, tmp_path):
     with pytest.raises(ValueError, match="num_seeds is 0"):
         landscape.run(landscape.SMOKE._replace(training=wrong), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_the_command_writes_the_report(small, tmp_path, capsys):
-    flags = "--num-seeds 1 --epochs 2 --train-size 400 --points 7 --side 3 --num-directions 3 --steps 2 --out"
-    args = [*flags.split(), str(tmp_path)]
-    command.main("landscape", landscape.run, landscape.figures, landscape.CONFIG, landscape.__doc__, args)
-    assert "Straight line through both minima (Fig. 3)" in capsys.readouterr().out
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(DRAWN)
-    page = (tmp_path / "report.html").read_text()
-    assert "(Fig. 7)" in page and "Are the minima connected?" in page

@@ -1,50 +1,83 @@
-"""Choices, reparametrisations and the grid at toy size: rows, drawings, and nothing done twice."""
+"""Choices, reparametrisations and the grid: what their rows hold, and what is drawn and said of them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import averages, choices, correlation, reparametrise
-from gengap import minima, models, report
+from experiments import choices, correlation, reparametrise
+from experiments.lib import settings
+from gengap import data, minima, models, report, symmetry
 from tests import toy
 
 
-def said(sections):
+def words(sections):
     return " ".join(sentence for section in sections for sentence in section.findings)
 
 
-def test_the_same_function_is_made_sharper_and_flatter(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "f1", lambda num_classes: models.dense(num_classes, widths=(16, 16)))
-    config = reparametrise.SMOKE._replace(training=reparametrise.SMOKE.training._replace(epochs=100))
-    run = reparametrise.run(config, tmp_path)
-    for row in run.rows[:2]:
-        for one in row["maps"]:
-            assert one["logits_change"] < 0.02
-            assert one["loss"] == pytest.approx(row["maps"][1]["loss"], rel=0.1)
-        full = {(one["map"], one["factor"]): one["full"] for one in row["maps"]}
-        assert full["behind batch norm", 10.0] > 2 * full["behind batch norm", 1.0]
-        assert full["before batch norm", 10.0] < 0.8 * full["before batch norm", 1.0]
-    verdicts = {(one["measure"], one["symmetry"]): one["verdict"] for one in run.rows[-1]["audit"]}
-    for measure in ("training loss", "worst case l2, adaptive (ASAM)", "worst case l-inf, adaptive"):
-        assert verdicts[measure, "alpha-scale"] == "unchanged"
+def image(side, name, factor, full, random=1.0, *, change=0.0, seed=0):
+    draws = {"sharpness_random_1e-3_draws": [random, random]}
+    place = {"network": "F1", "dataset": "digits", "side": side, "seed": seed, "map": name, "factor": factor}
+    return {
+        **place,
+        "logits_change": change,
+        "sharpness_full_1e-3": full,
+        "sharpness_random_1e-3": random,
+        **draws,
+    }
+
+
+def test_the_same_function_is_made_sharper_and_flatter(monkeypatch):
+    model = models.dense(10, widths=(6, 6))
+    ds = toy.load("digits")
+    params = minima.starting_point(model, ds, jax.random.key(0))
+    logits = {f: model.apply(reparametrise._moved(params, n, f), ds.x_test[:50] / 255) for f in (1.0, 3.0)
+              for n in reparametrise.MAPS[:1]}  # fmt: skip
+    np.testing.assert_allclose(logits[3.0], logits[1.0], atol=1e-2)
+    problem = settings.Problem(ds, model, None, None, None)
+    some = data.head(ds, 60)
+    config = reparametrise.SMOKE._replace(training=reparametrise.SMOKE.training._replace(chunk=60), repeats=2)
+    audit, names = symmetry.audit, []
+
+    def of_three(measures, maps, *args, **rest):
+        names.extend(measures)
+        kept = ("training loss", "relative flatness, last layer", "sharpness, full space")
+        maps = {name: maps[name] for name in ("alpha-scale", "before batch norm")}
+        return audit({name: measures[name] for name in kept}, maps, *args, **rest)
+
+    monkeypatch.setattr(symmetry, "audit", of_three)
+    entries = reparametrise._audit(config, problem, some, params)
+    verdicts = {(entry["measure"], entry["symmetry"]): entry["verdict"] for entry in entries}
+    assert len(names) == 16 and verdicts["training loss", "alpha-scale"] == "unchanged"
     assert verdicts["relative flatness, last layer", "alpha-scale"] == "unchanged"
     assert verdicts["sharpness, full space", "before batch norm"] == "changed"
-    sections = reparametrise.figures(run.rows)
+
+
+def test_maps_are_drawn_and_their_sharpness_compared():
+    rows = [image(side, name, factor, value * factor, factor) for side, value in (("SB", 1.0), ("LB", 2.0))
+            for name in reparametrise.MAPS for factor in (0.5, 1.0, 20.0)]  # fmt: skip
+    rows.append(image("SB", reparametrise.MAPS[0], 99.0, 1e6, change=0.5))
+    verdict = {"measure": "trace", "symmetry": "alpha-scale", "verdict": "changed", "factor": 2.0}
+    rows.append(
+        {"network": "F1", "dataset": "digits", "side": "LB", "seed": 0, "map": "audit", "audit": [verdict]}
+    )
+    sections = reparametrise.figures(rows)
     assert [section.name for section in sections] == ["reparametrised", "audited"]
-    assert "Dinh et al. could not show" in said(sections) and "nan" not in said(sections)
-    monkeypatch.setattr(minima.train, "fit", lambda *args, **how: pytest.fail("trained again"))
-    again = reparametrise.run(config, tmp_path)
-    assert again.rows == run.rows and again.added == 0
+    text = words(sections)
+    assert "In 12 of 13 images the logits stay the same" in text and "nan" not in text
+    assert "20 to 20 times sharper and up to 2 to 2 times flatter (2 minima)" in text
+    assert "turned round in 1 of 1 pairs" in text and "ten times as sharp in 4 of 4 draws" in text
+    full = reparametrise.claims(rows)[0]
+    assert full.here == "20.00 to 20.00 times" and full.verdict.word == "undecided"
+    assert reparametrise.claims([])[1].verdict.word == "not tested"
 
 
 def test_an_image_of_sharpness_0_is_flatter():
-    def maps(*values):
-        return [{"factor": f, "full": v, "logits_change": 0.0} for f, v in zip((1.0, 9.0), values, strict=True)]
-
-    runs = [{"seed": 0, "method": method, "maps": own} for method, own in
-            (("SB", maps(1.0, 1.0)), ("LB", maps(5.0, 0.0)))]  # fmt: skip
-    assert reparametrise._turned(runs, "full") == (1, 1)
-    assert reparametrise.values_of(runs[1]["maps"], "full") == (5.0, [5.0, 0.0])
+    name = reparametrise.MAPS[0]
+    rows = [image(side, name, f, v) for side, values in (("SB", (1.0, 1.0)), ("LB", (5.0, 0.0)))
+            for f, v in zip((1.0, 9.0), values, strict=True)]  # fmt: skip
+    assert reparametrise._turned(rows, "full") == (1, 1)
+    assert reparametrise._minima(rows, "full")[0, "LB"] == (5.0, [5.0, 0.0])
 
 
 def test_factors_need_the_map_that_changes_nothing(tmp_path):
@@ -54,77 +87,74 @@ def test_factors_need_the_map_that_changes_nothing(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the error does not rise")
-def test_measures_are_ranked_over_a_grid(tmp_path, monkeypatch):
-    config = correlation.SMOKE._replace(widths=(4,), batch_sizes=(50, 100), num_seeds=2)
-    run = correlation.run(config, tmp_path)
-    assert len(run.rows) == 4 and all(len(row["measures"]) == 17 for row in run.rows)
-    (section,) = correlation.figures(run.rows)
-    assert "4 runs" in section.findings[0]
-    assert section.findings[1].startswith("Highest Kendall's tau: ") and " to " not in section.findings[1]
-    monkeypatch.setattr(minima, "find", lambda *args, **how: pytest.fail("asked again"))
-    assert correlation.run(config, tmp_path).added == 0
-    for changes, words in (({"widths": ()}, "every axis"), ({"train_size": 10**6}, "train_size is 1000000")):
-        with pytest.raises(ValueError, match=words):
+def test_a_run_of_the_grid_has_every_measure(tmp_path):
+    config = correlation.SMOKE._replace(widths=(4,), batch_sizes=(50,), train_size=60, examples=20)
+    (row,) = correlation.run(config, tmp_path).rows
+    assert len(row["measures"]) == 17 and all(np.isfinite(value) for value in row["measures"].values())
+    assert row["width"] == 4 and row["train_accuracy"] >= 0 and row["diverged_at"] is None
+    for changes, name in (({"widths": ()}, "every axis"), ({"train_size": 10**6}, "train_size is 1000000")):
+        with pytest.raises(ValueError, match=name):
             correlation.run(config._replace(**changes))
 
 
-def test_choices_are_a_run_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "f1", lambda num_classes: models.dense(num_classes, widths=(16, 16)))
-    other = tmp_path / "mnist" / "default"
-    other.mkdir(parents=True)
-    (other / "rows.jsonl").write_text("someone else's")
+def test_measures_are_ranked_over_a_grid():
+    rows = [
+        {"network": "dense", "dataset": "digits", "width": 4, "batch_size": size, "learning_rate": rate,
+         "seed": seed, "weight_decay": 0.0, "train_accuracy": 1.0, "test_accuracy": 1 - size * rate,
+         "diverged_at": None, "measures": {"sharpness, full space, 1e-3": size * rate, "b": -size * rate}}
+        for size in (50, 100) for rate in (1e-3, 2e-3, 4e-3) for seed in (0, 1)
+    ]  # fmt: skip
+    (section,) = correlation.figures(rows)
+    assert section.findings[0].startswith("12 runs") and section.name == "correlated"
+    assert section.findings[1] == "Highest Kendall's tau: sharpness, full space, 1e-3, 1.00."
+    assert "above 0 for sharpness, full space, 1e-3; below 0 for b." in section.findings[2]
+    (claim,) = correlation.claims(rows)
+    assert claim.verdict == ("holds", 6, 0, 0) and claim.here.startswith("tau 1.00 (")
+
+
+def test_choices_are_measured_at_the_minima_and_at_the_stages(tmp_path, monkeypatch):
+    monkeypatch.setitem(settings.NETWORKS, "F1", lambda num_classes: models.dense(num_classes, widths=(8,)))
+    monkeypatch.setattr(
+        choices, "NOTES", dict.fromkeys(("default", "N(0, 1)", "population statistics"), "entries")
+    )
     # The target, which the first epoch reaches, ends the training of the pair but not the stages.
     config = choices.SMOKE._replace(stages=(2, 1), training=choices.SMOKE.training._replace(target=10.0))
+    config = config._replace(metric=config.metric._replace(dim=3, num_directions=1))
     run = choices.run(config, tmp_path / "choices" / "default")
-    names = [row["choice"] for row in run.rows]
-    assert names[0] == "default" and names[-2:] == ["after 1 epochs", "after 2 epochs"] and len(names) == 12
-    values = {row["choice"]: np.array([row["SB"], row["LB"]]) for row in run.rows}
-    assert all(value.shape == (2, 2, 1) and np.isfinite(value).all() for value in values.values())
-    assert (values["N(0, 1)"] != values["default"]).all() and (values["unit columns"] < values["default"]).all()
-    assert (values["U(0, 1)"] != values["U(-1, 1)"]).all()
-    losses = [row["loss"]["SB"] for row in run.rows[-2:]]
-    assert losses[1] < losses[0]
+    names = [row["choice"] for row in run.rows[::2]]
+    assert names == ["default", "N(0, 1)", "population statistics", "after 1 epochs", "after 2 epochs"]
+    values = {row["choice"]: row["sharpness_random_1e-3"] for row in run.rows[::2]}
+    assert np.isfinite(list(values.values())).all() and len(set(values.values())) == 4
+    assert values["default"] == values["after 1 epochs"]
+    assert run.rows[-2]["train_loss"] < run.rows[-4]["train_loss"]
     (section,) = choices.figures(run.rows)
-    assert len(section.table) == 13 and section.table.iloc[0]["LB, 0.001"] == "9.22"
-    assert "of both" in said([section]) and "nan" not in report.terminal([section])
-    assert [path.name for path in other.iterdir()] == ["rows.jsonl"]
-    monkeypatch.setattr(minima, "find", lambda *args, **how: pytest.fail("asked again"))
-    assert choices.run(config, tmp_path / "choices" / "default").added == 0
+    assert len(section.table) == 6 and section.table.iloc[0]["LB, 0.001"] == "9.22"
+    assert "of both" in words([section]) and "nan" not in report.terminal([section])
+
+
+@pytest.mark.parametrize(
+    ("entries", "least", "most"), [(choices._symmetric, -1, 1), (choices._unit, -1, 1)], ids=["symmetric", "unit"]
+)
+def test_entries_of_A_are_what_they_are_called(entries, least, most):
+    A = entries(jax.random.key(0), (3, 4000))
+    assert A.min() >= least and A.max() <= most
+    if entries is choices._unit:
+        np.testing.assert_allclose(jnp.linalg.norm(A, axis=1), 1, rtol=1e-5)
+    else:
+        assert abs(A.mean()) < 0.03 and abs((A**2).mean() - 1 / 3) < 0.02
+
+
+def test_every_choice_is_a_measurement():
+    ds = data.head(toy.load("digits"), 50)
+    model = models.dense(10, widths=(4,))
+    config = choices.SMOKE._replace(metric=choices.SMOKE.metric._replace(dim=2))
+    assert choices._choices(config, model, ds).keys() == choices.NOTES.keys()
+    params = minima.starting_point(model, ds, jax.random.key(0))
+    scipy = choices._choices(config, model, ds)["SciPy"](params)
+    assert np.shape(scipy) == (2, 1) and np.min(scipy) > 0
 
 
 def test_a_network_without_batch_norm_has_no_population_statistics(monkeypatch):
-    def init(key, x):
-        return {"w": np.cos(np.arange(640.0, dtype=np.float32)).reshape(64, 10)}
-
-    monkeypatch.setattr(
-        models, "f1", lambda _: models.Model(init, lambda p, x: x.reshape(len(x), -1) @ p["w"], name="linear")
-    )
-    run = choices.run(choices.SMOKE._replace(epsilons=(1e-3,)))
-    assert "population statistics" not in [row["choice"] for row in run.rows]
-    assert choices.figures(run.rows)[0].table.columns.tolist()[2:] == ["SB, 0.001", "LB, 0.001"]
-
-
-def test_moving_averages_forget_their_beginning():
-    own = {"BatchNorm_0": {"mean": jnp.array([4.0]), "var": jnp.array([9.0])}}
-    first = averages._averaged(None, own, 0.99**3)["BatchNorm_0"]
-    np.testing.assert_allclose(first["mean"], 4 * (1 - 0.99**3), rtol=1e-5)
-    np.testing.assert_allclose(first["var"], 9 - 8 * 0.99**3, rtol=1e-5)
-    then = averages._averaged({"BatchNorm_0": first}, own, 0.99**7)["BatchNorm_0"]
-    np.testing.assert_allclose(then["var"], 9 - 8 * 0.99**10, rtol=1e-5)
-
-
-def test_averages_without_memory_are_batch_statistics(monkeypatch):
-    toy.use(monkeypatch)
-    monkeypatch.setattr(models, "f1", lambda num_classes: models.dense(num_classes, widths=(8,)))
-    setting = averages.SMOKE.training._replace(large_batch=400)  # one chunk, the whole set
-    run = averages.run(averages.Config(setting, momentum=0.0))
-    small, large = run.rows
-    assert large["steps"] == [1, 2] and small["steps"][-1] > 2
-    np.testing.assert_allclose(large["moving"], large["batch"], rtol=1e-4)
-    kept, own = [], averages._averaged
-    monkeypatch.setattr(averages, "_averaged", lambda *args: kept.append(args[2]) or own(*args))
-    slow = averages.run(averages.Config(setting, momentum=0.999999)).rows[1]
-    assert kept == [0.999999 ** small["steps"][0]] * 2 + [0.999999] * 2  # of the updates in each epoch
-    assert abs(slow["moving"][-1] - slow["batch"][-1]) > 0.05
-    section = averages.figures(run.rows)[0]
-    assert "after 2.00 updates" in section.findings[0] and "9.11" in section.findings[0]
+    monkeypatch.setitem(settings.NETWORKS, "F1", toy.linear)
+    names = {cell["choice"] for cell in choices.cells(choices.SMOKE)}
+    assert "population statistics" not in names and "default" in names

@@ -1,6 +1,7 @@
 """The layout of the package, held by reading the source: who imports whom, and what no module does."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,64 +14,55 @@ import gengap
 ROOT = Path(__file__).parents[1]
 MODULES = {path.stem: path for path in sorted((ROOT / "gengap").glob("*.py")) if path.stem != "__init__"}
 EXPERIMENTS = {path.stem: path for path in sorted((ROOT / "experiments").glob("*.py")) if path.stem != "__init__"}
+LIB = {path.stem: path for path in sorted((ROOT / "experiments/lib").glob("*.py")) if path.stem != "__init__"}
 SOURCES = [ROOT / "gengap" / "__init__.py", *MODULES.values()]
 
 # What each module may import from gengap.
 MAY_IMPORT: dict[str, set[str]] = {
     "ascent": set(),
-    "checkpoints": {"data", "records", "train"},
+    "checkpoints": {"records"},
+    "checks": {"program"},
+    "comparison": {"ascent", "checks", "flat", "sharpness"},
     "data": {"tfds_sets"},
-    "flat": {"program"},
-    "growth": {"flat", "methods", "program", "train"},
-    "hessian": {"flat", "lanczos"},
+    "flat": {"checks", "program"},
+    "hessian": {"checks", "flat", "lanczos"},
     "kernels": set(),
-    "lanczos": {"flat", "program"},
-    "landscape": {"flat", "kernels", "program"},
-    "measures": {"ascent", "flat", "hessian", "kernels", "objective", "program"},
-    "methods": {"flat", "objective", "train"},
-    "minima": {"checkpoints", "data", "flat", "growth", "methods", "models", "objective", "program", "train"},
-    "models": {"flat", "objective", "program"},
-    "objective": {"flat", "program"},
+    "lanczos": {"checks", "flat", "program"},
+    "landscape": {"checks", "flat", "kernels", "program"},
+    "measures": {"ascent", "checks", "flat", "hessian", "kernels", "objective", "program"},
+    "methods": {"checks", "flat", "train"},
+    "minima": {"checkpoints", "checks", "data", "flat", "methods", "models", "objective", "program", "train"},
+    "models": {"checks", "flat", "objective", "program"},
+    "objective": {"checks", "flat", "program"},
+    "origins": set(),
     "paper": set(),
     "plots": {"paper"},
     "program": set(),
     "progress": set(),
-    "records": set(),
-    "report": {"paper", "plots", "records", "statistics"},
-    "sharpness": {"ascent", "flat", "program", "progress", "subspace"},
-    "statistics": set(),
-    "subspace": {"flat", "program"},
-    "symmetry": {"flat", "program"},
+    "records": {"origins", "progress"},
+    "report": {"plots", "records", "stats"},
+    "sharpness": {"ascent", "checks", "flat", "program", "progress", "subspace"},
+    "stats": set(),
+    "subspace": {"checks", "flat", "program"},
+    "symmetry": {"checks", "flat", "program"},
     "tfds_sets": set(),
-    "train": {"flat", "program", "progress"},
-    "updates": {"flat", "methods", "train"},
+    "train": {"checks", "flat", "objective", "program", "progress"},
 }
-# What each file of experiments/ may import from there, besides these two.
-SHARED = {"command", "training"}
-MAY_IMPORT_EXPERIMENTS = {
+LEFT_OF_MINIMUM = {"data", "methods", "minima", "models", "tfds_sets", "train"}
+RIGHT_OF_MINIMUM = {
+    "ascent", "comparison", "hessian", "kernels", "lanczos", "landscape", "measures", "plots", "records", "report",
+    "sharpness", "stats", "subspace", "symmetry",
+}  # fmt: skip
+# What each experiment may import from experiments/, besides its lib.
+MAY_IMPORT_EXPERIMENTS = {"mnist": {"digits"}, "cifar": {"digits"}, "timit": {"digits"}, "paper": set(EXPERIMENTS)}
+MAY_IMPORT_LIB = {
+    "settings": set(),
     "command": set(),
-    "training": set(),
-    "digits": {"tables"},
-    "mnist": {"tables"},
-    "cifar": {"tables"},
-    "timit": {"tables"},
-    "claims": {"landscape", "reparametrise", "trajectory"},
-    "published": {"claims", "paper"},
-    "paper": {
-        "batch_size",
-        "causes",
-        "cifar",
-        "claims",
-        "correlation",
-        "digits",
-        "landscape",
-        "mnist",
-        "remedies",
-        "reparametrise",
-        "tables",
-        "trajectory",
-        "warm_start",
-    },
+    "rows": set(),
+    "curves": {"rows"},
+    "claims": {"rows"},
+    "tables": {"claims", "rows"},
+    "published": {"claims"},
 }
 MOST_LINES = 400
 
@@ -144,12 +136,32 @@ def test_the_table_has_no_circle_and_no_unknown_name() -> None:
     assert not left, f"MAY_IMPORT goes round in a circle: {sorted(left)}"
 
 
+def test_nothing_left_of_a_minimum_is_imported_right_of_it() -> None:
+    for name in RIGHT_OF_MINIMUM:
+        assert not MAY_IMPORT[name] & LEFT_OF_MINIMUM, name
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_imports_no_other_experiment(name: str) -> None:
-    path = EXPERIMENTS[name]
-    others = imported_below(path, "experiments") & EXPERIMENTS.keys()
-    extra = others - MAY_IMPORT_EXPERIMENTS.get(name, set()) - SHARED
+    others = imported_below(EXPERIMENTS[name], "experiments") & EXPERIMENTS.keys()
+    extra = others - MAY_IMPORT_EXPERIMENTS.get(name, set())
     assert not extra, f"experiments/{name}.py imports {sorted(extra)}: an experiment is one file"
+
+
+@pytest.mark.parametrize("name", LIB)
+def test_what_experiments_share_knows_none_of_them(name: str) -> None:
+    parts = [dotted.split(".") for dotted in imported(LIB[name]) if dotted.startswith("experiments.")]
+    shared = {part[2] for part in parts if part[1] == "lib"}
+    assert shared <= MAY_IMPORT_LIB[name], f"experiments/lib/{name}.py imports {sorted(shared)}"
+    others = {part[1] for part in parts} - {"lib"} - ({"paper"} if name == "published" else set())
+    assert not others, f"experiments/lib/{name}.py imports {sorted(others)}"
+
+
+@each_source
+def test_a_module_says_what_is_public(path: Path) -> None:
+    module = importlib.import_module("gengap" if path.stem == "__init__" else f"gengap.{path.stem}")
+    missing = [name for name in module.__all__ if path.stem != "__init__" and not hasattr(module, name)]
+    assert not missing, f"{source(path)}: __all__ names {missing}"
 
 
 def test_only_the_drawing_modules_import_matplotlib() -> None:
@@ -185,7 +197,7 @@ def test_public_functions_name_their_arguments(path: Path) -> None:
     assert not loose, f"{source(path)}: {loose} take **{{...}}; name the arguments"
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *EXPERIMENTS.values()], ids=source)
+@pytest.mark.parametrize("path", [*SOURCES, *EXPERIMENTS.values(), *LIB.values()], ids=source)
 def test_importing_changes_no_setting_of_jax(path: Path) -> None:
     for node in at_import(tree(path)):
         if isinstance(node, ast.Call):

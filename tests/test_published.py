@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sharpness as bench
-from experiments import published
+from experiments.lib import published
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.parent for path in ROOT.glob("published/*/*/config.json"))

@@ -1,41 +1,73 @@
 """The remedies at toy size, what is said of known numbers, and F2 on made features of TIMIT's shape."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import remedies, timit
-from gengap import data, methods, minima, models, paper, report
-from tests import toy
+from experiments.lib import settings
+from experiments.lib.settings import Training
+from gengap import data, methods, paper, report
+from tests import tables_rows, toy
+
+ALL_CELLS = remedies.cells
+TRAINED = {"plain": ("SB", "LB", "LB, updates of SB"), "SAM": ("LB",), "doubling": ("SB",)}
+
+
+def way(row):
+    return remedies.RUNS[row["side"], row["budget"]]
+
+
+def use(patch):
+    """A part of the cells at toy size."""
+    patch.setattr(settings, "_loaded", lambda name, *_: toy.load(name))
+    patch.setitem(settings.NETWORKS, "F1", toy.linear)
+    kept = [(remedy, name) for remedy, names in TRAINED.items() for name in names]
+    part = lambda config: [cell for cell in ALL_CELLS(config) if (cell["remedy"], way(cell)) in kept]  # noqa: E731
+    patch.setattr(remedies, "cells", part)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    toy.use(monkeypatch)
+    use(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        toy.use(patch)
+        use(patch)
         path = tmp_path_factory.mktemp("remedies")
         return path, remedies.run(remedies.SMOKE, path)
 
 
-def test_there_is_a_row_for_each_remedy_and_side(done):
-    _, run = done
-    found = {(row["remedy"], row["side"]): row for row in run.rows}
+def test_there_is_a_cell_for_each_remedy_and_side(small):
+    training = settings.resolved(remedies.SMOKE.training, all_epochs=True)
+    config = remedies.SMOKE._replace(training=training, methods=(*remedies.SMOKE.methods, "plain"))
+    cells = ALL_CELLS(config)
+    names = [(cell["remedy"], way(cell)) for cell in cells]
     both = ("plain", "augmentation", "conservative", "SAM", "LAMB")
-    expected = {(name, side) for name in both for side in remedies.SIDES}
-    expected |= {("matched noise", side) for side in remedies.SIDES[1:]} | {("doubling", "SB")}
-    assert set(found) == expected
-    steps = [found["plain", side]["steps"] for side in remedies.SIDES]
-    assert steps == [20, 6, 21]  # 2 epochs of 10, of 3, and 7 of 3
-    assert found["SAM", "LB"]["gradients"] == 2 * 6 and found["conservative", "SB"]["gradients"] == 3 * 20
-    assert found["doubling", "SB"]["steps"] == 10 + 5
-    plain = found["plain", "LB"]
-    for name in (*both[1:], "matched noise"):
-        assert found[name, "LB"]["train_loss"] != plain["train_loss"]
+    expected = {(name, run) for name in both for run in remedies.RUNS.values()}
+    expected |= {("matched noise", "LB"), ("matched noise", "LB, updates of SB"), ("doubling", "SB")}
+    assert set(names) == expected and len(names) == len(expected)
+    recipes = {way(cell): remedies.recipe(config, cell) for cell in cells if cell["remedy"] == "matched noise"}
+    assert [recipe.epochs for recipe in recipes.values()] == [2, 7]
+    assert {(recipe.batch_size, recipe.method.name) for recipe in recipes.values()} == {(20, "matched_noise(6)")}
+
+
+def test_a_row_says_what_training_took(done):
+    rows = {(row["remedy"], way(row)): row for row in done[1].rows}
+    steps = {name: row["steps"] for name, row in rows.items()}
+    assert [steps["plain", run] for run in remedies.RUNS.values()] == [
+        20,
+        6,
+        21,
+    ]  # 2 epochs of 10, of 3, and 7 of 3
+    assert steps["doubling", "SB"] == 10 + 5
+    sam, plain = rows["SAM", "LB"], rows["plain", "LB"]
+    assert (sam["changes"], sam["gradients"], plain["gradients"]) == ("sam(0.05)", 2 * 6, 6)
+    assert sam["train_loss"] != plain["train_loss"] and sam["seconds"] > 0
+    assert all(row["sharpness_full_1e-3"] > 0 for row in rows.values())
 
 
 def test_nothing_is_done_twice(done, monkeypatch, small):
@@ -45,37 +77,26 @@ def test_nothing_is_done_twice(done, monkeypatch, small):
     assert again.rows == run.rows and again.added == 0
 
 
-def test_every_remedy_has_a_name_and_is_another_one():
-    known = remedies.remedies("cifar10", 32, 400, 4000, 25)
-    names = [one.name for sides in known.values() for side, one in sides.items() if side == "LB"]
+def test_every_remedy_has_a_name_and_is_another_one(small):
+    known = remedies.remedies(Training("cifar10", "f1", small_batch=32))
+    names = [method.name for sides in known.values() for side, method in sides.items() if side == "LB"]
     assert len(set(names)) == len(names) and len(known) <= 26
+    assert (known["SAM"]["LB"].gradients, known["conservative"]["SB"].gradients) == (2, 3)
     assert known["augmentation"]["LB"].name == methods.augmentation().name
-    mirrored = remedies.remedies("mnist", 32, 400, 4000, 25)["augmentation"]["LB"]
-    assert mirrored.name == methods.augmentation(flip=0.0).name
+    plain = remedies.remedies(Training("mnist", "f1", small_batch=32))
+    assert plain["augmentation"]["LB"].name == methods.augmentation(flip=0.0).name
 
 
-def test_what_is_drawn_and_said(done):
-    sections = remedies.figures(done[1].rows)
-    text = report.terminal(sections, 1000)
-    assert sections[0].name == "remedies" and "nan" not in text and "Without a remedy SB tests" in text
-
-
-def made(accuracy, sharpness, network="C1"):
-    rows = []
-    for name in ("plain", "augmentation", "SAM"):
-        for side in remedies.SIDES:
-            row = {
-                "network": network,
-                "dataset": "cifar10",
-                "method": f"{side}, {name}",
-                "side": side,
-                "remedy": name,
-            }
-            row |= {"steps": 5, "gradients": 5, "seconds": 1.0, "diverged_at": None, "epsilons": [1e-3]}
-            for seed in range(2):
-                full = {"value": [sharpness[name, side[:2]]], "finite": [True]}
-                rows.append(row | {"seed": seed, "test_accuracy": accuracy[name, side[:2]], "full": full})
-    return rows
+def made(accuracy, sharpness, network="C1", seeds=2):
+    """Rows whose accuracy and sharpness are those of (remedy, side)."""
+    base = {"network": network, "dataset": "cifar10", "steps": 5, "gradients": 5, "seconds": 1.0}
+    return [
+        {**base, "remedy": name, "side": side, "budget": budget, "seed": seed, "diverged_at": None}
+        | {"test_accuracy": accuracy[name, side], "sharpness_full_1e-3": sharpness[name, side]}
+        for name in dict.fromkeys(name for name, _ in accuracy)
+        for side, budget in remedies.RUNS
+        for seed in range(seeds)
+    ]
 
 
 def test_the_sentences_name_the_best_and_the_table_has_the_papers_rows():
@@ -88,34 +109,69 @@ def test_the_sentences_name_the_best_and_the_table_has_the_papers_rows():
     assert "5.00 ± 0.00 points above plain LB" in scatter.findings[1]
     assert "p =" not in scatter.findings[1] and "chosen on these seeds" in scatter.findings[1]
     assert "rank correlation of -1.00" in scatter.findings[1]
+    assert scatter.findings[3:] == [
+        "That with augmentation LB tests better than without: 79.00 % | 77.00 %, undecided (n = 2, 2 of 2)."
+    ]
     rows = table.table.set_index(["remedy", "run"])
     mean, std = paper.TABLE_6["C1"]["LB"]["test"]
     assert rows.loc[("augmentation", "LB"), "paper"] == f"{mean:.2f} ± {std:.2f}"
     assert rows.loc[("augmentation", "LB"), "paper, sharpness"] == "231.77 ± 30.50"
     assert rows.loc[("SAM", "LB"), "paper"] == "-" == rows.loc[("augmentation", "SB"), "paper, sharpness"]
     assert rows.loc[("SAM", "LB"), "below plain SB, points"].startswith("-2.00")
+    assert "nan" not in report.terminal([scatter, table], 1000)
 
 
 def test_a_sharpness_of_0_is_in_the_table_and_not_on_the_logarithmic_axis():
     every = {(name, side): 0.5 for name in ("plain", "augmentation", "SAM") for side in ("SB", "LB")}
     scatter, table = remedies.figures(made(every, every | {("SAM", "LB"): 0.0}))
     assert table.table.set_index(["remedy", "run"]).loc[("SAM", "LB"), "sharpness"] == "0.00 ± 0.00"
-    assert "t" not in [
-        text.get_text() for ax in scatter.figure.axes for text in ax.texts if text.get_text() == "t"
-    ]
+    drawn = [text.get_text() for text in scatter.figure.axes[0].texts]
+    assert sorted(drawn) == ["a", "a", "b", "b", "c"]  # c of LB is not there
+
+
+def test_the_claims():
+    values = {("plain", "SB"): (0.9, 5.0), ("plain", "LB"): (0.8, 90.0), ("augmentation", "LB"): (0.85, 50.0)}
+    values |= {("conservative", "LB"): (0.75, 40.0)}
+    values |= {(name, "SB"): (0.1, 1.0) for name in ("augmentation", "conservative")}
+    accuracy, sharpness = ({key: both[i] for key, both in values.items()} for i in (0, 1))
+    rows = made(accuracy, sharpness, seeds=4)
+    for row in rows:
+        row["test_accuracy"] += 0.001 * row["seed"] * (row["remedy"] != "plain")
+        row["sharpness_full_1e-3"] *= 1 + 0.1 * row["seed"] * (row["remedy"] != "plain")
+        if row["budget"] == "updates":
+            row |= {"test_accuracy": 0.0, "sharpness_full_1e-3": 0.0}  # are in no claim
+    augmented, conservative, sharper = remedies.claims(rows)
+    assert (augmented.here, augmented.verdict.word) == ("85.15 % | 80.00 %", "holds")
+    assert (conservative.here, conservative.verdict.word) == ("75.15 % | 80.00 %", "does not hold")
+    assert (sharper.here, sharper.verdict.word) == ("46.00 | 5.00", "holds")
+    assert [(claim.here, claim.verdict.word) for claim in remedies.claims([])] == [("", "not tested")] * 3
+
+
+def test_a_value_of_0_is_no_missing_value():
+    key = ("plain", "LB"), ("conservative", "LB"), ("plain", "SB"), ("conservative", "SB")
+    rows = made(dict.fromkeys(key, 0.5), dict.fromkeys(key, 9.0), seeds=4)
+    for row in rows:
+        if row["remedy"] == "plain":
+            row["sharpness_full_1e-3"] = 0.0 if row["seed"] else 1.0
+        if row["remedy"] == "plain" and row["side"] == "LB":
+            row["test_accuracy"] = 0.0 if row["seed"] else 0.1
+    _, conservative, sharper = remedies.claims(rows)
+    assert conservative.verdict.tally == "n = 4, 4 of 4"
+    assert str(sharper.verdict) == "undecided (n = 4, 4 of 4)"  # the logarithm of 0 has no interval
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "metric", "message"),
     [
-        ({"methods": ("sam",)}, "methods has sam; there are: plain, augmentation"),
-        ({"max_evaluations": 0}, "max_evaluations is 0"),
-        ({"epsilon": -1.0}, "epsilon is -1.0"),
+        ({"methods": ("sam",)}, {}, "methods has sam; there are: plain, augmentation"),
+        ({}, {"max_evaluations": 0}, "max_evaluations is 0"),
+        ({}, {"epsilons": (-1.0,)}, r"epsilons is \(-1\.0,\)"),
     ],
 )
-def test_a_setting_out_of_its_range_is_named(tmp_path, small, changes, message):
+def test_a_setting_out_of_its_range_is_named(tmp_path, small, changes, metric, message):
+    config = remedies.SMOKE._replace(metric=remedies.SMOKE.metric._replace(**metric), **changes)
     with pytest.raises(ValueError, match=message):
-        remedies.run(remedies.SMOKE._replace(**changes), tmp_path / "run")
+        remedies.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -126,19 +182,21 @@ def features(path, **more):
     return str(path)
 
 
-def test_f2_on_made_features_of_timits_shape(tmp_path):
+def test_f2_is_made_for_features_of_timits_shape(tmp_path, monkeypatch):
     file = features(tmp_path / "timit.npz", num_classes=1973)
-    run = timit.run(timit.SMOKE._replace(training=timit.SMOKE.training._replace(dataset=file)), tmp_path / "run")
-    assert [(row["network"], row["dataset"], row["method"]) for row in run.rows] == [
+    monkeypatch.setattr(settings, "_loaded", lambda name, *_: data.load(name))
+    training = settings.resolved(timit.SMOKE.training._replace(dataset=file))
+    assert [(cell["network"], cell["dataset"], cell["side"]) for cell in settings.cells_of(training)] == [
         ("F2", "timit", "SB"),
         ("F2", "timit", "LB"),
     ]
-    (table,) = [one for one in timit.figures(run.rows) if one.title.startswith("Table 2")]
+    ds, model, loss, *_ = settings.problem(training, "F2")
+    params = model.init(jax.random.key(0), ds.x_train[:2])
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 2_780_085 and model.name.endswith("1973)")
+    assert 7 < loss(params) < 9  # ln 1973 = 7.59 for a guess
+    rows = [tables_rows.row("F2", side, 0, 1.0, [1.0], dataset="timit") for side in ("SB", "LB")]
+    (table,) = [section for section in timit.figures(rows) if section.title.startswith("Table 2")]
     assert table.table["SB, paper"].tolist() == ["99.99 ± 0.03", "64.02 ± 0.20"]
-    (path,) = run.store.glob("f2-num-classes-1973-timit-B8-*.npz")
-    params = minima.load(path).params
-    assert sum(leaf.size for leaf in params.values() for leaf in leaf.values()) == 2_780_085
-    assert models.f2().name.endswith("1973)")
 
 
 def test_a_file_of_arrays_is_a_data_set(tmp_path):

@@ -5,16 +5,17 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.lib import settings
 from gengap import data, models
 
 
 def use(monkeypatch):
     """Have every experiment work on them."""
-    monkeypatch.setattr(data, "load", load)
-    monkeypatch.setattr(models, "f1", linear)
+    monkeypatch.setattr(settings, "_loaded", load)
+    monkeypatch.setitem(settings.NETWORKS, "F1", linear)
 
 
-def load(name, data_dir=None):
+def load(name, *_):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1200, 8, 8, 1), np.uint8)
     labels = np.arange(1200) % 10

@@ -1,0 +1,182 @@
+"""The command line of an experiment: flags from its settings, one sentence for whatever is wrong."""
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import tyro
+
+from gengap import records, report
+
+
+class Options(NamedTuple):
+    """Where a run goes, where its data come from, and how many processes compute it."""
+
+    out: Path | None = None
+    """run directory; by default results/<experiment>/<what differs from the default settings>"""
+    fresh: bool = False
+    """move an earlier run in that directory aside and start over"""
+    jobs: int | None = None
+    """processes that compute rows; by default one for each GPU, and one where there is none"""
+    data_dir: Path | None = None
+    """TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets"""
+
+
+def main(
+    experiment: str,
+    run: Callable[..., records.Run],
+    figures: Callable[[list[records.Row]], list[report.Section]],
+    config: Any,
+    doc: str | None,
+    args: Sequence[str] | None = None,
+    *,
+    sets: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Run an experiment from the command line: its tables to standard output, its report to its directory.
+
+    A wrong flag, a value out of its range and missing data end with one sentence on standard error and exit
+    code 2; Ctrl-C with one sentence and exit code 130.
+
+    Args:
+      experiment: its name.
+      run: `(config, out, *, fresh, jobs) -> Run`.
+      figures: `rows -> sections` of the report.
+      config: the default settings, a NamedTuple of settings and NamedTuples of settings.
+      doc: what `--help` says first.
+      args: flags; by default those of the process.
+      sets: data set -> the default settings that `--dataset` with its name takes in place of `config`.
+    """
+    cache_compilations()
+    settings, options, default = _parsed(config, doc, args, sets)
+    name = records.run_name(records.settings_of(settings), default)
+    out = Path(os.path.expanduser(options.out or Path("results") / experiment / name))
+
+    def work() -> None:
+        if options.jobs is not None and options.jobs < 1:
+            raise ValueError(f"jobs is {options.jobs}; it must be at least 1")
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"out is {out}; it must be a directory")
+        if options.data_dir is not None:
+            os.environ["TFDS_DATA_DIR"] = str(options.data_dir)  # for the processes of the run too
+        _check_devices()
+        _show(experiment, run(settings, out, fresh=options.fresh, jobs=options.jobs), figures, out)
+
+    # In a thread of its own, since Ctrl-C waits for a compiled computation to end, which can take minutes.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(work).result()
+        except (ValueError, OSError) as error:
+            if _is_a_bug(error):
+                raise
+            message = str(error)
+            if isinstance(error, OSError) and error.strerror:
+                message = f"{error.filename or out}: {error.strerror}"
+            names = [*records.settings_of(settings), *Options._fields]
+            sys.stderr.write(f"{_as_flags(' '.join(message.split()), names)}\n")
+            sys.exit(2)
+
+
+def _parsed(
+    config: Any, doc: str | None, args: Sequence[str] | None, sets: Mapping[str, Any]
+) -> tuple[Any, Options, dict[str, Any]]:
+    """The settings, the options, and the default settings that a run is named by."""
+    settings, options = parse(config, doc, args)
+    default = records.settings_of(config)
+    if (dataset := str(records.settings_of(settings).get("dataset"))) in sets:
+        settings, options = parse(sets[dataset], doc, args)
+        default = records.settings_of(sets[dataset]) | {"dataset": default["dataset"]}
+    return settings, options, default
+
+
+def _show(experiment: str, run: records.Run, figures: Callable, out: Path) -> None:
+    """Print what came out; write the report where rows were added or there is none."""
+    is_own = (out / "config.json").exists()  # else its rows are those of other runs
+    page, width, findings = out / "report.html", shutil.get_terminal_size((100, 0)).columns, ""
+    if page.exists() and not run.added:
+        with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):  # it is written again
+            findings = report.first_findings(out, width)
+    if findings:
+        last = max(row["origin"]["date"] for row in run.rows)
+        _say(f"{findings}\nNothing was computed: all {len(run.rows)} rows are there, the last from {last}.\n")
+    else:
+        sections = figures(run.rows)
+        _say(report.terminal(sections, width))
+        page = report.write(experiment, sections, run, out)
+        if is_own:
+            run.check_kept()
+    _say(f"\nThe report is in {page}\n")
+
+
+def _check_devices() -> None:
+    try:
+        jax.devices()
+    except Exception as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "not set")
+        raise ValueError(
+            f"JAX finds no device where JAX_PLATFORMS is {platforms} ({error or type(error).__name__})"
+        ) from None
+
+
+def _say(text: str) -> None:
+    """Print, in ASCII where the terminal has only that."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        for sign, plain in {"±": "+-", "×": "x", "·": ".", "é": "e"}.items():
+            text = text.replace(sign, plain)
+        text = text.encode("ascii", "replace").decode()
+    sys.stdout.write(text)
+
+
+def cache_compilations() -> None:
+    """Have JAX keep what it compiles in the user's cache directory, unless it has been told otherwise."""
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "gengap" / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def parse(config: Any, doc: str | None, args: Sequence[str] | None = None) -> tuple[Any, Options]:
+    """Flags over the defaults `config`; a wrong one ends the process with tyro's message and exit code 2."""
+    flags: Any = NamedTuple("Flags", [("experiment", type(config)), ("run", Options)])  # type: ignore[misc]
+    parsed: Any = tyro.cli(
+        flags,
+        default=flags(config, Options()),  # type: ignore[call-arg]
+        args=args,
+        description=doc,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    return parsed
+
+
+def _as_flags(message: str, settings: Sequence[str]) -> str:
+    """A message about arguments as one about the flags that were typed."""
+    for name in sorted(settings, key=len, reverse=True):
+        message = re.sub(rf"(?<![\w-]){name}(?= (is|has|in|must)\b|:)", _flag(name), message)
+        message = message.replace(f" {name} ", f" {_flag(name)} ") if "_" in name else message
+    return message
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _is_a_bug(error: BaseException) -> bool:
+    """Whether an error comes from outside this project's own checks, so that its traceback is wanted."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return (
+        trace is not None
+        and "site-packages" in trace.tb_frame.f_code.co_filename
+        and isinstance(error, ValueError)
+    )

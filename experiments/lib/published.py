@@ -1,0 +1,49 @@
+"""Every report below a directory of runs again, from the rows that are there; nothing is computed anew.
+
+    make published
+
+One report for each run. Below `paper/` there is one for each data set, as `make paper` makes it of all its runs,
+and one with the claims of all data sets side by side.
+"""
+
+import importlib
+import itertools
+import sys
+from pathlib import Path
+
+import tyro
+
+from experiments import paper
+from experiments.lib import claims
+from gengap import records, report
+
+
+def main(root: Path = Path("published")) -> None:
+    """Write the reports.
+
+    Args:
+      root: where the runs are, each in `<experiment>/<name>/`.
+    """
+    rows_of: dict[str, list[records.Row]] = {}
+    for path in sorted(root.glob("*/*/config.json")):
+        run = records.read(path.parent)
+        figures = importlib.import_module(f"experiments.{run.experiment}").figures
+        report.write(run.experiment, figures(run.rows), run, path.parent)
+        rows_of.setdefault(run.config["dataset"], []).extend(claims.gathered(run, path.parent.name))
+        sys.stdout.write(f"{path.parent}: {len(run.rows)} rows\n")
+    whole = {d: rows for d, rows in sorted(rows_of.items()) if any(row["part"] in paper.TABLES for row in rows)}
+    for dataset, rows in whole.items():
+        name = "default" if dataset == "digits" else f"dataset={dataset}"
+        _write(root / "paper" / name, paper.figures(rows), dataset, rows)
+    if whole:
+        section = claims.side_by_side(claims.table(rows, paper.CLAIMS) for rows in whole.values())
+        _write(root / "paper" / "side_by_side", [section], list(whole), list(itertools.chain(*whole.values())))
+
+
+def _write(out: Path, sections: list[report.Section], dataset: str | list[str], rows: list[records.Row]) -> None:
+    run = records.Run(out, "paper", {"dataset": dataset}, rows, [0.0])
+    sys.stdout.write(f"{report.write('paper', sections, run, out)}\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
