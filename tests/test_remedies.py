@@ -8,7 +8,7 @@ import pytest
 from experiments import remedies, timit
 from experiments.lib import settings
 from experiments.lib.settings import Training
-from gengap import data, methods, paper, report
+from gengap import data, methods, minima, paper, report
 from tests import tables_rows, toy
 
 ALL_CELLS = remedies.cells
