@@ -34,8 +34,10 @@ class Line:
     def update(self, done: int = 1, values: Mapping[str, float] | None = None, words: str = "") -> None:
         """Count work that is finished, and show values, the most important one first, or words."""
         self._done += done
+        if not self._words:
+            return
         now = time.monotonic()
-        pace = (now - self._began) / (self._done - self._before)
+        pace = (now - self._began) / max(1, self._done - self._before)
         shown = {name: f"{float(value):.3g}" for name, value in (values or {}).items()}
         if self._shows_rest:
             facts = [f"about {_in_words(pace * (self._total - self._done))} left", *([words] if words else [])]

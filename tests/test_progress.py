@@ -52,3 +52,10 @@ def test_a_terminal_has_one_line_that_vanishes_with_the_first_value_first(capsys
     assert out == "" and "\n" not in shown
     assert "F1:  67%" in shown and "2/3" in shown and "train_loss=0.25, accuracy=0.5" in shown
     assert shown.rsplit("\r", 2)[1].strip() == "" and shown.endswith("\r")
+
+
+def test_nothing_done_yet_has_a_pace(clock, capsys):
+    with progress.line("F1", 3, "row", shows_rest=True) as line:
+        clock[0] += 60
+        line.update(0, words="SB")
+    assert capsys.readouterr().err == "F1: row 0 of 3, about 3 min left, SB\n"
