@@ -21,14 +21,25 @@ Values = Any  # what NumPy makes an array of: also lists and columns of pandas
 
 
 class Dataset(NamedTuple):
-    """A classification data set on the default device; uint8 images are 0 to 255, unscaled."""
+    """A data set on the default device; uint8 images are 0 to 255, unscaled.
+
+    Where `num_classes` is 0, y holds no classes but targets of any shape, for a network with a loss of its own.
+    """
 
     x_train: UInt8[Array, "m ..."] | Float32[Array, "m ..."] | Int32[Array, "m ..."]
-    y_train: Int32[Array, "m"]
+    y_train: Int32[Array, "m ..."] | Float32[Array, "m ..."]
     x_test: UInt8[Array, "n ..."] | Float32[Array, "n ..."] | Int32[Array, "n ..."]
-    y_test: Int32[Array, "n"]
+    y_test: Int32[Array, "n ..."] | Float32[Array, "n ..."]
     num_classes: int
     name: str
+
+    def __repr__(self) -> str:
+        """How many examples of what."""
+        x, classes = self.x_train, f"{self.num_classes} classes" if self.num_classes else "targets"
+        return (
+            f"Dataset({self.name}: {len(x)} training and {len(self.x_test)} test examples,"
+            f" {x.dtype}{list(x.shape[1:])}, {classes})"
+        )
 
 
 def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -82,7 +93,8 @@ def from_arrays(
         which become float32; or tokens of any other integer type, which become int32. Features and tokens are
         used as they are: give tokens below 256 as int32, not as uint8.
       y_train, y_test: integer labels [m], 0 to num_classes - 1; also lists and columns of pandas.
-      num_classes: by default the largest label of both splits + 1.
+      num_classes: by default the largest label of both splits + 1. With 0, y_train and y_test are
+        targets, numbers or tokens [m, ...], for a network with a loss of its own (`models.Model(loss=...)`).
       name: what the data set is called in records.
 
     Raises:
@@ -97,6 +109,9 @@ def from_arrays(
     if (test.dtype, test.shape[1:]) != (train.dtype, train.shape[1:]):
         expected, given = (f"{x.dtype}, {x.shape[1:]} a row" for x in (train, test))
         raise ValueError(f"x_test must have x_train's dtype and shape, {expected}, got {given}")
+    if num_classes == 0 and num_classes is not False:
+        of_train, of_test = _targets("y_train", y_train, len(train)), _targets("y_test", y_test, len(test))
+        return Dataset(jnp.asarray(train), jnp.asarray(of_train), jnp.asarray(test), jnp.asarray(of_test), 0, name)
     labels = {"y_train": _labels("y_train", y_train, len(train)), "y_test": _labels("y_test", y_test, len(test))}
     if num_classes is None:
         num_classes = max(int(y.max()) for y in labels.values()) + 1
@@ -165,7 +180,7 @@ def _from_file(path: Path) -> Dataset:
 
 def _from_stored(where: str, arrays: Sequence[np.ndarray], num_classes: Any, name: str) -> Dataset:
     try:
-        if num_classes is not None:
+        if num_classes:
             _check_integer("num_classes", num_classes)
         return from_arrays(*arrays, num_classes=num_classes, name=name)
     except ValueError as error:
@@ -207,6 +222,14 @@ def _features(argument: str, values: Values) -> np.ndarray:
     return x
 
 
+def _targets(argument: str, values: Values, rows: int) -> np.ndarray:
+    y = _array(argument, values)
+    if y.ndim == 0 or len(y) != rows:
+        raise ValueError(f"{argument} must have {rows} rows, a target for each example, got shape {y.shape}")
+    targets = _features(argument, y.reshape(rows, -1)).reshape(y.shape)
+    return targets.astype(np.int32) if targets.dtype == np.uint8 else targets
+
+
 def _labels(argument: str, values: Values, rows: int) -> np.ndarray:
     y = _array(argument, values)
     if y.shape != (rows,):
@@ -217,7 +240,10 @@ def _labels(argument: str, values: Values, rows: int) -> np.ndarray:
         entries = y.tolist()
         odd = (v for v in entries if not (_is_integer(v) or (isinstance(v, float) and v.is_integer())))
         example = _short(repr(next(odd, entries[0])))
-        raise ValueError(f"{argument} must be integers, got dtype {y.dtype}, such as {example}")
+        raise ValueError(
+            f"{argument} must be integers, got dtype {y.dtype}, such as {example}; give num_classes=0 for targets "
+            "that are no classes, and the network a loss of its own"
+        )
     if y.min() < 0:
         raise ValueError(f"{argument} must be labels from 0 up, got {y.min()}")
     return y

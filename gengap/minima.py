@@ -218,17 +218,17 @@ def _begun(model: Model, ds: Dataset, key: Array, recipe: Recipe, seed: int, sta
     """The training of a recipe before its first step."""
     batch_size = train.count(recipe.batch_size, len(ds.x_train))
     own_start, batches_key = _start(model.init, key, seed, ds.x_train[:2])
-    x0 = own_start if start is None else start
-    flat.layout_of(x0)
-    evaluate = partial(objective.loss_and_accuracy, model.apply, chunk=int(recipe.chunk), clip=recipe.clip)
+    flat.layout_of(x0 := own_start if start is None else start)
+    clip, loss = recipe.clip, model.loss
+    evaluate = partial(objective.loss_and_accuracy, model.apply, chunk=int(recipe.chunk), clip=clip, loss=loss)
     of_train, of_test = evaluate(ds.x_train, ds.y_train), evaluate(ds.x_test, ds.y_test)
     optimizer = methods.optimizer(recipe.method, recipe.optimizer)
     batches: int | Callable = batch_size
     if recipe.method.grow is not PLAIN.grow:
-        examples = train.examples(recipe.method, model.apply, model.apply_train, clip=recipe.clip)
+        examples = train.examples(recipe.method, model.apply, model.apply_train, clip=clip, loss=loss)
         batches = train.growing(recipe.method.grow, batch_size, examples, ds.x_train, ds.y_train)
     return _Training(
-        loss=train.batch_loss(recipe.method, model.apply, model.apply_train, clip=recipe.clip),
+        loss=train.batch_loss(recipe.method, model.apply, model.apply_train, clip=clip, loss=loss),
         optimizer=optimizer,
         state=train.start(x0, batches_key, optimizer=optimizer),
         of_train=of_train,

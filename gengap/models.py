@@ -23,11 +23,14 @@ class Model(NamedTuple):
 
     Attributes:
       init: `(key, x) -> params`, for a batch `x` of which only the shape and the type matter.
-      apply: `(params, x) -> logits [batch, classes]`. Batch norm uses the statistics of `x`; no dropout.
+      apply: `(params, x) -> logits [batch, classes]`, or with a `loss` of its own whatever that takes. Batch norm
+        uses the statistics of `x`; no dropout.
       apply_train: `(params, x, key) -> logits`, with dropout; `None` where that is `apply`.
       statistics: `(params, x) -> statistics` of each batch norm on the batch `x`; `None` without one.
       apply_frozen: `(params, statistics, x) -> logits` with these in place of the statistics of `x`.
       name: what the network is called where minima are kept; two networks never share one.
+      loss: `(outputs, y) -> [batch]`, what is minimised, such as the squared error of a regression; `None` for
+        cross entropy.
     """
 
     init: Callable
@@ -36,6 +39,10 @@ class Model(NamedTuple):
     statistics: Callable | None = None
     apply_frozen: Callable | None = None
     name: str = ""
+    loss: Callable | None = None
+
+    def __repr__(self) -> str:
+        return f"Model({self.name or 'without a name'})"
 
 
 def f1(num_classes: int = 10) -> Model:

@@ -1,6 +1,7 @@
 """What is minimised: cross entropy, and its mean over a whole data set, in chunks. All of it can be traced."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jax.tree_util import Partial
+from jax.tree_util import Partial, keystr
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import checks, program
+from gengap import checks, chunks, program
 
 __all__ = [
-    "accuracy", "check_logits", "cross_entropy", "loss_and_accuracy", "over_batches", "over_dataset", "scale",
+    "accuracy", "check_logits", "check_no_clip", "cross_entropy", "loss_and_accuracy", "mean_loss", "over_batches",
+    "over_dataset", "scale",
 ]  # fmt: skip
 
 Inputs = Shaped[Array, "m ..."]
@@ -82,8 +84,8 @@ def scale(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
-def over_dataset(
-    apply: Callable, x: Inputs, y: Integer[Array, " m"], *, chunk: int = 5000, clip: float | None = None
+def mean_loss(
+    per_example: Callable[[PyTree, Any], Array], data: PyTree, *, chunk: int = 5000, weights: Any = None
 ) -> Callable[[PyTree], Array]:
     r"""The objective $f(x) = \frac{1}{M} \sum_i f_i(x)$ (eq. 1) as a function of the parameters alone.
 
@@ -93,29 +95,71 @@ def over_dataset(
     GPU. `jax.checkpoint` saves a tenth of it on a CPU at most, where XLA computes nothing again.
 
     Args:
-      apply: `(params, x) -> logits [b, classes]`.
-      x, y: images (uint8, scaled by 1/255), features or tokens (any other type, as they are), and their classes.
-      chunk: the most examples at once; with batch statistics f depends on it. The paper's code used 5000.
-      clip: see `cross_entropy`.
+      per_example: `(params, batch) -> [b]`, the loss of each example of a batch, in nats or any other unit. A
+        batch is as `data`, with b examples.
+      data: a pytree of arrays with one leading axis, that of the M examples: `(x, y)`, a dictionary with a mask. A
+        NumPy array, such as a memory map, stays on the host, and its chunks are sent to the device one by one;
+        `jnp.asarray` puts one there that fits.
+      chunk: the most examples at once; where they see each other, as in batch norm, f depends on it. The paper's
+        code used 5000.
+      weights: [M], from 0 up: f is then $\sum_i w_i f_i / \sum_i w_i$, such as 0 for padding.
 
     Returns:
       `params -> scalar`, differentiable any number of times. It is a pytree of its data: as the argument of a
-      jitted function it compiles once for all data of one shape and one largest label. Called by itself it traces
-      `apply` each time: jit it where it is called often.
+      jitted function it compiles once for all data of one shape. Called by itself it traces `per_example` each
+      time: jit it where it is called often.
 
     Raises:
-      ValueError: `chunk` below 1, `x` and `y` of different lengths or empty, labels or logits that do not fit.
+      ValueError: `chunk` below 1, arrays of different lengths or empty, weights below 0 or all 0, or losses that
+        are not [b].
+
+    >>> def per_example(w, batch):
+    ...     return (batch["x"] @ w - batch["y"]) ** 2
+    >>> f = mean_loss(per_example, {"x": jnp.eye(2), "y": jnp.array([1.0, 3.0])})
+    >>> f, float(f(jnp.zeros(2))), jax.grad(f)(jnp.zeros(2)).tolist()
+    (mean_loss(per_example, 2 examples), 5.0, [-1.0, -3.0])
     """
     checks.check_counts({"chunk": chunk})
-    return Partial(_mean, *_loss_and_data(apply, x, y, chunk, clip))
+    return _over(_mean, per_example, data, int(chunk), weights)
+
+
+def over_dataset(
+    apply: Callable, x: Inputs, y: Integer[Array, " m"], *, chunk: int = 5000, clip: float | None = None
+) -> Callable[[PyTree], Array]:
+    """`mean_loss` of the cross entropy of a network's logits.
+
+    Args:
+      apply: `(params, x) -> logits [b, classes]`.
+      x, y: images (uint8, scaled by 1/255), features or tokens (any other type, as they are), and their classes.
+      chunk: see `mean_loss`.
+      clip: see `cross_entropy`.
+
+    Raises:
+      ValueError: as of `mean_loss`; labels that are no classes, or labels or logits that do not fit.
+    """
+    checks.check_counts({"chunk": chunk})
+    return _over(_mean, *_labelled(apply, x, y, clip), int(chunk))
 
 
 def loss_and_accuracy(
-    apply: Callable, x: Inputs, y: Integer[Array, " m"], *, chunk: int = 5000, clip: float | None = None
+    apply: Callable,
+    x: Inputs,
+    y: Shaped[Array, "m ..."],
+    *,
+    chunk: int = 5000,
+    clip: float | None = None,
+    loss: Callable | None = None,
 ) -> Callable[[PyTree], tuple[Array, Array]]:
-    """`params -> (mean loss in nats, accuracy from 0 to 1)` over a data set; else as `over_dataset`."""
+    """`params -> (mean loss in nats, accuracy from 0 to 1)` over a data set; else as `over_dataset`.
+
+    `loss`, `(outputs, y) -> [b]`, stands in for cross entropy; there is no accuracy then, and it is NaN.
+    """
     checks.check_counts({"chunk": chunk})
-    return Partial(_means, *_loss_and_data(apply, x, y, chunk, clip))
+    if loss is not None:
+        mean = mean_loss(_OfOutputs(apply, check_no_clip(loss, clip)), (x, y), chunk=chunk)
+        return Partial(lambda mean, params: (mean(params), jnp.nan), mean)
+    per_example, data = _labelled(apply, x, y, clip)
+    return _over(_means, replace(per_example, counts_right=True), data, int(chunk))
 
 
 def over_batches(
@@ -126,38 +170,77 @@ def over_batches(
     Its mean over keys is f (eq. 1) where the network looks at each example by itself. Else as `over_dataset`.
     """
     checks.check_counts({"size": size})
-    return Partial(_batch_loss, *_loss_and_data(apply, x, y, size, clip))
+    per_example, data = _labelled(apply, x, y, clip)
+    return _over(_batch_loss, per_example, jax.tree.map(jnp.asarray, data), int(size))
 
 
-@jax.tree_util.register_static
-class _Loss(NamedTuple):
-    """How a loss is computed; static under `jit`."""
+@dataclass(frozen=True, repr=False)
+class _CrossEntropy:
+    """The loss of each example of a network, with whether it is right if wanted."""
 
     apply: Callable
-    chunk: int
     clip: float | None
     largest_label: int  # -1 where it is not known
+    counts_right: bool = False
+
+    def __call__(self, params: PyTree, batch: tuple[Array, Array]) -> Any:
+        x, y = batch
+        logits = check_logits(self.apply(params, scale(x)), len(y), self.largest_label)
+        losses = cross_entropy(logits, y, clip=self.clip)
+        return (losses, accuracy(logits, y)) if self.counts_right else losses
+
+    def __repr__(self) -> str:
+        return "cross entropy"
 
 
-def _loss_and_data(apply: Callable, x: Any, y: Any, chunk: Any, clip: float | None) -> tuple[_Loss, Array, Array]:
-    """Refuse data that do not fit each other; the labels are looked at unless they are traced."""
-    x, y = checks.as_array("x", x), checks.as_array("y", y)
+@dataclass(frozen=True, repr=False)
+class _OfOutputs:
+    """The loss of each example of a network that has one of its own."""
+
+    apply: Callable
+    loss: Callable
+
+    def __call__(self, params: PyTree, batch: tuple[Array, Array]) -> Any:
+        x, y = batch
+        return self.loss(self.apply(params, scale(x)), y)
+
+    def __repr__(self) -> str:
+        return _name(self.loss)
+
+
+def _name(fn: Callable) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def check_no_clip(loss: Callable, clip: float | None) -> Callable:
+    """The loss of a network that has one of its own; nothing is clipped there."""
+    if clip is not None:
+        raise ValueError(f"clip is {clip}, which is of cross entropy; the network has a loss of its own")
+    return loss
+
+
+def _labelled(apply: Callable, x: Any, y: Any, clip: float | None) -> tuple[_CrossEntropy, tuple[Any, Array]]:
+    """The loss of examples with classes, and the data; the labels are looked at unless they are traced."""
+    y = _check_labels("y", checks.as_array("y", y))
+    x = x if isinstance(x, np.ndarray) else jnp.asarray(checks.as_array("x", x))
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
-    y = _check_labels("y", y)
     if isinstance(y, jax.core.Tracer):
-        return _Loss(apply, int(chunk), clip, -1), x, y
+        return _CrossEntropy(apply, clip, -1), (x, y)
     labels = jax.device_get(y)
     if labels.min() < 0:
         raise ValueError(f"y has a label {labels.min()}; labels must be from 0 up")
-    return _Loss(apply, int(chunk), clip, int(labels.max())), jnp.asarray(x), jnp.asarray(y)
+    return _CrossEntropy(apply, clip, int(labels.max())), (x, jnp.asarray(y))
 
 
 def _check_labels(name: str, y: Any) -> Any:
     """Labels of a type that can count all classes; refuse what is not one integer for each example."""
     if jnp.ndim(y) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
         type_and_shape = f"{y.dtype}{list(jnp.shape(y))}"
-        raise ValueError(f"{name} is {type_and_shape}; it must be one whole number for each example, its class")
+        raise ValueError(
+            f"{name} is {type_and_shape}; it must be one whole number for each example, its class. For "
+            "other targets see objective.mean_loss, and models.Model(loss=...) to train"
+        )
     if isinstance(y, np.ndarray) and y.dtype.itemsize == 8:  # in 32 bits 2^32 would be class 0
         y = np.clip(y, -1 if np.issubdtype(y.dtype, np.signedinteger) else 0, 2**31 - 1)
     return y.astype(jax.dtypes.canonicalize_dtype(np.int64))  # as of argmax
@@ -175,66 +258,117 @@ def check_logits(
     return logits
 
 
-def _sums(loss: _Loss, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:
-    """The sums of loss and accuracy over some examples."""
-    logits = check_logits(loss.apply(params, scale(x)), len(y), loss.largest_label)
-    return cross_entropy(logits, y, clip=loss.clip).sum(), accuracy(logits, y).sum()
+@jax.tree_util.register_static
+class _How(NamedTuple):
+    """How a mean is computed; static under `jit`."""
+
+    per_example: Callable
+    chunk: int
+    examples: int
+    tree: Any  # of the data and the weights
+    host: chunks.Host | None
 
 
-def _batch_loss(loss: _Loss, x: Array, y: Array, params: PyTree, key: Any) -> Array:
+@partial(jax.tree_util.register_dataclass, data_fields=["leaves", "total"], meta_fields=["fn", "how"])
+@dataclass(frozen=True, eq=False, repr=False)
+class _Over:
+    """A function of the parameters over data."""
+
+    fn: Callable
+    how: _How
+    leaves: Any  # of data and weights; None where it is on the host
+    total: Any  # of the weights, where there are any
+
+    def __call__(self, *args: Any) -> Any:
+        return self.fn(self.how, self.leaves, self.how.examples if self.total is None else self.total, *args)
+
+    def __repr__(self) -> str:
+        name = {_mean: "mean_loss", _means: "loss_and_accuracy", _batch_loss: "over_batches"}[self.fn]
+        what = self.how.per_example
+        words = [repr(what) if isinstance(what, _CrossEntropy | _OfOutputs) else _name(what)]
+        parts = 1 if self.fn is _batch_loss else -(-self.how.examples // self.how.chunk)
+        words += [f"{self.how.examples} examples", *[f"{parts} chunks"] * (parts > 1)]
+        return f"{name}({', '.join(words)}{', on the host' * (self.how.host is not None)})"
+
+
+def _over(fn: Callable, per_example: Callable, data: PyTree, chunk: int, weights: Any = None) -> _Over:
+    paths, tree = jax.tree.flatten_with_path((data, weights))
+    leaves = [leaf for _, leaf in paths]
+    count = _check_examples([(keystr(path[1:]), leaf) for path, leaf in paths], weights is not None)
+    host = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray)}
+    device = [None if i in host else jnp.asarray(leaf) for i, leaf in enumerate(leaves)]
+    total = None
+    if weights is not None:
+        dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(weights.dtype, jnp.float32))
+        total = jnp.asarray(weights.sum(dtype=dtype))
+    return _Over(fn, _How(per_example, chunk, count, tree, chunks.Host(host) if host else None), device, total)
+
+
+def _check_examples(leaves: list[tuple[str, Any]], weighted: bool) -> int:
+    """The number of examples, which all arrays must have."""
+    lengths = {}
+    for i, (name, leaf) in enumerate(leaves):
+        name = "weights" if weighted and i == len(leaves) - 1 else f"data{name}"
+        if not hasattr(leaf, "dtype") or np.ndim(leaf) == 0:
+            raise ValueError(f"{name} is of type {type(leaf).__name__}; it must be an array, an example a row")
+        lengths[name] = len(leaf)
+    if len(set(lengths.values())) != 1 or not all(lengths.values()):
+        words = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "no array"
+        raise ValueError(f"data must be arrays of as many examples, and at least one; there are {words}")
+    weights = leaves[-1][1]
+    if weighted and not program.is_traced(weights):
+        w = jax.device_get(weights)
+        if w.ndim != 1 or not (np.isfinite(w) & (w >= 0)).all() or not w.any():
+            raise ValueError("weights must be one finite number from 0 up for each example, and one above 0")
+    return next(iter(lengths.values()))
+
+
+def _sums(how: _How, params: PyTree, leaves: list[Any]) -> Any:
+    """The sum of what is computed of each example, over some of them."""
+    batch, weights = jax.tree.unflatten(how.tree, leaves)
+    size = len(leaves[0])
+
+    def sum_of(losses: Any) -> Array:
+        if jnp.shape(losses) != (size,) or not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
+            given = f"{jnp.result_type(losses)}{list(jnp.shape(losses))}"
+            raise ValueError(f"per_example returned {given}; it must return float[{size}], one for each example")
+        losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+        return (losses if weights is None else losses * weights.astype(losses.dtype)).sum()
+
+    result = how.per_example(params, batch)
+    return tuple(map(sum_of, result)) if isinstance(result, tuple) else sum_of(result)
+
+
+def _batch_loss(how: _How, leaves: Any, total: Any, params: PyTree, key: Any) -> Array:
     checks.check_key(key)
 
-    def mean_of_batch(x: Array, y: Array, params: PyTree, key: Array) -> Array:
-        rows = jax.random.randint(key, (loss.chunk,), 0, len(x))
-        return _sums(loss, params, x[rows], y[rows])[0] / loss.chunk
+    def mean_of_batch(leaves: Any, params: PyTree, key: Array) -> Array:
+        rows = jax.random.randint(key, (how.chunk,), 0, how.examples)
+        return _sums(how, params, [leaf[rows] for leaf in leaves]) / how.chunk
 
-    return program.compiled(mean_of_batch)(x, y, params, key)
+    return program.compiled(mean_of_batch)(leaves, params, key)
 
 
-def _means(loss: _Loss, x: Array, y: Array, params: PyTree) -> tuple[Array, Array]:
-    sum_of_losses, correct = _total(partial(_sums, loss), x, y, params, loss.chunk)
-    return sum_of_losses / len(x), correct / len(x)
+def _means(how: _How, leaves: Any, total: Any, params: PyTree) -> Any:
+    return jax.tree.map(lambda sum: sum / total, _total(partial(_sums, how), how, leaves, params))
 
 
 # Differentiating the loop over chunks itself would keep the activations of every chunk.
 @jax.custom_jvp
-def _mean(loss: _Loss, x: Array, y: Array, params: PyTree) -> Array:
-    return _means(loss, x, y, params)[0]
+def _mean(how: _How, leaves: Any, total: Any, params: PyTree) -> Array:
+    return _means(how, leaves, total, params)
 
 
 @partial(_mean.defjvp, symbolic_zeros=True)
 def _mean_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (loss, x, y, params), (_, dx, _, direction) = primals, tangents
-    if not isinstance(dx, SymbolicZero):
-        raise NotImplementedError("over_dataset is differentiated with respect to the parameters only")
-    with_gradient = jax.value_and_grad(partial(_sums, loss), has_aux=True)
-    (value, _), gradient = _total(with_gradient, x, y, params, loss.chunk)
+    (how, leaves, total, params), (*of_data, direction) = primals, tangents
+    if not all(isinstance(t, SymbolicZero) for t in jax.tree.leaves(of_data[1])):
+        raise NotImplementedError("a mean over data is differentiated with respect to the parameters only")
+    value, gradient = _total(jax.value_and_grad(partial(_sums, how)), how, leaves, params)
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-    slopes = [jnp.vdot(g, d) / len(x) for g, d in pairs if not isinstance(d, SymbolicZero)]
-    return value / len(x), sum(slopes, jnp.zeros_like(value))
+    slopes = [jnp.vdot(g, d) / total for g, d in pairs if not isinstance(d, SymbolicZero)]
+    return value / total, sum(slopes, jnp.zeros_like(value))
 
 
-def _total(fn: Callable, x: Array, y: Array, params: PyTree, chunk: int) -> Any:
-    """Sum of `fn(params, x_chunk, y_chunk)` over chunks of at most `chunk` examples, in float32 at least."""
-    size, longer = divmod(len(x), -(-len(x) // chunk))
-    middle = longer * (size + 1)
-
-    def add(total: Any, terms: Any) -> Any:
-        return jax.tree.map(lambda total, term: total + term.astype(total.dtype), total, terms)
-
-    def summed(x: Array, y: Array, params: PyTree) -> Any:
-        of_chunk = jax.jit(fn, inline=True)  # tracing a network again takes as long as the first time
-        traced, shapes = jax.make_jaxpr(of_chunk, return_shape=True)(params, x[:size], y[:size])
-        # XLA:CPU runs a convolution many times slower in a loop than outside (jax 0.10.2).
-        in_python = jax.default_backend() == "cpu" and "conv_general_dilated" in program.primitives(traced.jaxpr)
-        total = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
-        for begin, end, length in ((0, middle, size + 1), (middle, len(x), size)):
-            if in_python or end - begin == length:
-                for i in range(begin, end, length):
-                    total = add(total, of_chunk(params, x[i : i + length], y[i : i + length]))
-            elif end > begin:
-                chunks = [a[begin:end].reshape(-1, length, *a.shape[1:]) for a in (x, y)]
-                total, _ = jax.lax.scan(lambda total, xy: (add(total, of_chunk(params, *xy)), None), total, chunks)
-        return total
-
-    return program.compiled(summed)(x, y, params)
+def _total(fn: Callable, how: _How, leaves: list[Any], params: PyTree) -> Any:
+    return chunks.total(fn, params, leaves, how.host, count=how.examples, chunk=how.chunk)

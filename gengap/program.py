@@ -132,7 +132,7 @@ def _read(fn: Callable, args: Any, donate: Sequence[int]) -> Callable | None:
     if is_traced(closed.consts):
         return None
     text, objects = _description(closed.jaxpr)
-    key = (text, *map(id, objects), tuple(donate), jax.tree.structure(args))
+    key = (text, *map(_identity, objects), tuple(donate), jax.tree.structure(args))
     if key not in _programs:
         jitted = jax.jit(partial(_run, closed.jaxpr), donate_argnums=[1 + i for i in donate])
         _programs[key] = jitted, objects  # while these live, nothing else has their id
@@ -141,6 +141,15 @@ def _read(fn: Callable, args: Any, donate: Sequence[int]) -> Callable | None:
         del _programs[next(iter(_programs))]
     consts = [jnp.asarray(value) for value in closed.consts]
     return lambda *args: jax.tree.unflatten(tree, program(consts, *args))
+
+
+def _identity(it: Any) -> Any:
+    """What tells an object from others: itself, as JAX has it, or its address where it cannot be hashed."""
+    try:
+        hash(it)
+    except TypeError:
+        return id(it)
+    return it
 
 
 def _run(jaxpr: core.Jaxpr, consts: list[Any], *args: Any) -> list[Any]:

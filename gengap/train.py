@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped
 
-from gengap import checks, flat, objective, program
+from gengap import checks, flat, objective, program, words
 from gengap import progress as shown
 
 __all__ = [
@@ -100,6 +100,9 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     diverged_at: Int[Array, ""]
 
+    def __repr__(self) -> str:
+        return words.in_one_line(self)
+
 
 def start(params: PyTree, key: Key[Array, ""], *, optimizer: Any = ADAM) -> TrainState:
     """The state before the first step."""
@@ -143,7 +146,7 @@ def fit(
     loss: Callable,
     state: TrainState,
     x: Shaped[Array, "m ..."],
-    y: Integer[Array, " m"],
+    y: Shaped[Array, "m ..."],
     *,
     batch_size: float | Callable[[TrainState, History], int],
     optimizer: Any = ADAM,
@@ -249,35 +252,51 @@ def epoch_of(m: int, size: int, key: Array, epoch: Array) -> Any:
 
 
 def examples(
-    method: Any, apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None
+    method: Any, apply: Callable, apply_train: Callable | None = None, *, clip: Any = None, loss: Any = None
 ) -> Callable:
-    """What a method makes of the loss: `(params, x, y, key) -> (losses [b], logits [b, classes])` of a batch x.
+    """What a method makes of the loss: `(params, x, y, key) -> (losses [b], outputs)` of a batch x.
 
-    `apply_train`, `(params, x, key) -> logits`, stands in for `apply` where the network has dropout.
+    `apply_train`, `(params, x, key) -> outputs`, stands in for `apply` where the network has dropout, and `loss`,
+    `(outputs, y) -> [b]`, for cross entropy.
     """
     network = method.network(apply_train or (lambda params, x, key: apply(params, x)))
+    of_outputs = _loss_of_outputs(loss, clip)
 
     def plain(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        logits = network(params, x, jax.random.clone(key))  # one dropout for each batch
-        logits = objective.check_logits(logits, len(y))
-        return objective.cross_entropy(logits, y, clip=clip), logits
+        outputs = network(params, x, jax.random.clone(key))  # one dropout for each batch
+        return of_outputs(outputs, y), outputs
 
     changed = method.loss(plain)
     return lambda params, x, y, key: changed(params, method.batch(objective.scale(x), key), y, key)
 
 
 def batch_loss(
-    method: Any, apply: Callable, apply_train: Callable | None = None, *, clip: float | None = None
+    method: Any, apply: Callable, apply_train: Callable | None = None, *, clip: Any = None, loss: Any = None
 ) -> Callable:
-    """For `fit`: `(params, x, y, key) -> (mean loss to descend, (plain loss, accuracy) to report)`."""
-    losses_and_logits = examples(method, apply, apply_train, clip=clip)
+    """For `fit`: `(params, x, y, key) -> (mean loss to descend, (plain loss, accuracy) to report)`.
 
-    def loss(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, tuple[Array, Array]]:
-        losses, logits = losses_and_logits(params, x, y, key)
-        plain = objective.cross_entropy(logits, y, clip=clip)
-        return losses.mean(), (plain.mean(), objective.accuracy(logits, y).mean())
+    Arguments as of `examples`; with a `loss` there is no accuracy, and it is NaN.
+    """
+    losses_and_outputs = examples(method, apply, apply_train, clip=clip, loss=loss)
+    of_outputs = _loss_of_outputs(loss, clip)
 
-    return loss
+    def mean(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, tuple[Array, Array]]:
+        losses, outputs = losses_and_outputs(params, x, y, key)
+        right = jnp.full((), jnp.nan) if loss else objective.accuracy(outputs, y).mean()
+        return losses.mean(), (of_outputs(outputs, y).mean(), right)
+
+    return mean
+
+
+def _loss_of_outputs(loss: Callable | None, clip: float | None) -> Callable:
+    """`(outputs, y) -> [b]`: of a network's own, or cross entropy."""
+    if loss is not None:
+        return objective.check_no_clip(loss, clip)
+
+    def cross_entropy(logits: Array, y: Array) -> Array:
+        return objective.cross_entropy(objective.check_logits(logits, len(y)), y, clip=clip)
+
+    return cross_entropy
 
 
 def parameters(state: TrainState) -> Any:

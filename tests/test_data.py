@@ -208,7 +208,7 @@ def change(**changes):
             "y_test must be labels below num_classes = 2, got 2",
         ),
         ({"y_test": lambda y: y.astype(np.uint64) + 2**40}, "num_classes must be .* got 1099511627779"),
-        ({"num_classes": 0}, "num_classes must be an integer from 1 .* got 0"),
+        ({"num_classes": -1}, "num_classes must be an integer from 1 .* got -1"),
         ({"num_classes": True}, "num_classes must be an integer from 1 .* got True"),
     ],
 )

@@ -1,0 +1,94 @@
+"""A sum over data in chunks: of arrays on the device, or on the host, from where chunks are sent."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from gengap import program
+
+__all__ = ["Host", "total"]
+
+_living: WeakValueDictionary[int, "Host"] = WeakValueDictionary()
+_numbers = itertools.count()
+
+
+class Host:
+    """Arrays that stay on the host. What is compiled asks for their rows by a number, and keeps none alive."""
+
+    def __init__(self, arrays: dict[int, np.ndarray]) -> None:
+        self.arrays, self.number = arrays, next(_numbers)
+        _living[self.number] = self
+
+    def rows(self, begin: Any, length: int) -> Any:
+        """So many examples of each array, sent to the device when the program comes to them."""
+        types = {
+            i: jax.ShapeDtypeStruct((length, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
+            for i, a in self.arrays.items()
+        }
+        number, ends = jnp.array([self.number]), jnp.array([begin, begin + length])
+        return jax.pure_callback(_rows_on_host, types, number, ends, vmap_method="sequential")
+
+
+def _rows_on_host(number: Any, ends: Any) -> dict[int, np.ndarray]:
+    (number,), (begin, end) = np.asarray(number).tolist(), np.asarray(ends).tolist()
+    host = _living.get(number)
+    if host is None:
+        raise RuntimeError("the data of a loss are gone: keep the loss as long as what was compiled from it")
+    return {
+        i: np.asarray(a[begin:end]).astype(jax.dtypes.canonicalize_dtype(a.dtype)) for i, a in host.arrays.items()
+    }
+
+
+def total(fn: Callable, params: PyTree, leaves: list[Any], host: Host | None, *, count: int, chunk: int) -> Any:
+    """Sum of `fn(params, leaves of a chunk)` over chunks of almost one size, in float32 at least.
+
+    Args:
+      fn: returns a pytree of arrays.
+      params: its first argument.
+      leaves: arrays of `count` examples; `None` in place of those that are on the host.
+      host: those, by their place among the leaves.
+      count: of examples.
+      chunk: the most of them at once.
+    """
+    size, longer = divmod(count, -(-count // chunk))
+    middle = longer * (size + 1)
+
+    def add(sums: Any, terms: Any) -> Any:
+        return jax.tree.map(lambda sum, term: sum + term.astype(sum.dtype), sums, terms)
+
+    def with_host(rows: list[Any], begin: Any, length: int) -> list[Any]:
+        fetched = host.rows(begin, length) if host else {}
+        return [fetched.get(i, row) for i, row in enumerate(rows)]
+
+    def summed(leaves: list[Any], params: PyTree) -> Any:
+        of_chunk = jax.jit(fn, inline=True)  # tracing a network again takes as long as the first time
+
+        def rows(begin: int, length: int) -> list[Any]:
+            part = [None if leaf is None else leaf[begin : begin + length] for leaf in leaves]
+            return with_host(part, begin, length)
+
+        traced, shapes = jax.make_jaxpr(of_chunk, return_shape=True)(params, rows(0, size))
+        # XLA:CPU runs a convolution many times slower in a loop than outside (jax 0.10.2).
+        in_python = jax.default_backend() == "cpu" and "conv_general_dilated" in program.primitives(traced.jaxpr)
+        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
+        for begin, end, length in ((0, middle, size + 1), (middle, count, size)):
+            if in_python or end - begin == length:
+                for i in range(begin, end, length):
+                    sums = add(sums, of_chunk(params, rows(i, length)))
+            elif end > begin:
+                parts = [None if a is None else a[begin:end].reshape(-1, length, *a.shape[1:]) for a in leaves]
+
+                def add_chunk(sums: Any, chunk: Any, length: int = length) -> tuple[Any, None]:
+                    parts, begin = chunk
+                    return add(sums, of_chunk(params, with_host(parts, begin, length))), None
+
+                sums, _ = jax.lax.scan(add_chunk, sums, (parts, jnp.arange(begin, end, length)))
+        return sums
+
+    return program.compiled(summed)(leaves, params)
