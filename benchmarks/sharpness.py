@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks import common
-from gengap import ascent, data, flat, models, objective, program, records, sharpness, subspace
+from gengap import ascent, data, flat, metric, models, objective, program, records, sharpness, starts, subspace
 
 EPSILONS = (1e-3, 5e-4)
 BUDGETS = (3, 6, 12, 24, 48)
@@ -131,26 +131,26 @@ def main(
 def _cells(loss: Callable, params: Any, draws: int, *how: Any) -> Any:
     """Each space and epsilon with what measures it."""
     f, x, _ = flat.of(loss, params)
-    evaluate = program.compiled(partial(sharpness._evaluate, f))
+    evaluate = program.compiled(partial(metric.evaluate_at, f))
     in_full = partial(evaluate, x, None)
     base, slope = in_full(jnp.zeros_like(x))
 
     @lru_cache
     def directions(epsilon: float) -> Array:
-        return sharpness._directions(in_full, x, slope, KEY, epsilon, DIM, 6)
+        return starts.directions(in_full, x, slope, KEY, epsilon, DIM, 6)
 
     for epsilon in EPSILONS:
 
         def full(epsilon: float = epsilon) -> Any:
             radius = sharpness.box(x, None, epsilon)
-            begin = partial(sharpness._full_starts, in_full, radius, slope)
+            begin = partial(starts.in_full_space, in_full, radius, slope)
             return _cell(evaluate, x, None, (base, slope), epsilon, begin, *how)
 
         def drawn(i: int, epsilon: float = epsilon) -> Any:
             A = subspace.draw(sharpness.draw_keys(KEY, draws)[i], len(x), DIM)
             centre = base, subspace.transpose_times(A, slope)
-            starts = jnp.sign(jax.vmap(partial(subspace.transpose_times, A))(directions(epsilon)))
-            return _cell(evaluate, x, A, centre, epsilon, lambda n: (starts, n), *how, i)
+            corners = jnp.sign(jax.vmap(partial(subspace.transpose_times, A))(directions(epsilon)))
+            return _cell(evaluate, x, A, centre, epsilon, lambda n: (corners, n), *how, i)
 
         yield f"full, {epsilon}", full
         for i in range(draws):

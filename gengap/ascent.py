@@ -10,6 +10,8 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from gengap import words
+
 __all__ = ["ASCENT_VERSION", "Maximum", "maximise", "scipy_lbfgsb"]
 
 ASCENT_VERSION = 5
@@ -35,6 +37,9 @@ class Maximum(NamedTuple):
     value: Float[Array, "*batch"]
     evaluations: Int[Array, "*batch"]
     finite: Bool[Array, "*batch"]
+
+    def __repr__(self) -> str:
+        return words.in_one_line(self)
 
 
 class _Evaluated(NamedTuple):

@@ -14,14 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import keystr
 from jaxtyping import Array, Float, Key, PyTree
 
 from gengap import checks, program
 
 __all__ = [
-    "Flat", "Layout", "as_scalar", "check_alike", "key_for", "layout_of", "of", "ravel", "stacked", "unit",
-    "warn_rounded", "with_extras",
+    "Flat", "Layout", "Only", "as_scalar", "check_alike", "key_for", "layer_of", "layout_of", "names", "of",
+    "part", "ravel", "stacked", "unit", "warn_rounded", "with_extras",
 ]  # fmt: skip
+
+
+Only = Callable[[str], bool]
+"""Whether to take a leaf, by its name such as "Dense_0/kernel"."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,17 @@ class Flat(NamedTuple):
     layout: Layout
 
 
-def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True) -> Flat:
+def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True, only: Only | None = None) -> Flat:
     """`fn` and `params`, as of `layout_of`, on a flat vector; where `scalar`, `fn` has to return a number.
+
+    With `only` it is a function of some leaves, see `part`.
 
     >>> f, x, layout = of(lambda p: p["a"] @ p["b"], {"a": jnp.ones(2), "b": jnp.array([1.0, 3.0])})
     >>> x.tolist(), float(f(x)), layout.unravel(2 * x)["b"].tolist()
     ([1.0, 1.0, 1.0, 3.0], 4.0, [2.0, 6.0])
     """
+    if only is not None:
+        fn, params = part(fn, params, only)
     x, layout = ravel(params)
 
     def at(x: Array) -> Any:
@@ -66,6 +75,47 @@ def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True) -> F
         return as_scalar(out, x.dtype) if scalar else out
 
     return Flat(at, x, layout)
+
+
+def part(loss: Callable, params: PyTree, only: Only) -> tuple[Callable, PyTree]:
+    """The loss as a function of some leaves, and params with `None` for the others, held fixed; for any measure.
+
+    Args:
+      loss: `params -> scalar`.
+      params: a pytree; what is held fixed may be of any type.
+      only: whether to take a leaf, by its name such as "Dense_0/kernel".
+
+    Raises:
+      ValueError: it takes no leaf.
+
+    >>> params = {"first": {"kernel": jnp.ones(2)}, "last": {"kernel": jnp.ones(3)}}
+    >>> loss, last = part(lambda p: p["last"]["kernel"].sum(), params, lambda name: name.startswith("last/"))
+    >>> last["first"], float(loss(last))
+    ({'kernel': None}, 3.0)
+    """
+    leaves, tree = jax.tree.flatten(params)
+    taken = [leaf if only(name) else None for name, leaf in zip(names(params), leaves, strict=True)]
+    if all(leaf is None for leaf in taken):
+        raise ValueError(f"only takes none of the leaves {', '.join(names(params))}")
+
+    def loss_of(taken: PyTree) -> Any:
+        return loss(jax.tree.map(lambda a, b: b if a is None else a, taken, params, is_leaf=lambda a: a is None))
+
+    return loss_of, jax.tree.unflatten(tree, taken)
+
+
+def names(params: PyTree) -> list[str]:
+    """The name of each leaf, such as "Dense_0/kernel"."""
+    return [keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
+
+
+def layer_of(name: str) -> str:
+    """The layer of a leaf: all but the last part of its name.
+
+    >>> layer_of("Dense_0/kernel"), layer_of("layers/0/kernel/value"), layer_of("kernel")
+    ('Dense_0', 'layers/0', 'kernel')
+    """
+    return name.removesuffix("/value").rpartition("/")[0] or name
 
 
 def as_scalar(out: Any, dtype: Any) -> Array:
@@ -98,7 +148,7 @@ def layout_of(params: PyTree) -> Layout:
             name, kind = jax.tree_util.keystr(path) or " itself", getattr(dtype, "__name__", dtype)
             raise ValueError(
                 f"params{name} is of type {kind}; every leaf must be floating point: split off the others, as "
-                "with nnx.split, equinox.partition or hessian.part"
+                "with nnx.split, equinox.partition or flat.part"
             )
     shapes = tuple(np.shape(leaf) for _, leaf in leaves)
     return Layout(tree, shapes, tuple(map(jax.dtypes.canonicalize_dtype, types)))

@@ -11,14 +11,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from gengap import checks, flat, lanczos
+from gengap import checks, flat, lanczos, program, words
 
 __all__ = [
-    "Density", "Eigenpairs", "Estimate", "Loss", "density", "eigenpairs", "estimate", "part", "product",
-    "quadratic_form", "trace",
+    "Density", "Eigenpairs", "Estimate", "Explanation", "Loss", "density", "eigenpairs", "estimate", "explain",
+    "product", "quadratic_form", "trace",
 ]  # fmt: skip
 
 Loss = Callable[[PyTree], Float[Array, ""]]
@@ -41,6 +40,9 @@ class Eigenpairs(NamedTuple):
     converged: Bool[Array, " k"]
     products: int
 
+    def __repr__(self) -> str:
+        return words.in_one_line(self)
+
 
 class Estimate(NamedTuple):
     """The mean of samples, its standard error, and what they cost in gradients (a product counts as two)."""
@@ -48,6 +50,9 @@ class Estimate(NamedTuple):
     value: Float[Array, ""]
     sem: Float[Array, ""]
     gradients: int
+
+    def __repr__(self) -> str:
+        return f"Estimate({words.shown(self.value)} ± {words.shown(self.sem)}, {self.gradients} gradients)"
 
 
 class Density(NamedTuple):
@@ -57,6 +62,38 @@ class Density(NamedTuple):
     density: Float[Array, " points"]
     sem: Float[Array, " points"]
     gradients: int
+
+    def __repr__(self) -> str:
+        return words.in_one_line(self)
+
+
+class Explanation(NamedTuple):
+    r"""A step s from x, such as the one to the maximum of Metric 2.1, beside the eigenvectors v of the Hessian.
+
+    Attributes:
+      sharpness: $100\,(f(x + s) - f(x)) / (1 + f(x))$, as the metric has it.
+      linear: the part of it that the gradient predicts, $100\, g^\top s / (1 + f(x))$.
+      quadratic: the part that the Hessian predicts, $50\, s^\top H s / (1 + f(x))$.
+      of_eigenvectors: what of that each of the top k has, $50\, \lambda_i (v_i^\top s)^2 / (1 + f(x))$.
+      share: of the squared length of s that lies along each of them.
+      eigenvalues: their own, the largest first.
+    """
+
+    sharpness: Float[Array, ""]
+    linear: Float[Array, ""]
+    quadratic: Float[Array, ""]
+    of_eigenvectors: Float[Array, " k"]
+    share: Float[Array, " k"]
+    eigenvalues: Float[Array, " k"]
+
+    def __repr__(self) -> str:
+        """Whether the top of the Hessian may stand in for the metric."""
+        numbers = self.sharpness, self.linear + self.quadratic, self.of_eigenvectors.sum(), 100 * self.share.sum()
+        whole, predicted, top, share = map(words.shown, numbers)
+        return (
+            f"Explanation({whole} %: gradient and Hessian at x predict {predicted} %,"
+            f" the top {len(self.share)} eigenvectors {top} %, with {share} % of the step)"
+        )
 
 
 def product(loss: Loss, params: PyTree, v: PyTree) -> Any:
@@ -71,34 +108,6 @@ def product(loss: Loss, params: PyTree, v: PyTree) -> Any:
     return layout.unravel(scale * w, x.dtype)
 
 
-def part(loss: Loss, params: PyTree, only: Callable[[str], bool]) -> tuple[Loss, PyTree]:
-    """The loss as a function of some leaves, and params with `None` for the others, held fixed; for any measure.
-
-    Args:
-      loss: `params -> scalar`.
-      params: a pytree; what is held fixed may be of any type.
-      only: whether to take a leaf, by its name such as "Dense_0/kernel".
-
-    Raises:
-      ValueError: it takes no leaf.
-
-    >>> params = {"first": {"kernel": jnp.ones(2)}, "last": {"kernel": jnp.ones(3)}}
-    >>> loss, last = part(lambda p: p["last"]["kernel"].sum(), params, lambda name: name.startswith("last/"))
-    >>> last["first"], float(loss(last))
-    ({'kernel': None}, 3.0)
-    """
-    leaves, tree = jax.tree.flatten_with_path(params)
-    names = [keystr(path, simple=True, separator="/") for path, _ in leaves]
-    taken = [leaf if only(name) else None for name, (_, leaf) in zip(names, leaves, strict=True)]
-    if all(leaf is None for leaf in taken):
-        raise ValueError(f"only takes none of the leaves {', '.join(names)}")
-
-    def loss_of(taken: PyTree) -> Any:
-        return loss(jax.tree.map(lambda a, b: b if a is None else a, taken, params, is_leaf=lambda a: a is None))
-
-    return loss_of, jax.tree.unflatten(tree, taken)
-
-
 def eigenpairs(
     loss: Loss,
     params: PyTree,
@@ -108,6 +117,7 @@ def eigenpairs(
     which: Literal["largest", "smallest", "both"] = "largest",
     tolerance: float = 1e-4,
     max_products: int = 300,
+    only: flat.Only | None = None,
 ) -> Eigenpairs:
     r"""The k outermost eigenvalues of the Hessian and their vectors, by Lanczos iterations from random starts.
 
@@ -115,13 +125,14 @@ def eigenpairs(
     is enlarged; when it is R^n, every pair is exact. The basis takes the memory of one params for each product.
 
     Args:
-      loss, params: `params -> scalar`, and where; for some leaves only see `part`.
+      loss, params: `params -> scalar`, and where.
       key: of the starts.
       k: pairs, from 1 to the number of parameters.
       which: the largest, the smallest (most negative), or both: half of k each, an odd one to the largest.
       tolerance: of a residual r, relative to the largest absolute eigenvalue. The value is good to r, and to
         r^2 / d where the others are at a distance d. Float32 resolves no r below some 1e-6.
       max_products: with the Hessian; what has not converged by then says so, with a RuntimeWarning.
+      only: which leaves to take, by their name such as "Dense_0/kernel": the block of the Hessian that is theirs.
 
     Returns:
       k pairs; NaN, with a RuntimeWarning, if the Hessian is not finite.
@@ -135,7 +146,7 @@ def eigenpairs(
     >>> [round(value, 4) for value in pairs.values.tolist()], pairs.converged.tolist(), pairs.products
     ([2.0, -2.0], [True, True], 4)
     """
-    f, x, layout = flat.of(loss, params)
+    f, x, layout = flat.of(loss, params, only=only)
     checks.check_key(key)
     checks.check_counts({"k": k, "max_products": max_products})
     checks.check_positive({"tolerance": tolerance})
@@ -157,7 +168,9 @@ def eigenpairs(
     return Eigenpairs(jnp.array(values), vectors, jnp.array(residuals), jnp.array(within & complete), steps + k)
 
 
-def trace(loss: Loss, params: PyTree, key: Key[Array, ""], *, num_samples: int = 30) -> Estimate:
+def trace(
+    loss: Loss, params: PyTree, key: Key[Array, ""], *, num_samples: int = 30, only: flat.Only | None = None
+) -> Estimate:
     """The trace of the Hessian by Hutchinson's estimator: the mean of v^T H v over random signs v.
 
     Args:
@@ -165,12 +178,13 @@ def trace(loss: Loss, params: PyTree, key: Key[Array, ""], *, num_samples: int =
       params: where.
       key: of the signs.
       num_samples: products with the Hessian, at least 2.
+      only: as of `eigenpairs`.
 
     >>> float(trace(lambda x: 2 * x @ x, jnp.zeros(3), jax.random.key(0), num_samples=2).value)
     12.0
     """
     keys = checks.sample_keys(key, num_samples)
-    f, x, _ = flat.of(loss, params)
+    f, x, _ = flat.of(loss, params, only=only)
     form = quadratic_form(f)
     signs = (jax.random.rademacher(key, x.shape, x.dtype) for key in keys)
     return estimate([form(x, v) for v in signs], 2 * num_samples)
@@ -185,6 +199,7 @@ def density(
     num_products: int = 50,
     points: int = 400,
     width: float | None = None,
+    only: flat.Only | None = None,
 ) -> Density:
     """The density of the Hessian's eigenvalues by stochastic Lanczos quadrature.
 
@@ -197,6 +212,7 @@ def density(
       points: eigenvalues at which to give it, from end to end with a margin of five widths.
       width: standard deviation of the Gaussian; 1 % of the range of the eigenvalues unless given, but at least
         0.1 % of the largest absolute one.
+      only: as of `eigenpairs`.
 
     Returns:
       The density; NaN, with a RuntimeWarning, if the Hessian is not finite.
@@ -212,7 +228,7 @@ def density(
     checks.check_counts({"num_products": num_products})
     if width is not None:
         checks.check_positive({"width": width})
-    f, x, _ = flat.of(loss, params)
+    f, x, _ = flat.of(loss, params, only=only)
     times, spectra, products = lanczos.product(f), [], 0
     for key in keys:
         for krylov in lanczos.iterate(times, x, key):
@@ -231,6 +247,56 @@ def density(
         checks.warn("the Hessian is not finite, and its density is NaN")
     mean, sem = samples.mean(0), samples.std(0, ddof=1) / math.sqrt(num_samples)
     return Density(jnp.array(at, x.dtype), jnp.array(mean, x.dtype), jnp.array(sem, x.dtype), 2 * products)
+
+
+def explain(
+    loss: Loss,
+    params: PyTree,
+    step: PyTree,
+    key: Key[Array, ""],
+    *,
+    k: int = 5,
+    tolerance: float = 1e-4,
+    max_products: int = 300,
+    only: flat.Only | None = None,
+) -> Explanation:
+    """How much of a step lies along the top eigenvectors of the Hessian, and how much of the rise they predict.
+
+    Where `of_eigenvectors[0]` is near `sharpness`, the largest eigenvalue may stand in for the metric at this
+    minimum. Where even `linear + quadratic` is far from it, no number of the Hessian at x can.
+
+    Args:
+      loss, params: f and x.
+      step: s, a pytree as params, such as `sharpness.full_space(..., with_step=True).step`.
+      key, k, tolerance, max_products: as of `eigenpairs`.
+      only: the same as for the step.
+
+    >>> f, x = lambda x: x[0] ** 2 + 3 * x[1] ** 2, jnp.zeros(2)
+    >>> explain(f, x, jnp.array([0.1, 0.1]), jax.random.key(0), k=1)
+    Explanation(4 %: gradient and Hessian at x predict 4 %, the top 1 eigenvectors 3 %, with 50 % of the step)
+    """
+    pairs = eigenpairs(loss, params, key, k=k, tolerance=tolerance, max_products=max_products, only=only)
+    f, x, layout = flat.of(loss, params, only=only)
+    s, other = flat.ravel(step)
+    if (other.tree, other.shapes) != (layout.tree, layout.shapes):
+        raise ValueError("step is not as params: it must be one step, a pytree of the same structure and shapes")
+    scale, product = lanczos.product(f)(x, s)
+    base, slope = program.compiled(jax.value_and_grad(f))(x)
+    top = program.compiled(f)(x + s)
+    unit = 100 / (1 + base)
+    along = jnp.stack([jnp.vdot(v, s) for v in _rows(pairs.vectors)])
+    return Explanation(
+        unit * (top - base),
+        unit * jnp.vdot(slope, s),
+        unit * scale * jnp.vdot(s, product) / 2,
+        unit * pairs.values * along**2 / 2,
+        along**2 / jnp.vdot(s, s),
+        pairs.values,
+    )
+
+
+def _rows(vectors: PyTree) -> Float[Array, "k n"]:
+    return jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(vectors)], 1)
 
 
 def quadratic_form(f: Callable) -> Callable[[Array, Array], Array]:

@@ -7,6 +7,7 @@ keys and places, and refuse points of different shapes and leaves that are not f
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from gengap import checks, flat, kernels, program
+from gengap import checks, flat, kernels, program, words
 
 __all__ = [
     "Neighbourhood", "Path", "Plane", "along", "bezier", "connect", "curvilinear", "filter_normalised",
@@ -26,9 +26,6 @@ __all__ = [
 ]  # fmt: skip
 
 _ADAM = optax.adam(1e-3)
-_LINEAR = Partial(lambda alpha: (1 - alpha, alpha))
-_SINES = Partial(lambda alpha: tuple(jnp.sin(a * jnp.pi / 2) for a in (1 - alpha, alpha)))  # exact at both ends
-_BEZIER = Partial(lambda alpha: ((1 - alpha) ** 2, 2 * alpha * (1 - alpha), alpha**2))
 
 Path = Callable[[Any], PyTree]
 Numbers = ArrayLike | Sequence[float]
@@ -42,7 +39,7 @@ def linear(start: PyTree, end: PyTree) -> Path:
     >>> linear({"w": jnp.array([0.0])}, {"w": jnp.array([4.0])})(0.25)["w"].tolist()
     [1.0]
     """
-    return _path(_LINEAR, start, end)
+    return _path("linear", start, end)
 
 
 def curvilinear(start: PyTree, end: PyTree) -> Path:
@@ -50,7 +47,7 @@ def curvilinear(start: PyTree, end: PyTree) -> Path:
 
     At alpha -1 it is at $-x_{end}$, at alpha 2 at $-x_{start}$.
     """
-    return _path(_SINES, start, end)
+    return _path("curvilinear", start, end)
 
 
 def bezier(start: PyTree, control: PyTree, end: PyTree) -> Path:
@@ -58,17 +55,39 @@ def bezier(start: PyTree, control: PyTree, end: PyTree) -> Path:
 
     Reference: Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs", 2018, eq. 4.
     """
-    return _path(_BEZIER, start, control, end)
+    return _path("bezier", start, control, end)
 
 
-def _path(weights: Callable, *points: PyTree) -> Path:
+_WEIGHTS = {
+    "linear": lambda alpha: (1 - alpha, alpha),
+    "curvilinear": lambda alpha: tuple(jnp.sin(a * jnp.pi / 2) for a in (1 - alpha, alpha)),  # exact at both ends
+    "bezier": lambda alpha: ((1 - alpha) ** 2, 2 * alpha * (1 - alpha), alpha**2),
+}
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["points"], meta_fields=["kind"])
+@dataclass(frozen=True, eq=False, repr=False)
+class _Curve:
+    """A path, as a pytree of its points."""
+
+    kind: str
+    points: tuple[PyTree, ...]
+
+    def __call__(self, alpha: Any) -> Any:
+        return _at(self.kind, self.points, alpha)
+
+    def __repr__(self) -> str:
+        return f"{self.kind}({', '.join(map(words.shown, self.points))})"
+
+
+def _path(kind: str, *points: PyTree) -> Path:
     flat.check_alike(*points)
-    return Partial(_at, weights, points)
+    return _Curve(kind, points)
 
 
-@jax.jit
-def _at(weights: Callable, points: tuple, alpha: Array) -> Any:
-    return _combined(weights(alpha), points)
+@jax.jit(static_argnums=0)
+def _at(kind: str, points: tuple, alpha: Array) -> Any:
+    return _combined(_WEIGHTS[kind](alpha), points)
 
 
 def _combined(weights: tuple[ArrayLike, ...], points: tuple[PyTree, ...], *, wide: bool = False) -> Any:
@@ -106,6 +125,9 @@ class Plane(NamedTuple):
     origin: PyTree
     u: PyTree
     v: PyTree
+
+    def __repr__(self) -> str:
+        return words.in_one_line(self)
 
     def __call__(self, s: Any, t: Any) -> Any:
         """The parameters at the coordinates (s, t)."""
@@ -253,7 +275,7 @@ def _half_way(optimizer: optax.GradientTransformation, a: PyTree, b: PyTree) -> 
 def _descend(optimizer: Any, loss: Callable, ends: tuple, state: tuple, key: Array) -> tuple:
     control, opt_state = state
     alpha_key, loss_key = jax.random.split(key)
-    weights = _BEZIER(jax.random.uniform(alpha_key))
+    weights = _WEIGHTS["bezier"](jax.random.uniform(alpha_key))
 
     def f(control: PyTree) -> Array:
         return flat.as_scalar(loss(_combined(weights, (ends[0], control, ends[1])), loss_key), float)
@@ -278,6 +300,9 @@ class Neighbourhood(NamedTuple):
     base_loss: Float[Array, "*b"]
     losses: Float[Array, "*b num_directions"]
     highest: Float[Array, "*b"]
+
+    def __repr__(self) -> str:
+        return words.in_one_line(self)
 
     @property
     def share(self) -> Float[Array | np.ndarray, "*b"]:

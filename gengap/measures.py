@@ -1,15 +1,14 @@
 """What sharpness is compared with: other measures of a minimum. Those of the Hessian alone are in `hessian`.
 
 Each takes a loss f (or a network) and params, the point x. Params, key and data can be traced; a number such as
-rho cannot. A value that rests on an f that was not finite is NaN, with a RuntimeWarning outside `jit`;
-`pac_bayes_sigma` counts such an error as one that rose.
+rho cannot. A value is NaN where f was not finite; `pac_bayes_sigma` counts such an error as one that rose.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import ascent, checks, flat, kernels, objective, program
+from gengap import ascent, checks, flat, kernels, objective, program, words
 from gengap.hessian import Estimate, Loss, estimate, quadratic_form
 
 __all__ = [
@@ -35,6 +34,7 @@ def worst_case(
     adaptive: bool = False,
     eta: float = 0.0,
     max_evaluations: int = 12,
+    only: flat.Only | None = None,
 ) -> Float[Array, ""]:
     r"""$\max_{\|T^{-1}\delta\|_2 \le \rho} f(x + \delta) - f(x)$, with T = I, or |x| + eta where adaptive.
 
@@ -48,13 +48,14 @@ def worst_case(
       adaptive: measure relative to the size of each parameter.
       eta: added to that size; 0.01 in ASAM's code. The measure is invariant to rescaling with 0 only.
       max_evaluations: gradients, the one at x included.
+      only: which leaves to move, by their name such as "Dense_0/kernel"; the others stay.
 
     Reference: Foret et al., "Sharpness-Aware Minimization", 2021; Kwon et al., "ASAM", 2021, eq. 3.
 
     >>> float(worst_case(lambda x: 3 * x[0] + 4 * x[1], jnp.zeros(2), jax.random.key(0), rho=0.1))
     0.5
     """
-    evaluate, x, layout = _prepared(loss, params, key, rho, eta, max_evaluations)
+    evaluate, x, layout = _prepared(loss, params, key, rho, eta, max_evaluations, only)
     delta, values = jnp.zeros_like(x), []
     for i in range(max_evaluations):
         value, gradient = evaluate(x, delta)
@@ -73,6 +74,7 @@ def worst_case_linf(
     adaptive: bool = False,
     eta: float = 0.0,
     max_evaluations: int = 12,
+    only: flat.Only | None = None,
 ) -> Float[Array, ""]:
     r"""$\max_{\|T^{-1}\delta\|_\infty \le \rho} f(x + \delta) - f(x)$ by `ascent.maximise`.
 
@@ -82,7 +84,7 @@ def worst_case_linf(
     Reference: Andriushchenko et al., "A Modern Look at the Relationship between Sharpness and Generalization",
     2023, eq. 1 with p = infinity.
     """
-    evaluate, x, layout = _prepared(loss, params, key, rho, eta, max_evaluations)
+    evaluate, x, layout = _prepared(loss, params, key, rho, eta, max_evaluations, only)
     value, gradient = evaluate(x, jnp.zeros_like(x))
     radius, sign = rho * _scale(x, eta, adaptive), jnp.sign(gradient)
     flat.warn_rounded(layout, x, radius)
@@ -105,11 +107,12 @@ def average_case(
     rho: float = 0.01,
     adaptive: bool = False,
     num_samples: int = 30,
+    only: flat.Only | None = None,
 ) -> Estimate:
     r"""$E\, f(x + \delta) - f(x)$ for $\delta \sim N(0, \rho^2 T^2)$, with T = I, or |x| where adaptive.
 
     Args:
-      loss, params, adaptive: as of `worst_case`.
+      loss, params, adaptive, only: as of `worst_case`.
       key: of the perturbations.
       rho: their standard deviation.
       num_samples: perturbations, at least 2; half a gradient each.
@@ -118,7 +121,7 @@ def average_case(
     """
     keys = checks.sample_keys(key, num_samples)
     checks.check_positive({"rho": rho})
-    f, x, layout = flat.of(loss, params)
+    f, x, layout = flat.of(loss, params, only=only)
     flat.warn_rounded(layout, x, rho * _scale(x, 0.0, adaptive))
     noisy = program.compiled(partial(_noisy, f, adaptive))
     base = noisy(x, jax.random.clone(key), jnp.zeros_like(rho, x.dtype))
@@ -135,6 +138,7 @@ def pac_bayes_sigma(
     num_samples: int = 10,
     steps: int = 15,
     largest: float = 2.0,
+    only: flat.Only | None = None,
 ) -> Float[Array, ""]:
     r"""The $\sigma$ at which $N(0, \sigma^2 T^2)$ on the parameters raises the mean error by `rise`, by bisection.
 
@@ -142,7 +146,7 @@ def pac_bayes_sigma(
 
     Args:
       error: `params -> share of examples that are wrong`.
-      params, adaptive: as of `worst_case`.
+      params, adaptive, only: as of `worst_case`.
       key: of the perturbations, the same for every sigma.
       rise: of the error.
       num_samples: perturbations for each sigma.
@@ -154,7 +158,7 @@ def pac_bayes_sigma(
     keys = checks.sample_keys(key, num_samples, least=1)
     checks.check_counts({"steps": steps})
     checks.check_positive({"rise": rise, "largest": largest})
-    f, x, layout = flat.of(error, params)
+    f, x, layout = flat.of(error, params, only=only)
     low, sigma, high = ends = [jnp.array(np.asarray(end, x.dtype)) for end in (0, largest / 2, largest)]
     noisy = program.compiled(partial(_noisy, f, adaptive))
     base = noisy(x, jax.random.clone(key), low)  # not 0.0, which would be compiled for itself
@@ -256,6 +260,9 @@ class NoiseScale(NamedTuple):
     trace: Float[Array, ""]
     square: Float[Array, ""]
 
+    def __repr__(self) -> str:
+        return words.in_one_line(self)
+
 
 def noise_scale(
     loss: Callable[[PyTree, Array, Array], Float[Array, ""]],
@@ -313,14 +320,14 @@ def noise_scale(
 
 
 def _prepared(
-    loss: Loss, params: PyTree, key: object, rho: object, eta: object, max_evaluations: object
+    loss: Loss, params: PyTree, key: object, rho: object, eta: object, max_evaluations: object, only: Any
 ) -> tuple[Callable, Array, flat.Layout]:
     """`(x, delta) -> (f, its gradient)` at x + delta, x and its layout, once the arguments are in order."""
     checks.check_key(key)
     checks.check_counts({"max_evaluations": max_evaluations})
     checks.check_positive({"rho": rho})
     checks.check_between({"eta": eta}, 0)
-    f, x, layout = flat.of(loss, params)
+    f, x, layout = flat.of(loss, params, only=only)
     return program.compiled(lambda x, delta: jax.value_and_grad(f)(x + delta)), x, layout
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-__all__ = ["Line", "line", "silence"]
+__all__ = ["Line", "in_words", "line", "say", "silence"]
 
 _SECONDS_BETWEEN_LINES = 60.0
 _silent = False
@@ -40,7 +40,7 @@ class Line:
         pace = (now - self._began) / max(1, self._done - self._before)
         shown = {name: f"{float(value):.3g}" for name, value in (values or {}).items()}
         if self._shows_rest:
-            facts = [f"about {_in_words(pace * (self._total - self._done))} left", *([words] if words else [])]
+            facts = [f"about {in_words(pace * (self._total - self._done))} left", *([words] if words else [])]
             self._bar.set_postfix_str(", ".join(facts), refresh=False)
         else:
             facts = [*(f"{name} {value}" for name, value in shown.items()), f"{pace:.2g} s per {self._unit}"]
@@ -77,13 +77,24 @@ def line(words: str | None, total: int, unit: str, done: int = 0, *, shows_rest:
     return closing(Line(words, total, unit, done, shows_rest))
 
 
+def say(words: str) -> None:
+    """A sentence on stderr, unless nothing is to be shown."""
+    if not _silent:
+        sys.stderr.write(f"{words}\n")
+
+
 def silence() -> None:
     """Show nothing in this process from now on."""
     global _silent
     _silent = True
 
 
-def _in_words(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """A time, rounded.
+
+    >>> in_words(12.3), in_words(600), in_words(10000)
+    ('12 s', '10 min', '2.8 h')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -58,6 +57,9 @@ class Run(NamedTuple):
     config: Mapping[str, Any]
     rows: list[Row]
     begun: list[float]
+
+    def __repr__(self) -> str:
+        return f"Run({self.experiment}: {len(self.rows)} rows{f' in {self.path}' if self.path else ''})"
 
     def has(self, identity: Mapping[str, Any]) -> bool:
         """Whether there is a row with these entries: `run.has({"network": "F1", "side": "SB", "seed": 0})`."""
@@ -255,9 +257,9 @@ def _say_how_long(seconds: float) -> None:
         return
     time_left = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
     smaller = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it smaller"
-    sys.stderr.write(
+    progress.say(
         f"This takes up to {time_left} here{smaller if seconds > 3600 else ''}. Stop it at any time: the same "
-        "command resumes it.\n"
+        "command resumes it."
     )
 
 

@@ -49,6 +49,10 @@ class Subspace:
     n: int = field(metadata={"static": True})
     dim: int = field(metadata={"static": True})
 
+    def __repr__(self) -> str:
+        kind = "signs" if self.tiles.dtype == jnp.uint32 else str(self.tiles.dtype)
+        return f"Subspace({self.n} x {self.dim} {kind})"
+
 
 def draw(key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs) -> Subspace:
     """A random A. The same key gives the same A.

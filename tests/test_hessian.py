@@ -10,7 +10,7 @@ import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from gengap import data, hessian, minima, models, objective
+from gengap import data, flat, hessian, minima, models, objective
 from tests.compiled import compiled
 
 KEY = jax.random.key(0)
@@ -141,7 +141,7 @@ def test_leaves_whose_joined_names_are_alike_are_told_apart() -> None:
         assert p["relu"] is jax.nn.relu
         return 5 * (p["a/b"] ** 2).sum() + 10 * (p["a"]["b"] ** 2).sum()
 
-    pairs = hessian.eigenpairs(*hessian.part(loss, params, lambda name: name == "a/b"), KEY, k=5)
+    pairs = hessian.eigenpairs(*flat.part(loss, params, lambda name: name == "a/b"), KEY, k=5)
     np.testing.assert_allclose(pairs.values, [20, 20, 20, 10, 10], rtol=1e-5)
     assert pairs.vectors["relu"] is None and pairs.vectors["a/b"].shape == (5, 2)
 
@@ -154,7 +154,7 @@ def test_only_some_leaves(network) -> None:
     def loss_of(p):
         return loss({name: p[name] for name in "abcd"})
 
-    part = hessian.part(loss_of, params, lambda name: name in ("c", "d"))
+    part = flat.part(loss_of, params, lambda name: name in ("c", "d"))
     pairs = hessian.eigenpairs(*part, KEY, k=2)
     block = dense[108:, 108:]
     np.testing.assert_allclose(pairs.values, np.linalg.eigvalsh(block)[::-1][:2], rtol=1e-5)
@@ -166,7 +166,7 @@ def test_only_some_leaves(network) -> None:
     trace = hessian.trace(*part, KEY, num_samples=50)
     assert abs(trace.value - np.trace(block)) < 4 * trace.sem
     with pytest.raises(ValueError, match="only takes none of the leaves a, b, c, d, steps"):
-        hessian.part(loss_of, params, lambda name: False)
+        flat.part(loss_of, params, lambda name: False)
 
 
 def test_leaves_of_mixed_types() -> None:

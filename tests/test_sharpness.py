@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from gengap import ascent, progress, sharpness, subspace
+from gengap import ascent, progress, sharpness, starts, subspace
 
 KEY = jax.random.key(0)
 X = {"a": jnp.array([[1.0, -2.0], [0.5, 0.0]]), "b": jnp.array([3.0, -0.1, 0.7])}
@@ -104,7 +104,7 @@ def test_columns_of_signs_have_their_closed_form():
 
 def drawn_with(values):
     ones = jnp.ones_like(values)
-    return sharpness.SubspaceSharpness(values, ones, ones, ones.astype(int), ones > 0, ones.astype(int))
+    return sharpness.SubspaceSharpness(values, ones, ones, ones.astype(int), ones > 0, ones.astype(int), ones)
 
 
 def test_no_standard_error_of_one_draw_and_no_mean_over_the_epsilons():
@@ -183,7 +183,7 @@ def test_more_draws_leave_the_first_ones_as_they_are(drawn):
 
 def test_directions_are_the_gradient_and_orthonormal_ones_that_lead_to_the_highest_corners():
     f, x = jax.value_and_grad(lambda x: 1 + jnp.cosh(3 * x[0]) + 0.1 * x[1]), jnp.zeros(20)
-    directions = sharpness._directions(jax.jit(f), x, jnp.ones(20), KEY, 0.3, 3, 4)
+    directions = starts.directions(jax.jit(f), x, jnp.ones(20), KEY, 0.3, 3, 4)
     np.testing.assert_array_equal(directions[0], jnp.ones(20))
     np.testing.assert_allclose(directions[1:3] @ directions[1:3].T, np.eye(2), atol=1e-5)
     assert abs(float(directions[1, 0])) > 0.9
