@@ -1,6 +1,6 @@
 """Large batches, sharp minima: train one network to two minima and measure how they differ.
 
-The names are modules, loaded when they are first used:
+`compare` measures how two trained networks differ. The other names are modules, loaded when they are first used:
 
 >>> import gengap
 >>> gengap.sharpness.__name__
@@ -11,20 +11,22 @@ Generalization Gap and Sharp Minima", ICLR 2017, arXiv:1609.04836.
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ascent", "checks", "comparison", "data", "flat", "hessian", "kernels", "landscape", "measures", "methods",
-    "minima", "models", "objective", "paper", "plots", "program", "records", "report", "sharpness", "stats",
-    "subspace", "symmetry", "train",
+    "ascent", "checks", "compare", "comparison", "data", "flat", "hessian", "kernels", "landscape", "measures",
+    "methods", "minima", "models", "objective", "paper", "plots", "program", "records", "report", "sharpness",
+    "stats", "subspace", "symmetry", "train",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "compare":
+        return importlib.import_module("gengap.comparison").compare
     module = importlib.import_module(f"{__name__}.{name}")
     module.__dir__ = lambda: module.__all__  # type: ignore[method-assign]  # what tab completion offers
     return module

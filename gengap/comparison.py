@@ -1,17 +1,27 @@
-"""What is measured at a minimum: loss and accuracy on both splits, and the sharpness, in one flat row."""
+"""What is measured at a minimum, in one flat row; and of several, `compare`: how they differ."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from gengap import ascent, checks, flat, sharpness
+from gengap import ascent, checks, flat, hessian, measures, origins, program, progress, sharpness
+from gengap.compared import Comparison
+from gengap.notes import notes
+from gengap.words import shown
 
-__all__ = ["Metric", "check_metric", "column", "measure"]
+__all__ = ["QUICK", "Metric", "check_arguments", "check_metric", "column", "compare", "measure"]
 
-Evaluation = Callable[[PyTree], tuple[Any, Any]]
+_TRACE_SAMPLES = 10
+_HESSIAN_GRADIENTS = 2 * _TRACE_SAMPLES + 40  # the largest eigenvalue takes some 20 products
+
+Evaluation = Callable[[PyTree], Any]
+Measure = Callable[[Callable, PyTree, Key[Array, ""]], Any]
 
 
 class Metric(NamedTuple):
@@ -35,6 +45,10 @@ class Metric(NamedTuple):
         """That are spent on one minimum, at most."""
         directions = 6 * self.num_directions if self.num_draws else 0
         return len(self.epsilons) * ((1 + self.num_draws) * self.max_evaluations + directions)
+
+
+QUICK = Metric(epsilons=(1e-3,), num_draws=3)
+"""What `compare` takes by default: a third of an hour on the paper's settings is some minutes with these."""
 
 
 def check_metric(metric: Metric, params: PyTree) -> None:
@@ -81,7 +95,8 @@ def measure(
       params: the minimum.
       key: of the random matrices and the restarts of the ascents.
       metric: how the sharpness is measured.
-      train, test: `params -> (loss, accuracy)` of a split, as `objective.loss_and_accuracy` makes it.
+      train, test: `params -> (loss, accuracy)` of a split, as `objective.loss_and_accuracy` makes it, or the
+        loss alone.
       progress: what to call the line that shows how far it is; `None` shows none.
 
     Returns:
@@ -95,7 +110,8 @@ def measure(
     row: dict[str, Any] = {}
     for split, evaluate in {"train": train, "test": test}.items():
         if evaluate is not None:
-            row[f"{split}_loss"], row[f"{split}_accuracy"] = map(float, evaluate(params))
+            numbers = np.atleast_1d([float(number) for number in jax.tree.leaves(evaluate(params))])
+            row |= zip((f"{split}_loss", f"{split}_accuracy"), numbers.tolist(), strict=False)
     if train is None:
         row["train_loss"] = float(loss(params))
     row["ascent_version"] = ascent.ASCENT_VERSION
@@ -139,3 +155,151 @@ def _columns(space: Literal["full", "random"], metric: Metric, result: sharpness
             columns[f"{name}_sem"] = float(draws.std(ddof=1) / np.sqrt(len(draws))) if len(draws) > 1 else np.nan
             columns[f"{name}_draws"] = draws.tolist()
     return columns
+
+
+def compare(
+    minima: Mapping[str, PyTree],
+    loss: Callable[[PyTree], Any],
+    key: Key[Array, ""],
+    *,
+    test: Evaluation | None = None,
+    start: PyTree | None = None,
+    metric: Metric = QUICK,
+    measures: Mapping[str, Measure] = MappingProxyType({}),
+    with_hessian: bool = True,
+    progress: str | None = "compare",
+) -> Comparison:
+    """How two minima of one loss differ, or several: one call for networks that are already trained.
+
+    It says first how long it will take. Beside `measure` each minimum has the length of its gradient, the largest
+    eigenvalue of its Hessian (its error is the residual) and the trace, and the distance from `start`.
+
+    Args:
+      minima: name -> parameters, or a list of the parameters of several seeds, in the order of the seeds.
+      loss: `params -> f`, the mean loss of the training set.
+      key: of everything random. A seed has the same random subspaces in every minimum.
+      test: `params -> test loss`, or `-> (test loss, test accuracy)`.
+      start: where training began.
+      metric: how sharpness is measured; by default with one epsilon and three draws, which `Metric()` takes to the
+        paper's two and ten.
+      measures: name -> `(loss, params, key) -> number`, or a result with `value` and `sem`: further measures, such
+        as `gengap.measures.worst_case`.
+      with_hessian: whether to measure eigenvalue and trace, for which the loss must have two derivatives.
+      progress: what to call the lines that show how far it is; `None` shows none.
+
+    Raises:
+      ValueError: points of different shapes, a list that may be one minimum or several, or a number out of range.
+
+    >>> import jax.numpy as jnp
+    >>> sharp, flat_one = jnp.array([0.1, 0.0]), jnp.array([0.0, 0.1])
+    >>> result = compare({"flat": flat_one, "sharp": sharp}, lambda x: 9 * x[0] ** 2 + x[1] ** 2,
+    ...                  jax.random.key(0), metric=QUICK._replace(dim=2), progress=None)
+    >>> result.frame()["hessian_top"].round(3).tolist(), result.notes[0][:29]
+    ([18.0, 18.0], 'The losses are not equal, 0.0')
+    """
+    checks.check_key(key)
+    points = check_arguments(minima, loss, metric, start)
+    given = [params for seeds in points.values() for params in seeds]
+    _say_how_long(loss, given[0], len(given), metric, with_hessian, progress)
+    rows = []
+    for i, (name, seed, params) in enumerate(
+        (n, k, p) for n, seeds in points.items() for k, p in enumerate(seeds)
+    ):
+        began, of_seed = time.monotonic(), jax.random.fold_in(key, seed)
+        label = progress and f"{progress}: {name}, {i + 1} of {len(given)}"
+        row = measure(loss, params, of_seed, metric, test=test, progress=label)
+        row |= _beside(loss, params, of_seed, start, metric, with_hessian)
+        own = _own(measures, loss, params, of_seed)
+        if taken := own.keys() & row.keys():
+            raise ValueError(
+                f"measures has {', '.join(sorted(taken))}, which is measured anyway; name yours otherwise"
+            )
+        row |= own
+        rows.append({"minimum": name, "seed": seed, **row, "origin": origins.dated(time.monotonic() - began)})
+    sizes = [column("full", epsilon).rpartition("_")[2] for epsilon in metric.epsilons]
+    spaces = [(size, f"sharpness_full_{size}", f"sharpness_random_{size}") for size in sizes]
+    settings = {"parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(given[0])), "metric": metric._asdict()}
+    return Comparison(rows, notes(rows, spaces, metric.num_draws), points, loss, start, settings)
+
+
+def check_arguments(
+    minima: Mapping[str, PyTree], loss: Callable, metric: Metric, start: PyTree
+) -> dict[str, list[PyTree]]:
+    """The seeds of each minimum; refuse what `compare` would, but for what its functions raise themselves."""
+    points = _seeds(minima, loss)
+    given = [params for seeds in points.values() for params in seeds]
+    flat.check_alike(*given, *([] if start is None else [start]))
+    check_metric(metric, given[0])
+    return points
+
+
+def _seeds(minima: Mapping[str, PyTree], loss: Callable) -> dict[str, list[PyTree]]:
+    """The seeds of each minimum: a list is one of seeds where the loss takes what is in it."""
+    if not isinstance(minima, Mapping) or not minima:
+        raise ValueError(f"minima is {shown(minima)}; it must be a dictionary, name -> parameters")
+
+    def is_taken(params: PyTree) -> bool:
+        try:
+            jax.eval_shape(loss, params)
+        except Exception:
+            return False
+        return True
+
+    points = {}
+    for name, value in minima.items():
+        if not isinstance(value, list) or not value:
+            points[str(name)] = [value]
+            continue
+        as_one, as_seeds = is_taken(value), all(map(is_taken, value))
+        if as_one and as_seeds:
+            raise ValueError(f"minima[{name!r}] may be one minimum or several seeds; give [params] for one")
+        points[str(name)] = [value] if as_one else value
+    return points
+
+
+def _say_how_long(
+    loss: Callable, params: PyTree, count: int, metric: Metric, with_hessian: bool, progress_words: str | None
+) -> None:
+    if progress_words is None:
+        return
+    f, x, _ = flat.of(loss, params)
+    gradient = program.compiled(jax.value_and_grad(f))
+    jax.block_until_ready(gradient(x))
+    began = time.monotonic()
+    jax.block_until_ready(gradient(x))
+    gradients = count * (metric.gradients + with_hessian * _HESSIAN_GRADIENTS)
+    seconds = 1.3 * gradients * (time.monotonic() - began)
+    progress.say(
+        f"{progress_words}: about {gradients} gradients, {progress.in_words(seconds)}, and what is compiled"
+    )
+
+
+def _beside(
+    loss: Callable, params: PyTree, key: Array, start: PyTree, metric: Metric, with_hessian: bool
+) -> dict[str, Any]:
+    """What a comparison has of a minimum beside `measure`."""
+    f, x, _ = flat.of(loss, params)
+    value, slope = program.compiled(jax.value_and_grad(f))(x)
+    row: dict[str, Any] = {"gradient_length": float(flat.unit(slope)[0])}
+    for epsilon in metric.epsilons:
+        rise = jnp.abs(slope) @ sharpness.box(params, None, epsilon)
+        row[column("full", epsilon).replace("sharpness", "linear")] = float(100 * rise / (1 + value))
+    if with_hessian:
+        top = hessian.eigenpairs(loss, params, flat.key_for(key, "hessian"))
+        trace = hessian.trace(loss, params, flat.key_for(key, "trace"), num_samples=_TRACE_SAMPLES)
+        row |= {"hessian_top": float(top.values[0]), "hessian_top_sem": float(top.residuals[0])}
+        row |= {"hessian_trace": float(trace.value), "hessian_trace_sem": float(trace.sem)}
+    if start is not None:
+        row["distance"] = float(measures.distance(params, start))
+    return row
+
+
+def _own(measures: Mapping[str, Measure], loss: Callable, params: PyTree, key: Array) -> dict[str, Any]:
+    """The measures of the caller's own."""
+    row: dict[str, Any] = {}
+    for name, fn in measures.items():
+        result = fn(loss, params, flat.key_for(key, name))
+        row[name] = float(np.mean(np.asarray(getattr(result, "value", result))))
+        if hasattr(result, "sem"):
+            row[f"{name}_sem"] = float(np.mean(np.asarray(result.sem)))
+    return row

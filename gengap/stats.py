@@ -14,8 +14,8 @@ import numpy as np
 import scipy.stats
 
 __all__ = [
-    "Interval", "Threshold", "Verdict", "at_loss", "check_comparable", "comparable", "compare", "decay",
-    "granulated", "interval", "kendall", "log_ratio", "threshold", "trend", "verdict", "weakest", "where",
+    "Interval", "Signs", "Threshold", "Verdict", "at_loss", "check_comparable", "comparable", "compare", "decay",
+    "granulated", "interval", "kendall", "log_ratio", "signs", "threshold", "trend", "verdict", "weakest", "where",
 ]  # fmt: skip
 
 Values = Sequence[float | None] | np.ndarray
@@ -275,6 +275,34 @@ def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> 
         return count
     p = scipy.stats.binomtest(wins, n, alternative="greater").pvalue
     return f"{count} (sign test, p = {p:.2g} one-sided)"
+
+
+class Signs(NamedTuple):
+    """The sign test of paired differences; as text "4 of 5 seeds (p = 0.38)".
+
+    Attributes:
+      wins: differences above 0.
+      n: those that are not 0.
+      p_value: two-sided; NaN without a difference.
+    """
+
+    wins: int
+    n: int
+    p_value: float
+
+    def __str__(self) -> str:
+        return f"{self.wins} of {self.n} seeds (p = {self.p_value:.2g})"
+
+
+def signs(differences: Values) -> Signs:
+    """How many of some differences are above 0, and the two-sided sign test of that; NaN and ties are left out.
+
+    >>> str(signs([1.0, 2.0, 0.5, 3.0, -1.0]))
+    '4 of 5 seeds (p = 0.38)'
+    """
+    x = np.asarray(differences, float)
+    wins, n = int((x > 0).sum()), int(((x > 0) | (x < 0)).sum())
+    return Signs(wins, n, float(scipy.stats.binomtest(wins, n).pvalue) if n else math.nan)
 
 
 class Threshold(NamedTuple):
