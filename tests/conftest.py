@@ -5,11 +5,16 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait for each other where XLA has the cores
 
-from jaxtyping import install_import_hook
+# Tests spend their time in compiling. Without optimisations and XLA's newer emitters that takes a fifth.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1",
+)
 
-# A module that is already in sys.modules escapes the hook, so this comes before any import of gengap.
-# The numeric tower lets an int stand where a float is asked for, as it may everywhere else.
-install_import_hook("gengap", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+from tests import checked
+
+checked.install()  # before any import of gengap
 
 import jax
 import pytest

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import digits
 from experiments.lib import command
+from experiments.lib.command import cache_compilations
 from gengap import minima, records, report, stats
 
 ROOT = Path(__file__).parents[1]
@@ -349,12 +351,30 @@ def test_an_error_names_the_flag_that_was_typed(capsys):
 @pytest.mark.parametrize(
     ("name", "value", "where", "seconds"),
     [
-        ("XDG_CACHE_HOME", "cache", "cache/gengap/xla", "0.0"),
-        ("JAX_COMPILATION_CACHE_DIR", "own", "own", "0.0"),
-        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "2", "home/.cache/gengap/xla", "2.0"),
+        ("XDG_CACHE_HOME", "cache", "cache/gengap/xla", 0.0),
+        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "2", "home/.cache/gengap/xla", 2.0),
     ],
 )
-def test_what_is_compiled_is_kept_where_the_user_keeps_such_things(tmp_path, name, value, where, seconds):
+def test_what_is_compiled_is_kept_where_the_user_keeps_such_things(
+    monkeypatch, tmp_path, name, value, where, seconds
+):
+    for other in [n for n in os.environ if n == "XDG_CACHE_HOME" or n.startswith("JAX_PERSISTENT")]:
+        monkeypatch.delenv(other)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(name, value if value.isdigit() else str(tmp_path / value))
+    options = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 2.0}
+    before = {option: getattr(jax.config, option) for option in options}
+    try:
+        for option, beginning in options.items():
+            jax.config.update(option, beginning)
+        cache_compilations()
+        assert [getattr(jax.config, option) for option in options] == [str(tmp_path / where), seconds]
+    finally:
+        for option, was in before.items():
+            jax.config.update(option, was)
+
+
+def test_what_is_compiled_is_kept_where_jax_was_told_to(tmp_path):
     code = """
 import jax
 from experiments.lib import command
@@ -362,10 +382,9 @@ command.cache_compilations()
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)
 """
     plain = {n: v for n, v in os.environ.items() if n != "XDG_CACHE_HOME" and not n.startswith("JAX_")}
-    value = value if value.isdigit() else str(tmp_path / value)
-    environment = {**plain, "HOME": str(tmp_path / "home"), name: value}
+    environment = {**plain, "HOME": str(tmp_path / "home"), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == [str(tmp_path / where), seconds], done.stderr
+    assert done.stdout.split() == [str(tmp_path / "own"), "0.0"], done.stderr
 
 
 def started(*args, **rest):

@@ -98,8 +98,16 @@ def test_at_strength_0_a_method_takes_the_plain_steps_bit_for_bit(plain_steps, m
         assert equal(two_steps(method), plain_steps)
 
 
-def test_all_of_them_at_strength_0_together_are_the_plain_run(plain):
-    same(find(combine(*NOTHING)), plain)
+def test_all_of_them_at_strength_0_together_are_the_plain_run(plain, plain_steps):
+    """Bit for bit where nothing is fused; XLA may round a fused program otherwise."""
+    with jax.disable_jit():
+        assert equal(two_steps(combine(*NOTHING)), plain_steps)
+    together = find(combine(*NOTHING))
+    assert (together.epochs, together.steps) == (plain.epochs, plain.steps)
+    for one, other in zip(jax.tree.leaves(together.params), jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    for name, curve in plain.history.items():
+        np.testing.assert_allclose(together.history[name], curve, rtol=1e-5)
 
 
 SOMETHING = [

@@ -51,8 +51,13 @@ def pair(**recipe):
     return [find(batch_size=size, **recipe) for size in (4, 0.5)]
 
 
+@functools.cache
+def beginning():
+    return minima.starting_point(MODEL, DATA, KEY)
+
+
 def load(path):
-    return minima.load(path, like=minima.starting_point(MODEL, DATA, KEY))
+    return minima.load(path, like=beginning())
 
 
 def spy(monkeypatch):

