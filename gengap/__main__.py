@@ -52,7 +52,9 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     options = {name: defined[name] for name in ("test", "start", "measures") if name in defined}
     try:
-        comparison.check_arguments(defined["minima"], defined["loss"], metric, options.get("start"))
+        comparison.check_arguments(
+            defined["minima"], defined["loss"], metric, options.get("start"), options.get("measures", {})
+        )
     except ValueError as error:
         compare.error(str(error))
     result = comparison.compare(
@@ -72,4 +74,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
+        sys.stderr.write("Stopped.\n")
         sys.exit(130)

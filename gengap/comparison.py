@@ -1,5 +1,6 @@
 """What is measured at a minimum, in one flat row; and of several, `compare`: how they differ."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -19,6 +20,10 @@ __all__ = ["QUICK", "Metric", "check_arguments", "check_metric", "column", "comp
 
 _TRACE_SAMPLES = 10
 _HESSIAN_GRADIENTS = 2 * _TRACE_SAMPLES + 40  # the largest eigenvalue takes some 20 products
+_IN_SUBSPACES = 1.3  # times as long as a gradient, with the products with A
+_MEASURED = re.compile(
+    "minimum|seed|origin|ascent_version|distance|(train|test|gradient|hessian|sharpness|linear)_.*"
+)
 
 Evaluation = Callable[[PyTree], Any]
 Measure = Callable[[Callable, PyTree, Key[Array, ""]], Any]
@@ -48,7 +53,11 @@ class Metric(NamedTuple):
 
 
 QUICK = Metric(epsilons=(1e-3,), num_draws=3)
-"""What `compare` takes by default: a third of an hour on the paper's settings is some minutes with these."""
+"""What `compare` takes by default.
+
+>>> QUICK.gradients, Metric().gradients
+(132, 600)
+"""
 
 
 def check_metric(metric: Metric, params: PyTree) -> None:
@@ -110,8 +119,12 @@ def measure(
     row: dict[str, Any] = {}
     for split, evaluate in {"train": train, "test": test}.items():
         if evaluate is not None:
-            numbers = np.atleast_1d([float(number) for number in jax.tree.leaves(evaluate(params))])
-            row |= zip((f"{split}_loss", f"{split}_accuracy"), numbers.tolist(), strict=False)
+            result = evaluate(params)
+            numbers = result if isinstance(result, tuple) else (result,)
+            scalars = jax.tree_util.all_leaves(numbers) and all(np.shape(number) == () for number in numbers)
+            if len(numbers) > 2 or not scalars:
+                raise ValueError(f"{split} returned {shown(result)}; it must return a loss, or (loss, accuracy)")
+            row |= zip((f"{split}_loss", f"{split}_accuracy"), map(float, numbers), strict=False)
     if train is None:
         row["train_loss"] = float(loss(params))
     row["ascent_version"] = ascent.ASCENT_VERSION
@@ -198,7 +211,7 @@ def compare(
     ([18.0, 18.0], 'The losses are not equal, 0.0')
     """
     checks.check_key(key)
-    points = check_arguments(minima, loss, metric, start)
+    points = check_arguments(minima, loss, metric, start, measures)
     given = [params for seeds in points.values() for params in seeds]
     _say_how_long(loss, given[0], len(given), metric, with_hessian, progress)
     rows = []
@@ -207,14 +220,9 @@ def compare(
     ):
         began, of_seed = time.monotonic(), jax.random.fold_in(key, seed)
         label = progress and f"{progress}: {name}, {i + 1} of {len(given)}"
+        own = _own(measures, loss, params, of_seed)  # first, since a fault in them should cost no minutes
         row = measure(loss, params, of_seed, metric, test=test, progress=label)
-        row |= _beside(loss, params, of_seed, start, metric, with_hessian)
-        own = _own(measures, loss, params, of_seed)
-        if taken := own.keys() & row.keys():
-            raise ValueError(
-                f"measures has {', '.join(sorted(taken))}, which is measured anyway; name yours otherwise"
-            )
-        row |= own
+        row |= _beside(loss, params, of_seed, start, metric, with_hessian) | own
         rows.append({"minimum": name, "seed": seed, **row, "origin": origins.dated(time.monotonic() - began)})
     sizes = [column("full", epsilon).rpartition("_")[2] for epsilon in metric.epsilons]
     spaces = [(size, f"sharpness_full_{size}", f"sharpness_random_{size}") for size in sizes]
@@ -223,13 +231,15 @@ def compare(
 
 
 def check_arguments(
-    minima: Mapping[str, PyTree], loss: Callable, metric: Metric, start: PyTree
+    minima: Mapping[str, PyTree], loss: Callable, metric: Metric, start: PyTree, measures: Mapping[str, Measure]
 ) -> dict[str, list[PyTree]]:
     """The seeds of each minimum; refuse what `compare` would, but for what its functions raise themselves."""
     points = _seeds(minima, loss)
     given = [params for seeds in points.values() for params in seeds]
     flat.check_alike(*given, *([] if start is None else [start]))
     check_metric(metric, given[0])
+    if taken := [name for name in measures if _MEASURED.fullmatch(name)]:
+        raise ValueError(f"measures has {', '.join(taken)}, which is measured anyway; name yours otherwise")
     return points
 
 
@@ -268,7 +278,7 @@ def _say_how_long(
     began = time.monotonic()
     jax.block_until_ready(gradient(x))
     gradients = count * (metric.gradients + with_hessian * _HESSIAN_GRADIENTS)
-    seconds = 1.3 * gradients * (time.monotonic() - began)
+    seconds = _IN_SUBSPACES * gradients * (time.monotonic() - began)
     progress.say(
         f"{progress_words}: about {gradients} gradients, {progress.in_words(seconds)}, and what is compiled"
     )
@@ -284,7 +294,7 @@ def _beside(
     for epsilon in metric.epsilons:
         rise = jnp.abs(slope) @ sharpness.box(params, None, epsilon)
         row[column("full", epsilon).replace("sharpness", "linear")] = float(100 * rise / (1 + value))
-    if with_hessian:
+    if with_hessian and np.isfinite(value):
         top = hessian.eigenpairs(loss, params, flat.key_for(key, "hessian"))
         trace = hessian.trace(loss, params, flat.key_for(key, "trace"), num_samples=_TRACE_SAMPLES)
         row |= {"hessian_top": float(top.values[0]), "hessian_top_sem": float(top.residuals[0])}

@@ -109,6 +109,7 @@ def _check_rows(x: Array, A: Subspace | None) -> None:
 
 @jax.jit
 def box_of(x: Array, A: Subspace | None, epsilon: Any) -> Array:
+    """`box` of a flat vector."""
     return epsilon * (jnp.abs(x if A is None else subspace.pseudo_inverse_times(A, x)) + 1)
 
 

@@ -71,7 +71,9 @@ def _no_minimum(of: Mapping[str, Sequence[Row]], spaces: Sequence[tuple[str, str
 def _bounds(of: Mapping[str, Sequence[Row]], spaces: Sequence[tuple[str, str, str]]) -> Iterator[str]:
     columns = [column for _, *both in spaces for column in both]
     for name, rows in of.items():
-        if any(math.isnan(row.get(column, 0)) for row in rows for column in columns):
+        if not all(math.isfinite(row["train_loss"]) for row in rows):
+            yield f"The loss of {name} is not finite: it has no sharpness."
+        elif any(math.isnan(row.get(column, 0)) for row in rows for column in columns):
             yield f"The loss of {name} was not finite somewhere in the box: what was found there is a lower bound."
 
 

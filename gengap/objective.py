@@ -120,6 +120,7 @@ def mean_loss(
     (mean_loss(per_example, 2 examples), 5.0, [-1.0, -3.0])
     """
     checks.check_counts({"chunk": chunk})
+    weights = None if weights is None else checks.as_array("weights", weights)
     return _over(_mean, per_example, data, int(chunk), weights)
 
 

@@ -26,7 +26,7 @@ from gengap.stats import comparable
 
 __all__ = [
     "DASH", "Section", "apart", "first_findings", "html", "markdown", "number", "origins", "percent", "plain",
-    "positive", "spread", "table", "terminal", "theirs", "write",
+    "positive", "spread", "terminal", "theirs", "write",
 ]  # fmt: skip
 
 DASH = "-"
@@ -106,11 +106,6 @@ def first_findings(directory: str | os.PathLike, width: int = 100) -> str:
     return terminal([Section(title, findings)], width)
 
 
-def table(cells: pd.DataFrame) -> str:
-    """Cells that are ready to be shown, as Markdown."""
-    return cells.map(_literal).rename(columns=_literal).to_markdown(index=False, disable_numparse=True)
-
-
 def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
     """The sections as Markdown; figures are links into `figures/`."""
     lines = [f"# {title}", ""]
@@ -118,7 +113,8 @@ def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
         lines += [f"## {section.title}", ""]
         lines += [*(f"- {_literal(sentence)}" for sentence in section.findings), ""]
         if section.table is not None:
-            lines += [table(section.table), ""]
+            cells = section.table.map(_literal).rename(columns=_literal)
+            lines += [cells.to_markdown(index=False, disable_numparse=True), ""]
         if section.figure is not None:
             lines += [f"![{section.title}](figures/{section.name}.svg)", "", _literal(section.caption), ""]
     lines += ["## What was asked", "", "```json", json.dumps(run.config, indent=1), "```", ""]

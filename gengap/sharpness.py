@@ -244,10 +244,8 @@ def by_layer(
     leaves = [layer_of(name) for name in flat.names(params)]
     layers = tuple(dict.fromkeys(leaves))
     number = np.repeat([layers.index(layer) for layer in leaves], [math.prod(shape) for shape in layout.shapes])
-    opened = [[i] for i in range(len(layers))] + [
-        [j for j in range(len(layers)) if j != i] for i in range(len(layers))
-    ]
-    masks = [np.isin(number, of_layers) for of_layers in [*opened, range(len(layers))]]
+    alone, without = ([is_open(number, i) for i in range(len(layers))] for is_open in (np.equal, np.not_equal))
+    masks = [*alone, *without, np.ones_like(number, bool)]
     maxima: list[list[ascent.Maximum]] = [[] for _ in masks]
     with shown.line(progress, len(epsilons) * len(masks) * max_evaluations, "gradient") as line:
         evaluate = line.counting(partial(evaluate, x, None))
@@ -258,10 +256,11 @@ def by_layer(
                 tops.append(_full_maximum(evaluate, radius * mask, (base, slope), key, max_evaluations))
     shape = (*np.shape(epsilon), len(masks))
     result = metric.of_maxima(Sharpness, shape, base, maxima, jnp.asarray(epsilon, x.dtype), max_evaluations, 0)
-    metric.checked(jax.tree.map(lambda field: field[..., -1], result))
-    alone, without = result.value[..., : len(layers)], result.value[..., len(layers) : -1]
+    whole, finite = jax.tree.map(lambda field: field[..., -1], result), result.finite.all(-1)
+    metric.checked(whole._replace(finite=finite))
+    of_alone, of_without = jnp.split(result.value[..., :-1], 2, -1)
     evaluations = len(epsilons) * len(masks) * max_evaluations
-    return LayerSharpness(layers, alone, without, result.value[..., -1], result.finite.all(-1), evaluations)
+    return LayerSharpness(layers, of_alone, of_without, whole.value, finite, evaluations)
 
 
 def draw_keys(key: Key[Array, ""], num_draws: int) -> Key[Array, " draws"]:

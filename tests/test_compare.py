@@ -164,6 +164,11 @@ def test_a_list_is_of_seeds_where_the_loss_takes_what_is_in_it():
         gengap.compare({"net": [jnp.ones(3), jnp.ones(3)]}, lambda p: jnp.sum(p[0] ** 2), KEY, progress=None)
 
 
+def unused(loss, params, key):
+    """A measure whose name is refused before anything is measured."""
+    raise AssertionError
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -171,7 +176,14 @@ def test_a_list_is_of_seeds_where_the_loss_takes_what_is_in_it():
         ({"minima": {"a": at("SB"), "b": {"x": jnp.zeros(3)}}}, r"params\['x'\] has the shapes"),
         ({"start": {"y": jnp.zeros(4)}}, "different structures"),
         ({"metric": METRIC._replace(dim=9)}, "dim is 9; it must be from 1 to 4"),
-        ({"measures": {"train_loss": lambda f, p, key: 0.0}}, "measures has train_loss, which is measured anyway"),
+        ({"measures": {"train_loss": unused}}, "measures has train_loss, which is measured anyway"),
+        ({"measures": {"hessian_top": unused}}, "measures has hessian_top, which is measured anyway"),
+        (
+            {"test": lambda p: {"loss": 1.0, "accuracy": 0.5}},
+            r"test returned .*must return a loss, or \(loss, acc",
+        ),
+        ({"test": lambda p: jnp.ones(3)}, "test returned .*it must return a loss"),
+        ({"test": lambda p: (1.0, 0.5, 2.0)}, "test returned .*it must return a loss"),
         ({"key": 3}, "key is 3; it must be one key"),
     ],
 )
@@ -288,3 +300,14 @@ def test_bad_input_from_the_shell_is_one_sentence(model, text, flags, words, cap
 def test_the_module_runs():
     done = subprocess.run([sys.executable, "-m", "gengap", "compare", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "minima" in done.stdout
+
+
+def test_a_loss_that_is_not_finite_is_said_and_the_others_are_measured():
+    endless = lambda x: jnp.where(x[0] > 0, jnp.inf, 1 + x @ x)  # noqa: E731
+    minima = {"fine": -jnp.ones(3), "lost": jnp.ones(3)}
+    result = gengap.compare(minima, endless, KEY, metric=METRIC._replace(num_draws=0), progress=None)
+    assert "The loss of lost is not finite: it has no sharpness." in result.notes
+    assert "sharpness_full_1e-2" not in result.rows[1] and result.rows[0]["hessian_top"] == pytest.approx(
+        2, rel=1e-3
+    )
+    assert "nan" in result.table().set_index("").loc["sharpness, full space, epsilon 1e-2 (%)", "lost"]

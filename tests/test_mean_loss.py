@@ -45,8 +45,10 @@ def test_examples_of_weight_0_are_padding_and_others_count_as_often(place):
     plain = jax.value_and_grad(objective.mean_loss(square, on_device()))(jnp.array(W))
     masked = jax.value_and_grad(objective.mean_loss(square, padded, weights=mask, chunk=5))(jnp.array(W))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), masked, plain)
-    twice = place(np.where(np.arange(11) < 4, 2, 1))
-    f = objective.mean_loss(square, on_device(), weights=twice)
+    twice = np.where(np.arange(11) < 4, 2, 1)
+    listed = objective.mean_loss(square, on_device(), weights=twice.tolist())
+    f = objective.mean_loss(square, on_device(), weights=place(twice))
+    assert float(listed(jnp.array(W))) == float(f(jnp.array(W)))
     again = objective.mean_loss(square, {"x": np.concatenate([X, X[:4]]), "y": np.concatenate([Y, Y[:4]])})
     assert float(f(jnp.array(W))) == pytest.approx(float(again(jnp.array(W))), rel=1e-5)
 
@@ -104,6 +106,7 @@ def test_other_data_on_the_host_compile_nothing_and_none_are_kept(caplog):
         ({"data": {"x": X, "y": 1.0}}, r"data\['y'\] is of type float; it must be an array"),
         ({"chunk": 0}, "chunk is 0"),
         ({"weights": Y[:3]}, "weights 3"),
+        ({"weights": "some"}, "weights is of type str"),
         ({"weights": -np.abs(Y)}, "weights must be one finite number from 0 up"),
         ({"weights": np.zeros(11)}, "and one above 0"),
         ({"weights": np.ones((11, 2))}, "weights must be one finite number"),
@@ -162,7 +165,7 @@ def test_a_regression_is_trained_by_the_steps_of_its_own_loss(tmp_path):
     expected = w - 0.1 * 2 / 11 * X.T @ (X @ w - Y)
     np.testing.assert_allclose(minimum.params["w"], expected, rtol=1e-5)
     assert minimum.history["test_loss"][-1] == pytest.approx(np.mean((X[:5] @ expected - Y[:5]) ** 2), rel=1e-4)
-    assert np.isnan(minimum.history["test_accuracy"]).all()
+    assert np.isnan([minimum.history[f"{split}_accuracy"] for split in ("train", "test")]).all()
     again = minima.find(LINE, POINTS, KEY, recipe, store=tmp_path)
     np.testing.assert_array_equal(again.params["w"], minimum.params["w"])
     assert again.seconds == minimum.seconds

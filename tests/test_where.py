@@ -48,6 +48,15 @@ def test_no_layer_explains_what_rises_where_both_move():
     assert float(result.unexplained) == pytest.approx(1, abs=1e-3)
 
 
+def test_a_layer_where_the_loss_is_not_finite_is_told():
+    def cliff(params):
+        return apart(params) + jnp.where(params["c"]["w"][0] > 3.01, jnp.inf, 0.0)
+
+    with pytest.warns(RuntimeWarning, match="lower bounds only"):
+        result = sharpness.by_layer(cliff, PARAMS, KEY, epsilon=0.1, max_evaluations=6)
+    assert not result.finite and repr(result).startswith("LayerSharpness(")
+
+
 def test_the_whole_of_the_layers_is_that_of_the_full_space():
     ds, model = data.head(data.load("digits"), 100), models.dense(10, widths=(8, 8))
     params = model.init(KEY, ds.x_train[:2] / 255)
