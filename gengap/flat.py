@@ -45,6 +45,13 @@ class Layout:
         parts = [part.reshape(*flat.shape[:-1], *shape).astype(dtype or kept) for part, shape, kept in leaves]
         return jax.tree.unflatten(self.tree, parts)
 
+    def ranges(self, flat: Float[Array, " n"]) -> Float[Array, " n"]:
+        """For each number of a flat vector, how far apart the smallest and the largest of its leaf are."""
+        parts = jax.tree.leaves(self.unravel(flat, flat.dtype))
+        return jnp.concatenate(
+            [jnp.full(part.size, jnp.ptp(part) if part.size else 0.0, flat.dtype) for part in parts]
+        )
+
 
 class Flat(NamedTuple):
     """A function of a pytree and a point, both flat: `fn(x)` is `fn(params)`, and `layout.unravel(x)` is params.

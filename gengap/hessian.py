@@ -229,14 +229,9 @@ def density(
     if width is not None:
         checks.check_positive({"width": width})
     f, x, _ = flat.of(loss, params, only=only)
-    times, spectra, products = lanczos.product(f), [], 0
-    for key in keys:
-        for krylov in lanczos.iterate(times, x, key):
-            if krylov.exhausted or len(krylov.T) == num_products:
-                break
-        values, S, _ = lanczos.ritz(krylov)
-        spectra.append((values, S[0] ** 2))
-        products += len(values)
+    times = lanczos.product(f)
+    spectra = [lanczos.quadrature(times, x, key, num_products) for key in keys]
+    products = sum(len(values) for values, _ in spectra)
     nodes = np.concatenate([values for values, _ in spectra])
     low, high = nodes.min(), nodes.max()
     sigma = width or max(0.01 * (high - low), 1e-3 * np.abs(nodes).max()) or 1.0

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from gengap import checks, program
 
-__all__ = ["Krylov", "combine", "iterate", "product", "ritz"]
+__all__ = ["Krylov", "combine", "iterate", "product", "quadrature", "ritz"]
 
 Product = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -33,18 +33,21 @@ class Krylov(NamedTuple):
     exhausted: bool
 
 
-def iterate(product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_starts: int = 1) -> Iterator[Krylov]:
+def iterate(
+    product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_starts: int = 1, first: Array | None = None
+) -> Iterator[Krylov]:
     """The Krylov space of random starts, with one product more each time, until it is R^n.
 
-    It holds an eigenvalue as often as it occurs, but at most `num_starts` times. Where it is exhausted, another
-    random start follows. Each V takes the memory of the one before.
+    The first start may be given. It holds an eigenvalue as often as it occurs, but at most `num_starts` times.
+    Where it is exhausted, another random start follows. Each V takes the memory of the one before.
     """
     V, T, beyond = jnp.zeros((16, len(x)), x.dtype), np.zeros((0, 0)), np.zeros(0)
     pending: deque[tuple[int, Array]] = deque()
     rounding = 0.0
     while (j := len(T)) < len(x):
         if j < num_starts or not pending:
-            v = jax.random.normal(jax.random.fold_in(key, j), x.shape, x.dtype)
+            is_given = first is not None and j == 0
+            v = first if is_given else jax.random.normal(jax.random.fold_in(key, j), x.shape, x.dtype)
             v = _beside(V, _beside(V, v)[1])[1]  # little of it may be left
         else:
             row, v = pending.popleft()
@@ -76,6 +79,20 @@ def ritz(krylov: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return np.full(len(T), np.nan), np.full(T.shape, np.nan), np.full(len(T), np.nan)
     values, S = np.linalg.eigh(T, UPLO="U")
     return values, S, krylov.beyond @ np.abs(S)
+
+
+def quadrature(
+    product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_products: int, first: Array | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights with which v^T g(H) v is a sum of g, of the direction v of `first`, or a random one.
+
+    Reference: Golub and Welsch, "Calculation of Gauss Quadrature Rules", 1969.
+    """
+    for krylov in iterate(product, x, key, first=first):
+        if krylov.exhausted or len(krylov.T) == num_products:
+            break
+    values, S, _ = ritz(krylov)
+    return values, S[0] ** 2
 
 
 def combine(V: Float[Array, "rows n"], weights: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "k n"]:

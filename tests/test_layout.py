@@ -65,13 +65,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "subspace": {"checks", "flat", "program"},
     "symmetry": {"checks", "flat", "program"},
     "tfds_sets": set(),
+    "theories": {"checks", "flat", "hessian", "lanczos", "program", "words"},
     "train": {"checks", "flat", "objective", "program", "progress", "words"},
     "words": set(),
 }
 LEFT_OF_MINIMUM = {"data", "methods", "minima", "models", "tfds_sets", "train"}
 RIGHT_OF_MINIMUM = {
     "ascent", "compared", "comparison", "hessian", "kernels", "lanczos", "landscape", "measures", "metric",
-    "plots", "records", "report", "sharpness", "starts", "stats", "subspace", "symmetry",
+    "plots", "records", "report", "sharpness", "starts", "stats", "subspace", "symmetry", "theories",
 }  # fmt: skip
 # What each experiment may import from experiments/, besides its lib.
 MAY_IMPORT_EXPERIMENTS = {"mnist": {"digits"}, "cifar": {"digits"}, "timit": {"digits"}, "paper": set(EXPERIMENTS)}
