@@ -37,6 +37,7 @@ from gengap import (
     report,
     sharpness,
     stats,
+    theories,
     train,
 )
 from gengap.records import Row
@@ -151,6 +152,9 @@ def _measures(model: models.Model, x: Array, y: Array, params: PyTree, start: Py
         "PAC-Bayes 1 / sigma^2, adaptive": lambda p, k: (
             measures.pac_bayes_sigma(error, p, k, adaptive=True, steps=10) ** -2
         ),
+        "description length": partial(theories.description_length, f, rise=1e-3, examples=len(x)),
+        "- ln evidence": lambda p, k: -theories.evidence(f, p, k, examples=len(x)).value,
+        "free energy": partial(theories.free_energy, f, width=0.01, examples=len(x), num_steps=100),
         "distance from the start": lambda p, k: measures.distance(p, start),
         "length of the parameters": lambda p, k: optax.tree.norm(p),
         "training loss": lambda p, k: f(p),

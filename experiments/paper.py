@@ -22,6 +22,7 @@ from experiments import (
     mnist,
     remedies,
     reparametrise,
+    theories,
     timit,
     trajectory,
     warm_start,
@@ -59,6 +60,7 @@ BESIDE: dict[str, Any] = {
     "correlation": correlation,
     "causes": causes,
     "remedies": remedies,
+    "theories": theories,
 }
 """What claims are tested with too, where it has been run; it has figures of its own."""
 CLAIMS: dict[tuple[str, ...], claims.Tests] = {
@@ -71,6 +73,7 @@ CLAIMS: dict[tuple[str, ...], claims.Tests] = {
     ("remedies",): remedies.claims,
     ("reparametrise",): reparametrise.claims,
     ("correlation",): correlation.claims,
+    ("theories",): theories.claims,
 }
 """In the order of the paper."""
 

@@ -63,7 +63,7 @@ def test_claims_of_the_tables_are_tested_over_seeds():
     assert set(verdicts(rows[2:]).values()) == {"undecided", "not tested"}  # two seeds
     assert found(rows, "SB ends farther") == "holds"
     assert found(rows, "LB gets sharper") == "not tested"
-    assert table_of(rows).findings[0].startswith(f"Of {22} claims, ")
+    assert table_of(rows).findings[0].startswith(f"Of {25} claims, ")
 
 
 def test_a_claim_of_several_epsilons_has_the_verdict_of_the_weakest():

@@ -1,5 +1,6 @@
 """Description length, evidence and free energy against their closed forms, with the errors they state."""
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from gengap import theories
+import gengap
+from gengap import flat, theories
+from gengap.comparison import QUICK
 
 KEY = jax.random.key(0)
 N = 100
@@ -279,3 +282,22 @@ def test_only_some_leaves() -> None:
     assert theories.evidence(lambda p: p["a"] @ p["a"], params, KEY, prior=1.0, **known).penalty == pytest.approx(
         5 / (2 * N)
     )
+
+
+def test_compare_takes_them_as_measures() -> None:
+    measures = {
+        "bits": functools.partial(theories.description_length, examples=N),
+        "evidence": functools.partial(theories.evidence, examples=N),
+        "free energy": functools.partial(theories.free_energy, examples=N, width=0.01, num_chains=3, num_steps=20),
+    }
+    minima = {name: jnp.array([0.0, 1.0, value]) for name, value in (("flat", 0.0), ("sharp", 0.5))}
+
+    def loss(x):
+        return 10 * x @ x
+
+    compared = gengap.compare(minima, loss, KEY, measures=measures, metric=QUICK._replace(dim=2), progress=None)
+    of_bits = flat.key_for(jax.random.fold_in(KEY, 0), "bits")
+    exact = [theories.description_length(loss, x, of_bits, examples=N).value for x in minima.values()]
+    frame = compared.frame()
+    assert frame["bits"].tolist() == pytest.approx(exact) and (frame["free energy_sem"] > 0).all()
+    assert "± " in repr(compared) and "evidence" in repr(compared)

@@ -1,0 +1,341 @@
+"""Why flat should be good: description length, evidence and free energy of small-batch and large-batch minima.
+
+    make exp-theories
+    make exp-theories ARGS="--dataset mnist"
+
+The three reasons that the paper names, measured on pairs of minima, at several settings of what each leaves open.
+Two controls: the pair at equal training loss, for which the minimum of lower loss is trained again and stopped
+there; and two maps that leave the function as it is, which no reason for generalisation should see.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import PyTree
+
+from experiments.lib import command, settings
+from experiments.lib.claims import Claim
+from experiments.lib.rows import converged, diverged, means, of_side, pairs
+from experiments.lib.settings import SIDES, Training
+from gengap import comparison, data, minima, plots, records, report, stats, symmetry, theories
+from gengap.comparison import Metric, column
+from gengap.records import Cell, Row
+from gengap.report import DASH, Section, number, plain, positive
+
+END, EQUAL = "end", "equal loss"
+MAPS = ("before batch norm", "behind batch norm")
+REASONS = {
+    "bits": "bits per parameter",
+    "evidence": "- ln evidence (nats per example)",
+    "energy": "free energy (nats)",
+}
+
+
+class Config(NamedTuple):
+    """What is measured at the pairs of minima."""
+
+    training: Training = Training()
+    metric: Metric = Metric(epsilons=(1e-3,), num_draws=0)
+    examples: int = 2000
+    """the most training examples that the three are measured on"""
+    rises: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
+    """of the loss, in nats: the description length is that at which it rises so far"""
+    priors: tuple[float, ...] = (0.0, 100.0)
+    """precisions of the prior of the evidence; 0: the one of most evidence"""
+    widths: tuple[float, ...] = (0.003, 0.01, 0.03)
+    """of the free energy: standard deviations of a step of each parameter"""
+    num_samples: int = 4
+    """offsets of the description length, starts of the evidence, chains of the free energy"""
+    num_steps: int = 100
+    """of each chain of the free energy, each way"""
+    factor: float = 3.0
+    """by which the maps of the control scale"""
+
+
+CONFIG = Config()
+SMOKE = CONFIG._replace(
+    training=Training(num_seeds=1, train_size=200, epochs=2),
+    metric=Metric(epsilons=(1e-3,), num_draws=0, max_evaluations=3),
+    examples=50, rises=(1e-2,), priors=(0.0,), widths=(0.003,), num_samples=2, num_steps=10,
+)  # fmt: skip
+
+
+def cells(config: Config) -> list[Cell]:
+    """One for each minimum at the end of training and at equal loss, and for each map of the first seed's."""
+    ends = settings.cells_of(config.training)
+    states = [{**cell, "state": state} for state in (END, EQUAL) for cell in ends]
+    return [*states, *({**cell, "state": name} for name in MAPS for cell in ends[:2])]
+
+
+def row(config: Config, cell: Cell, store: Path) -> Row:
+    """The three of one minimum beside Metric 2.1; `same` where it is at equal loss as it is."""
+    training, label, state = config.training, settings.label(config.training, cell), cell["state"]
+    pair = settings.pair(training, cell["network"], cell["seed"], store)
+    minimum = pair[cell["side"]]
+    ds, model, loss, train, test = settings.problem(training, cell["network"])
+    if state == EQUAL:
+        losses = {side: float(loss(other.params)) for side, other in pair.items()}
+        if losses[cell["side"]] >= max(losses.values()) or not np.isfinite(list(losses.values())).all():
+            return {"same": True}
+        recipe = settings.recipe(training, settings.batch_size(training, cell["side"]))
+        recipe, key = recipe._replace(target=max(losses.values())), settings.training_key(training)
+        minimum = minima.find(model, ds, key, recipe, seed=cell["seed"], store=store, progress=label)
+    if minimum.diverged_at is not None:
+        return minimum.summary()
+    params = minimum.params if state in (END, EQUAL) else _moved(minimum.params, state, config.factor)
+    key = settings.measure_key(training, cell["seed"])
+    measured = comparison.measure(loss, params, key, config.metric, train=train, test=test, progress=label)
+    some = data.head(ds, min(config.examples, len(ds.x_train)))
+    few = settings.loss_over(training, model, some)
+    return minimum.summary() | measured | {"reasons": _reasons(config, few, params, key, len(some.x_train))}
+
+
+def _moved(params: PyTree, name: str, factor: float) -> PyTree:
+    """The same function: what is before, or what is behind, each batch norm scaled."""
+    layers = symmetry.chain(params)
+    if name == MAPS[0]:
+        return symmetry.scale_before_norm(
+            params, layers, [factor] * sum(layer.norm is not None for layer in layers)
+        )
+    return symmetry.rescale(params, layers, [factor] * (len(layers) - 1))
+
+
+def _reasons(config: Config, loss: Callable, params: PyTree, key: Any, examples: int) -> dict[str, dict[str, Any]]:
+    """Reason -> setting -> what was found; what has not converged says so."""
+    count = config.num_samples
+    bits = partial(theories.description_length, examples=examples, num_samples=count)
+    evidence = partial(theories.evidence, examples=examples, num_samples=count)
+    energy = partial(theories.free_energy, examples=examples, num_chains=count, num_steps=config.num_steps)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        found: dict[str, dict[float, Any]] = {
+            "bits": {rise: bits(loss, params, key, rise=rise) for rise in config.rises},
+            "evidence": {prior: evidence(loss, params, key, prior=prior or None) for prior in config.priors},
+            "energy": {width: energy(loss, params, key, width=width) for width in config.widths},
+        }
+    return {name: {str(at): value._asdict() for at, value in of.items()} for name, of in found.items()}
+
+
+def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
+    """A row for each minimum in each state; the options are those of `records.fill`."""
+    for name in ("rises", "priors", "widths"):
+        values, least = getattr(config, name), -1 if name == "priors" else 0
+        if not values or not all(least < value < np.inf and value >= 0 for value in values):
+            raise ValueError(f"{name} is {values}; each must be above 0, and there must be one")
+        settings.check_distinct({name: values})
+    for name, low in {"examples": 1, "num_samples": 2, "num_steps": 10}.items():
+        if getattr(config, name) < low:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least {low}")
+    if not 0 < config.factor < np.inf:
+        raise ValueError(f"factor is {config.factor}; it must be above 0")
+    config = config._replace(training=settings.resolved(config.training))
+    settings.check_metric(config.training, config.metric)
+
+    def seconds(left: Sequence[Cell]) -> float:
+        samples, whole = config.num_samples, len(settings.dataset(config.training).x_train)
+        values = samples * (31 * len(config.rises) + 2.5 * config.num_steps * len(config.widths))
+        gradients = (values / 2 + 40 * samples * len(config.priors)) * min(1, config.examples / whole)
+        epochs = 3 * config.training.num_seeds * config.training.epochs
+        return settings.seconds(
+            config.training, gradients=len(left) * (gradients + config.metric.gradients), epochs=epochs
+        )
+
+    return records.fill("theories", config, cells(config), row, out, seconds=seconds, **options)
+
+
+def value(row: Row, reason: str, setting: str) -> float | None:
+    """What a row has of a reason, the lower the better; `None` where a free energy has not converged."""
+    found = row.get("reasons", {}).get(reason, {}).get(setting, {})
+    known = number(found.get("value"))
+    if known is None or found.get("converged") is False:
+        return None
+    return -known if reason == "evidence" else known
+
+
+def at_end(rows: Sequence[Row]) -> list[Row]:
+    """The minima at the end of training."""
+    return [row for row in rows if row["state"] == END]
+
+
+def at_equal_loss(rows: Sequence[Row]) -> list[Row]:
+    """The minima at equal training loss: where one is the end of training, that."""
+    ends = {(row["seed"], row["side"]): row for row in at_end(rows)}
+    equal = [row for row in rows if row["state"] == EQUAL]
+    return [ends.get((row["seed"], row["side"]), row) if row.get("same") else row for row in equal]
+
+
+def claims(rows: list[Row]) -> list[Claim]:
+    """Section 2.1: flat minima are shorter, more probable, lower; a margin is that of LB over SB."""
+    words = {
+        "bits": "SB minima need fewer bits per parameter than LB (each rise of the loss)",
+        "evidence": "SB minima have more evidence than LB (each prior)",
+        "energy": "SB minima have a lower free energy than LB (each width)",
+    }
+    found = []
+    for reason, claim in words.items():
+        of = {setting: _pairs(at_end(rows), reason, setting) for setting in _settings(rows, reason)}
+        verdicts = [stats.verdict([large - small for small, large in both]) for both in of.values()]
+        here = next((means(both) for both in of.values() if both), "")
+        found.append(Claim("sec. 2.1", claim, "named, not measured", here, verdicts))
+    return found
+
+
+def _settings(rows: Sequence[Row], reason: str) -> list[str]:
+    return list(next((row["reasons"][reason] for row in rows if row.get("reasons")), {}))
+
+
+def _pairs(rows: Sequence[Row], reason: str, setting: str) -> list[tuple[float, float]]:
+    return pairs(rows, lambda row: value(row, reason, setting))
+
+
+@report.apart
+def figures(rows: list[Row]) -> list[Section]:
+    """A section with a figure for each reason, and one for the two controls."""
+    lost, kept = diverged(rows), [row for row in converged(rows) if row.get("reasons") or row.get("same")]
+    if not at_end(kept):
+        return lost
+    return [*lost, _bits(kept), _evidence(kept), _energy(kept), _controls(kept)]
+
+
+def _compared(rows: Sequence[Row], reason: str) -> list[str]:
+    """A sentence for each setting: SB against LB at the end, and at equal loss."""
+    names = {"bits": "rise of the loss", "evidence": "precision of the prior", "energy": "width"}
+    sentences = []
+    for setting in _settings(rows, reason):
+        at = "of most evidence" if (reason, float(setting)) == ("evidence", 0) else setting
+        of = {
+            "end": _pairs(at_end(rows), reason, setting),
+            "equal loss": _pairs(at_equal_loss(rows), reason, setting),
+        }
+        parts = [
+            f"at {'the end of training' if state == 'end' else state} {means(both) or DASH} (SB | LB), SB lower: "
+            f"{stats.verdict([large - small for small, large in both])}"
+            for state, both in of.items()
+        ]
+        sentences.append(f"{names[reason].capitalize()} {at}: {'; '.join(parts)}.")
+    return sentences
+
+
+def _bits(rows: Sequence[Row]) -> Section:
+    """The loss against the bits of each parameter."""
+    lines = []
+    for side in SIDES:
+        found = [next(iter(r["reasons"]["bits"].values())) for r in at_end(rows) if r["side"] == side]
+        curves = [(of["bits"], [positive(number(rise)) for rise in of["rises"]]) for of in found]
+        lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
+    title = f"rounded minima, {stats.where(rows[0])}"
+    panel = plots.Panel(title, "bits per parameter", "rise of the loss (nats)", lines, log_y=True)
+    totals = pairs(at_end(rows), lambda row: number(next(iter(row["reasons"]["bits"].values()))["total"]))
+    findings = [
+        *_compared(rows, "bits"),
+        f"The whole length, of the data and of the network, is least at {plain(_best(rows))} bits each: "
+        f"{means(totals, ' bits')} (SB | LB). With many parameters it is that of the parameters.",
+    ]
+    caption = (
+        "Each parameter is rounded to a grid over the range of its leaf, with a random offset. The lower "
+        "the curve, the fewer bits describe the minimum. Thin lines are seeds, thick ones their mean; what lies "
+        "below 0 is not drawn."
+    )
+    return Section("Description length", findings, figure=plots.panels([panel]), caption=caption, name="bits")
+
+
+def _best(rows: Sequence[Row]) -> float:
+    return float(np.mean([next(iter(r["reasons"]["bits"].values()))["best"] for r in at_end(rows)]))
+
+
+def _evidence(rows: Sequence[Row]) -> Section:
+    """Evidence of SB and LB for each prior."""
+    values = {}
+    for setting in _settings(rows, "evidence"):
+        words = "prior of most evidence" if float(setting) == 0 else f"precision {setting}"
+        values[words] = of_side(at_end(rows), lambda row: value(row, "evidence", setting))  # noqa: B023
+    figure, (ax,) = plots.axes(1)
+    plots.sharpness(values, ax=ax)
+    ax.set(title=f"evidence, {stats.where(rows[0])}", ylabel=REASONS["evidence"])
+    of_best = [next(iter(row["reasons"]["evidence"].values())) for row in at_end(rows)]
+    mean = {
+        name: float(np.mean([number(of[name]) or 0.0 for of in of_best])) for name in ("determined", "negative")
+    }
+    findings = [
+        *_compared(rows, "evidence"),
+        f"At the first prior the data determine {plain(mean['determined'])} parameters. Negative eigenvalues have "
+        f"{plain(100 * mean['negative'])} % of tr |H|; they count as 0.",
+    ]
+    caption = (
+        "Minus the logarithm of the evidence for each example by Laplace's approximation: lower is more probable."
+    )
+    return Section("Evidence", findings, figure=figure, caption=caption, name="evidence")
+
+
+def _energy(rows: Sequence[Row]) -> Section:
+    """Free energy against width."""
+    known, lines = _settings(rows, "energy"), []
+    widths = [float(setting) for setting in known]
+    for side in SIDES:
+        seeds = [row for row in at_end(rows) if row["side"] == side]
+        curves = [(widths, [positive(value(row, "energy", setting)) for setting in known]) for row in seeds]
+        lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
+    title, y = f"free energy, {stats.where(rows[0])}", REASONS["energy"]
+    panel = plots.Panel(title, "width of the step of each parameter", y, lines, log_x=True, log_y=True)
+    all_found = [of for row in rows for of in row.get("reasons", {}).get("energy", {}).values()]
+    not_converged = sum(not of["converged"] for of in all_found)
+    findings = _compared(rows, "energy")
+    findings.append(f"{not_converged} of {len(all_found)} free energies have not converged, and count nowhere.")
+    caption = (
+        "How improbable a random step is that leaves the loss low: lower is flatter. Thin lines are seeds, "
+        "thick ones their mean."
+    )
+    return Section("Free energy", findings, figure=plots.panels([panel]), caption=caption, name="energy")
+
+
+def _controls(rows: Sequence[Row]) -> Section:
+    """What equal loss and a reparametrisation do to each."""
+    first = {row["side"]: row for row in at_end(rows) if row["seed"] == 0}
+    lines = []
+    moved: dict[str, list[str]] = {name: [] for name in MAPS}
+    sizes = {reason: _settings(rows, reason)[-1:] for reason in REASONS}
+    for reason, words in REASONS.items():
+        for setting in sizes[reason]:
+            line = {"": words, "at": setting}
+            for side, row in first.items():
+                line[f"{side}, as trained"] = plain(value(row, reason, setting))
+                for name in MAPS:
+                    images = [r for r in rows if r["state"] == name and (r["side"], r["seed"]) == (side, 0)]
+                    line[f"{side}, {name}"] = plain(value(images[0], reason, setting)) if images else DASH
+                    if images and _differ(row, images[0], reason, setting) and words not in moved[name]:
+                        moved[name].append(words)
+            lines.append(line)
+    epsilon = next((name for name in at_end(rows)[0] if name.startswith("sharpness_full_")), column("full", 1e-3))
+    epsilon = epsilon.removesuffix("_evaluations")
+    ends, equal = (pairs(of, epsilon) for of in (at_end(rows), at_equal_loss(rows)))
+    findings = [
+        f"The map {name}, which leaves the function as it is, moves {', '.join(moved[name]) or 'none'}."
+        for name in MAPS
+    ]
+    for words, both in (("at the end of training", ends), ("at equal training loss", equal)):
+        findings.append(
+            f"Metric 2.1 in the full space {words}: {means(both, ' %')} (SB | LB), SB flatter: "
+            f"{stats.verdict([stats.log_ratio(large, small) for small, large in both])}."
+        )
+    losses = pairs(at_equal_loss(rows), "train_loss")
+    findings.append(f"The training losses of the control of equal loss are {means(losses)} (SB | LB).")
+    return Section("Controls: reparametrisation, and equal loss", findings, pd.DataFrame(lines), name="controls")
+
+
+def _differ(row: Row, image: Row, reason: str, setting: str) -> bool:
+    """Whether two numbers are farther apart than three of their standard errors, and than 5 %."""
+    a, b = (r["reasons"][reason][setting] for r in (row, image))
+    before, after = (value(r, reason, setting) for r in (row, image))
+    if before is None or after is None:
+        return before is not after
+    error = np.hypot(number(a["sem"]) or 0, number(b["sem"]) or 0)
+    return bool(abs(after - before) > max(3 * error, 0.05 * abs(before)))
+
+
+if __name__ == "__main__":
+    command.main("theories", run, figures, CONFIG, __doc__)
