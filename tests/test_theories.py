@@ -288,7 +288,7 @@ def test_compare_takes_them_as_measures() -> None:
     measures = {
         "bits": functools.partial(theories.description_length, examples=N),
         "evidence": functools.partial(theories.evidence, examples=N),
-        "free energy": functools.partial(theories.free_energy, examples=N, width=0.01, num_chains=3, num_steps=20),
+        "free energy": functools.partial(theories.free_energy, examples=N, width=1e-4, num_chains=3, num_steps=20),
     }
     minima = {name: jnp.array([0.0, 1.0, value]) for name, value in (("flat", 0.0), ("sharp", 0.5))}
 
