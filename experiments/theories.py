@@ -149,7 +149,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
 
 def value(row: Row, reason: str, setting: str) -> float | None:
-    """What a row has of a reason, the lower the better; `None` where a free energy has not converged."""
+    """What a row has of a reason, the lower the better; `None` where that has not converged."""
     found = row.get("reasons", {}).get(reason, {}).get(setting, {})
     known = number(found.get("value"))
     if known is None or found.get("converged") is False:
@@ -265,11 +265,18 @@ def _evidence(rows: Sequence[Row]) -> Section:
         *_compared(rows, "evidence"),
         f"At the first prior the data determine {plain(mean['determined'])} parameters. Negative eigenvalues have "
         f"{plain(100 * mean['negative'])} % of tr |H|; they count as 0.",
+        _lost(rows, "evidence", "evidences"),
     ]
     caption = (
         "Minus the logarithm of the evidence for each example by Laplace's approximation: lower is more probable."
     )
     return Section("Evidence", findings, figure=figure, caption=caption, name="evidence")
+
+
+def _lost(rows: Sequence[Row], reason: str, words: str) -> str:
+    found = [of for row in rows for of in row.get("reasons", {}).get(reason, {}).values()]
+    lost = sum(of.get("converged") is False for of in found)
+    return f"{lost} of {len(found)} {words} have not converged, and count nowhere."
 
 
 def _energy(rows: Sequence[Row]) -> Section:
@@ -282,10 +289,7 @@ def _energy(rows: Sequence[Row]) -> Section:
         lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
     title, y = f"free energy, {stats.where(rows[0])}", REASONS["energy"]
     panel = plots.Panel(title, "width of the step of each parameter", y, lines, log_x=True, log_y=True)
-    all_found = [of for row in rows for of in row.get("reasons", {}).get("energy", {}).values()]
-    not_converged = sum(not of["converged"] for of in all_found)
-    findings = _compared(rows, "energy")
-    findings.append(f"{not_converged} of {len(all_found)} free energies have not converged, and count nowhere.")
+    findings = [*_compared(rows, "energy"), _lost(rows, "energy", "free energies")]
     caption = (
         "How improbable a random step is that leaves the loss low: lower is flatter. Thin lines are seeds, "
         "thick ones their mean."

@@ -230,7 +230,7 @@ def density(
         checks.check_positive({"width": width})
     f, x, _ = flat.of(loss, params, only=only)
     times = lanczos.product(f)
-    spectra = [lanczos.quadrature(times, x, key, num_products) for key in keys]
+    spectra = [lanczos.rule(lanczos.tridiagonal(times, x, key, num_products)) for key in keys]
     products = sum(len(values) for values, _ in spectra)
     nodes = np.concatenate([values for values, _ in spectra])
     low, high = nodes.min(), nodes.max()

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from gengap import checks, program
 
-__all__ = ["Krylov", "combine", "iterate", "product", "quadrature", "ritz"]
+__all__ = ["Krylov", "combine", "iterate", "product", "ritz", "rule", "tridiagonal"]
 
 Product = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -33,21 +33,18 @@ class Krylov(NamedTuple):
     exhausted: bool
 
 
-def iterate(
-    product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_starts: int = 1, first: Array | None = None
-) -> Iterator[Krylov]:
+def iterate(product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_starts: int = 1) -> Iterator[Krylov]:
     """The Krylov space of random starts, with one product more each time, until it is R^n.
 
-    The first start may be given. It holds an eigenvalue as often as it occurs, but at most `num_starts` times.
-    Where it is exhausted, another random start follows. Each V takes the memory of the one before.
+    It holds an eigenvalue as often as it occurs, but at most `num_starts` times. Where it is exhausted, another
+    random start follows. Each V takes the memory of the one before.
     """
     V, T, beyond = jnp.zeros((16, len(x)), x.dtype), np.zeros((0, 0)), np.zeros(0)
     pending: deque[tuple[int, Array]] = deque()
     rounding = 0.0
     while (j := len(T)) < len(x):
         if j < num_starts or not pending:
-            is_given = first is not None and j == 0
-            v = first if is_given else jax.random.normal(jax.random.fold_in(key, j), x.shape, x.dtype)
+            v = jax.random.normal(jax.random.fold_in(key, j), x.shape, x.dtype)
             v = _beside(V, _beside(V, v)[1])[1]  # little of it may be left
         else:
             row, v = pending.popleft()
@@ -81,17 +78,22 @@ def ritz(krylov: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return values, S, krylov.beyond @ np.abs(S)
 
 
-def quadrature(
-    product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_products: int, first: Array | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights with which v^T g(H) v is a sum of g, of the direction v of `first`, or a random one.
+def tridiagonal(product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_products: int) -> np.ndarray:
+    """What the Hessian is on the Krylov space of one random start, of at most so many products."""
+    for krylov in iterate(product, x, key):
+        if krylov.exhausted or len(krylov.T) == num_products:
+            break
+    return krylov.T
+
+
+def rule(T: Float[np.ndarray, "m m"]) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights with which v^T g(H) v is a sum of g, for the start v of a Krylov space; or NaN.
 
     Reference: Golub and Welsch, "Calculation of Gauss Quadrature Rules", 1969.
     """
-    for krylov in iterate(product, x, key, first=first):
-        if krylov.exhausted or len(krylov.T) == num_products:
-            break
-    values, S, _ = ritz(krylov)
+    if not np.isfinite(T).all():
+        return np.full(len(T), np.nan), np.full(len(T), np.nan)
+    values, S = np.linalg.eigh(T, UPLO="U")
     return values, S[0] ** 2
 
 

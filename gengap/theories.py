@@ -55,6 +55,7 @@ class Evidence(NamedTuple):
       prior: alpha, the precision.
       determined: gamma = tr N H (N H + alpha)^-1, how many parameters the data determine.
       negative: the share of negative eigenvalues in tr |H|; they count as 0.
+      converged: whether the last quarter of the products moves it by less than 3 sem or 5 % of the Occam factor.
       gradients: what it cost.
     """
 
@@ -66,6 +67,7 @@ class Evidence(NamedTuple):
     prior: float
     determined: float
     negative: float
+    converged: bool
     gradients: int
 
     def __repr__(self) -> str:
@@ -192,26 +194,19 @@ def evidence(
         checks.check_positive({"prior": prior})
     f, x, _ = flat.of(loss, params, only=only)
     checks.check_untraced("evidence", key, x, base := program.compiled(f)(x))
-    times = lanczos.product(f)
-    rules = [lanczos.quadrature(times, x, key, num_products) for key in keys]
-    square = float(flat.unit(x)[0]) ** 2
-
-    def trace(g: Callable) -> np.ndarray:
-        return len(x) * np.array([weights @ g(nodes) for nodes, weights in rules])
-
-    def determined(alpha: float) -> float:
-        return float(trace(lambda h: 1 - 1 / (1 + examples * np.maximum(h, 0) / alpha)).mean())
-
-    alpha = math.nan if prior is None else float(prior)
-    if prior is None and square > 0 and determined(most := len(x) / square) > 0:
-        excess = lambda log: log + math.log(most * square / determined(most * math.exp(log)))  # noqa: E731
-        alpha = most * math.exp(optimize.brentq(excess, -60, 0))
-    occam = trace(lambda h: np.log1p(examples * np.maximum(h, 0) / alpha)) / (2 * examples)
-    fit, penalty = -float(base), alpha * square / (2 * examples)
+    times, square = lanczos.product(f), float(flat.unit(x)[0]) ** 2
+    spectra = [lanczos.tridiagonal(times, x, key, num_products) for key in keys]
+    of_rules = partial(_laplace, n=len(x), square=square, examples=examples, prior=prior)
+    alpha, occam, determined, negative = of_rules([lanczos.rule(T) for T in spectra])
+    penalty, fit = alpha * square / (2 * examples), -float(base)
     value, sem = fit - penalty - occam.mean(), occam.std(ddof=1) / math.sqrt(num_samples)
-    checks.warn_not_finite(jnp.asarray(value))
-    below, whole = trace(lambda h: np.maximum(-h, 0)).sum(), trace(np.abs).sum()
-    rest = alpha, determined(alpha), below / whole if whole else 0.0, 2 * sum(len(nodes) for nodes, _ in rules) + 1
+    sizes = [-(-3 * len(T) // 4) for T in spectra]
+    fewer, few, *_ = of_rules([lanczos.rule(T[:m, :m]) for T, m in zip(spectra, sizes, strict=True)])
+    moved = value - (fit - fewer * square / (2 * examples) - few.mean())
+    converged = abs(moved) <= max(3 * sem, 0.05 * occam.mean())
+    if np.isfinite(checks.warn_not_finite(jnp.asarray(value))) and not converged:
+        checks.warn(f"the last quarter of the products moves the evidence by {moved:.3g}; give it more products")
+    rest = alpha, determined, negative, bool(converged), 2 * sum(map(len, spectra)) + 1
     return Evidence(float(value), float(sem), fit, penalty, float(occam.mean()), *rest)
 
 
@@ -291,6 +286,26 @@ def free_energy(
         checks.warn(f"the free energy has not converged: work {up:.4g} up, {down:.4g} down; give it more steps")
     sem = math.sqrt(num_chains - 1) * float(np.std(left_out))  # jackknife
     return FreeEnergy(value, sem, up, down, converged, -(-evaluations // 2))
+
+
+def _laplace(
+    rules: list, n: int, square: float, examples: int, prior: float | None
+) -> tuple[float, np.ndarray, float, float]:
+    """The precision of the prior, the Occam factor of each rule, the parameters determined, the negative share."""
+
+    def trace(g: Callable) -> np.ndarray:
+        return n * np.array([weights @ g(nodes) for nodes, weights in rules])
+
+    def determined(alpha: float) -> float:
+        return float(trace(lambda h: 1 - 1 / (1 + examples * np.maximum(h, 0) / alpha)).mean())
+
+    alpha = math.nan if prior is None else float(prior)
+    if prior is None and square > 0 and determined(most := n / square) > 0:
+        excess = lambda log: log + math.log(most * square / determined(most * math.exp(log)))  # noqa: E731
+        alpha = most * math.exp(optimize.brentq(excess, -60, 0))
+    occam = trace(lambda h: np.log1p(examples * np.maximum(h, 0) / alpha)) / (2 * examples)
+    below, whole = trace(lambda h: np.maximum(-h, 0)).sum(), trace(np.abs).sum()
+    return alpha, occam, determined(alpha), float(below / whole) if whole else 0.0
 
 
 def _rounded(f: Callable, x: Array, key: Key[Array, ""], step: Array) -> Array:
