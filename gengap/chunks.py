@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from gengap import program
+from gengap import placement, program
 
-__all__ = ["Host", "total"]
+__all__ = ["Host", "ends", "total"]
 
 _living: WeakValueDictionary[int, "Host"] = WeakValueDictionary()
 _numbers = itertools.count()
@@ -45,19 +45,24 @@ def _rows_on_host(number: Any, ends: Any) -> dict[int, np.ndarray]:
     }
 
 
+def ends(count: int, chunk: int) -> list[tuple[int, int, int]]:
+    """Where chunks of one length begin and end, and that length; as few chunks as may be, of almost one size."""
+    size, longer = divmod(count, -(-count // chunk))
+    middle = longer * (size + 1)
+    return [(0, middle, size + 1), (middle, count, size)]
+
+
 def total(fn: Callable, params: PyTree, leaves: list[Any], host: Host | None, *, count: int, chunk: int) -> Any:
     """Sum of `fn(params, leaves of a chunk)` over chunks of almost one size, in float32 at least.
 
     Args:
       fn: returns a pytree of arrays.
       params: its first argument.
-      leaves: arrays of `count` examples; `None` in place of those that are on the host.
+      leaves: arrays of `count` examples, or `placement.Chunks` of them; `None` in place of those on the host.
       host: those, by their place among the leaves.
       count: of examples.
       chunk: the most of them at once.
     """
-    size, longer = divmod(count, -(-count // chunk))
-    middle = longer * (size + 1)
 
     def add(sums: Any, terms: Any) -> Any:
         return jax.tree.map(lambda sum, term: sum + term.astype(sum.dtype), sums, terms)
@@ -69,25 +74,37 @@ def total(fn: Callable, params: PyTree, leaves: list[Any], host: Host | None, *,
     def summed(leaves: list[Any], params: PyTree) -> Any:
         of_chunk = jax.jit(fn, inline=True)  # tracing a network again takes as long as the first time
 
-        def rows(begin: int, length: int) -> list[Any]:
-            part = [None if leaf is None else leaf[begin : begin + length] for leaf in leaves]
-            return with_host(part, begin, length)
+        def grouped(leaf: Any, group: int) -> Any:
+            begin, end, length = ends(count, chunk)[group]
+            if isinstance(leaf, placement.Chunks):
+                return leaf.groups[group]
+            return None if leaf is None else leaf[begin:end].reshape(-1, length, *leaf.shape[1:])
 
-        traced, shapes = jax.make_jaxpr(of_chunk, return_shape=True)(params, rows(0, size))
+        def cut(parts: list[Any], begin: Any, length: int) -> list[Any]:
+            pairs = zip(leaves, parts, strict=True)
+            rows = [leaf.cut(part, length) if isinstance(leaf, placement.Chunks) else part for leaf, part in pairs]
+            return with_host(rows, begin, length)
+
+        def rows(group: int, i: int) -> list[Any]:
+            begin, _, length = ends(count, chunk)[group]
+            parts = [None if leaf is None else grouped(leaf, group)[i] for leaf in leaves]
+            return cut(parts, begin + i * length, length)
+
+        traced, shapes = jax.make_jaxpr(of_chunk, return_shape=True)(params, rows(1, 0))
         # XLA:CPU runs a convolution many times slower in a loop than outside (jax 0.10.2).
         in_python = jax.default_backend() == "cpu" and "conv_general_dilated" in program.primitives(traced.jaxpr)
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
-        for begin, end, length in ((0, middle, size + 1), (middle, count, size)):
+        for group, (begin, end, length) in enumerate(ends(count, chunk)):
             if in_python or end - begin == length:
-                for i in range(begin, end, length):
-                    sums = add(sums, of_chunk(params, rows(i, length)))
+                for i in range((end - begin) // length):
+                    sums = add(sums, of_chunk(params, rows(group, i)))
             elif end > begin:
-                parts = [None if a is None else a[begin:end].reshape(-1, length, *a.shape[1:]) for a in leaves]
 
                 def add_chunk(sums: Any, chunk: Any, length: int = length) -> tuple[Any, None]:
                     parts, begin = chunk
-                    return add(sums, of_chunk(params, with_host(parts, begin, length))), None
+                    return add(sums, of_chunk(params, cut(parts, begin, length))), None
 
+                parts = [grouped(leaf, group) for leaf in leaves]
                 sums, _ = jax.lax.scan(add_chunk, sums, (parts, jnp.arange(begin, end, length)))
         return sums
 

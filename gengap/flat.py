@@ -17,7 +17,7 @@ import optax
 from jax.tree_util import keystr
 from jaxtyping import Array, Float, Key, PyTree
 
-from gengap import checks, program
+from gengap import checks, placement, program
 
 __all__ = [
     "Flat", "Layout", "Only", "as_scalar", "check_alike", "key_for", "layer_of", "layout_of", "names", "of",
@@ -137,7 +137,7 @@ def ravel(params: PyTree) -> tuple[Float[Array, " n"], Layout]:
     """A point as a flat vector, float32 (float64 where a leaf is), and its layout."""
     layout = layout_of(params)
     dtype = jnp.float64 if jnp.dtype(jnp.float64) in layout.dtypes else jnp.float32
-    return _ravel(jax.tree.leaves(params), dtype), layout
+    return _ravel(jax.tree.leaves(placement.automatic(params)), dtype), layout
 
 
 def layout_of(params: PyTree) -> Layout:

@@ -18,7 +18,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from gengap import checks, flat, kernels, program, words
+from gengap import checks, flat, kernels, placement, program, words
 
 __all__ = [
     "Neighbourhood", "Path", "Plane", "along", "bezier", "connect", "curvilinear", "filter_normalised",
@@ -82,7 +82,7 @@ class _Curve:
 
 def _path(kind: str, *points: PyTree) -> Path:
     flat.check_alike(*points)
-    return _Curve(kind, points)
+    return _Curve(kind, placement.automatic(points))
 
 
 @jax.jit(static_argnums=0)

@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial, keystr
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import checks, chunks, program
+from gengap import checks, chunks, placement, program
 
 __all__ = [
     "accuracy", "check_logits", "check_no_clip", "cross_entropy", "loss_and_accuracy", "mean_loss", "over_batches",
@@ -281,7 +281,8 @@ class _Over:
     total: Any  # of the weights, where there are any
 
     def __call__(self, *args: Any) -> Any:
-        return self.fn(self.how, self.leaves, self.how.examples if self.total is None else self.total, *args)
+        total = self.how.examples if self.total is None else self.total
+        return placement.called(partial(self.fn, self.how), self.leaves, total, *args)
 
     def __repr__(self) -> str:
         name = {_mean: "mean_loss", _means: "loss_and_accuracy", _batch_loss: "over_batches"}[self.fn]
@@ -297,11 +298,16 @@ def _over(fn: Callable, per_example: Callable, data: PyTree, chunk: int, weights
     leaves = [leaf for _, leaf in paths]
     count = _check_examples([(keystr(path[1:]), leaf) for path, leaf in paths], weights is not None)
     host = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray)}
-    device = [None if i in host else jnp.asarray(leaf) for i, leaf in enumerate(leaves)]
+    device: list[Any] = [
+        None if i in host else jnp.asarray(placement.automatic(leaf)) for i, leaf in enumerate(leaves)
+    ]
     total = None
     if weights is not None:
         dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(weights.dtype, jnp.float32))
-        total = jnp.asarray(weights.sum(dtype=dtype))
+        total = jnp.asarray(placement.automatic(weights).sum(dtype=dtype))
+    if fn is not _batch_loss and (spread := placement.rows_of(device)) is not None:
+        ends = chunks.ends(count, chunk)
+        device = [None if leaf is None else placement.in_chunks(leaf, ends, spread) for leaf in device]
     return _Over(fn, _How(per_example, chunk, count, tree, chunks.Host(host) if host else None), device, total)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Shaped
 
-from gengap import checks, flat, objective, program, words
+from gengap import checks, flat, objective, placement, program, words
 from gengap import progress as shown
 
 __all__ = [
@@ -197,9 +197,10 @@ def fit(
     checks.check_untraced("training", state, x, y)
     size = 0 if callable(batch_size) else count(batch_size, len(x))
     _check_stops(epochs, patience, tolerance, target, objective)
-    x, y, state = jnp.asarray(x), jnp.asarray(y), _copy(state)  # the steps below overwrite their argument
+    x, y, state = placement.automatic((jnp.asarray(x), jnp.asarray(y), state))
+    state = _copy(state)  # the steps below overwrite their argument
     history, epoch, diverged_at = dict(history or {}), int(state.epoch), int(state.diverged_at)
-    step = training_step(loss, optimizer, precision)
+    step = training_step(loss, optimizer, precision, placement.rows_of((x, y)))
     end_epoch = program.compiled(partial(_end_epoch, evaluate, None if target is None else objective))
     with shown.line(progress, epochs, "epoch", epoch) as line:
         while epoch < epochs and diverged_at < 0 and not _has_converged(history, patience, tolerance, target):
@@ -219,13 +220,13 @@ def fit(
     return state, history
 
 
-def training_step(loss: Callable, optimizer: Any, precision: str | None) -> Callable:
-    """`(state, sums, batches, x, y) -> (state, sums)`, one step; both are overwritten."""
+def training_step(loss: Callable, optimizer: Any, precision: str | None, rows: Any = None) -> Callable:
+    """`(state, sums, batches, x, y) -> (state, sums)`, one step; overwrites both; `rows`: of batches."""
     update = optimizer.update if isinstance(optimizer, Optimizer) else flat.with_extras(optimizer)
 
     def step(state: TrainState, sums: Any, batches: Any, x: Array, y: Array) -> tuple[TrainState, Any]:
         (at, losses, accuracies), (order, keys) = sums, batches  # steps, losses and accuracies so far
-        batch = x[order[at]], y[order[at]], keys[at]
+        batch = *placement.spread((x[order[at]], y[order[at]]), rows), keys[at]
         (value, (reported, accuracy)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *batch)
         extra = {"value": value, "grad": gradient, "value_fn": lambda params: loss(params, *batch)[0]}
         updates, opt_state = update(gradient, state.opt_state, state.params, **extra)

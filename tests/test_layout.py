@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ascent": {"words"},
     "checkpoints": {"records"},
     "checks": {"program"},
-    "chunks": {"program"},
+    "chunks": {"placement", "program"},
     "compared": {"flat", "landscape", "plots", "records", "report", "stats", "words"},
     "comparison": {
         "ascent",
@@ -40,20 +40,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         "words",
     },
     "data": {"tfds_sets"},
-    "flat": {"checks", "program"},
+    "flat": {"checks", "placement", "program"},
     "hessian": {"checks", "flat", "lanczos", "program", "words"},
     "kernels": set(),
     "lanczos": {"checks", "flat", "program"},
-    "landscape": {"checks", "flat", "kernels", "program", "words"},
+    "landscape": {"checks", "flat", "kernels", "placement", "program", "words"},
     "measures": {"ascent", "checks", "flat", "hessian", "kernels", "objective", "program", "words"},
     "metric": {"ascent", "checks", "flat", "program", "subspace", "words"},
     "methods": {"checks", "flat", "train"},
     "minima": {"checkpoints", "checks", "data", "flat", "methods", "models", "objective", "program", "train"},
     "models": {"checks", "flat", "objective", "program"},
     "notes": {"words"},
-    "objective": {"checks", "chunks", "program"},
+    "objective": {"checks", "chunks", "placement", "program"},
     "origins": set(),
     "paper": set(),
+    "placement": {"program"},
     "plots": {"paper"},
     "program": set(),
     "progress": set(),
@@ -66,13 +67,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "symmetry": {"checks", "flat", "program"},
     "tfds_sets": set(),
     "theories": {"checks", "flat", "hessian", "lanczos", "program", "words"},
-    "train": {"checks", "flat", "objective", "program", "progress", "words"},
+    "train": {"checks", "flat", "objective", "placement", "program", "progress", "words"},
     "words": set(),
 }
 LEFT_OF_MINIMUM = {"data", "methods", "minima", "models", "tfds_sets", "train"}
 RIGHT_OF_MINIMUM = {
     "ascent", "compared", "comparison", "hessian", "kernels", "lanczos", "landscape", "measures", "metric",
-    "plots", "records", "report", "sharpness", "starts", "stats", "subspace", "symmetry", "theories",
+    "placement", "plots", "records", "report", "sharpness", "starts", "stats", "subspace", "symmetry", "theories",
 }  # fmt: skip
 # What each experiment may import from experiments/, besides its lib.
 MAY_IMPORT_EXPERIMENTS = {"mnist": {"digits"}, "cifar": {"digits"}, "timit": {"digits"}, "paper": set(EXPERIMENTS)}

@@ -1,0 +1,92 @@
+"""Arrays on a mesh of devices: what is spread over it stays so, and the work with it.
+
+Within this package a mesh is one of automatic axes, along which XLA divides the work; arrays on a mesh of explicit
+axes, `jax.make_mesh`'s default, are taken as on the same devices with automatic ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from gengap import program
+
+__all__ = ["Chunks", "automatic", "called", "in_chunks", "rows_of", "spread"]
+
+
+def automatic(tree: PyTree) -> Any:
+    """The same arrays, those on a mesh of explicit axes on one of automatic axes."""
+    return jax.tree.map(lambda leaf: _on_axes(leaf, AxisType.Auto), tree)
+
+
+def called(fn: Callable, arrays: PyTree, *args: Any) -> Any:
+    """`fn(arrays, *args)` with numbers as results; `args` may be on a mesh of explicit axes, unknown too."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args) if program.is_traced(leaf)]
+    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+    if mesh is None:
+        return fn(arrays, *automatic(args))
+    with jax.ensure_compile_time_eval():
+        arrays = jax.tree.map(lambda leaf: _on_axes(leaf, AxisType.Explicit), arrays)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.sharding.auto_axes(fn, out_sharding=PartitionSpec())(arrays, *args)
+
+
+def _on_axes(leaf: Any, kind: AxisType) -> Any:
+    sharding = None if program.is_traced(leaf) else getattr(leaf, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or {kind} == set(sharding.mesh.axis_types):
+        return leaf
+    return jax.device_put(leaf, NamedSharding(_mesh(sharding.mesh, kind), sharding.spec))
+
+
+def _mesh(mesh: Any, kind: AxisType) -> Mesh:
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(kind,) * len(mesh.axis_names))
+
+
+def rows_of(arrays: Sequence[Any]) -> NamedSharding | None:
+    """How the rows of arrays are spread over several devices; `None` where they are not, or it is not known."""
+    for array in arrays:
+        sharding = None if program.is_traced(array) else getattr(array, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.spec and sharding.spec[0] is not None:
+            rows = NamedSharding(_mesh(sharding.mesh, AxisType.Auto), PartitionSpec(sharding.spec[0]))
+            if rows.num_devices > 1:
+                return rows
+    return None
+
+
+def spread(arrays: PyTree, rows: NamedSharding | None) -> Any:
+    """Arrays with their rows spread; as they are where that is `None`."""
+    return arrays if rows is None else jax.lax.with_sharding_constraint(arrays, rows)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Chunks:
+    """Rows in chunks, each of which is divided over the devices.
+
+    Attributes:
+      groups: [chunks, rows, ...] of each of two lengths of chunk, padded to a multiple of the devices.
+      rows: how the rows of a chunk are spread.
+    """
+
+    groups: tuple[Array, ...]
+    rows: NamedSharding = field(metadata={"static": True})
+
+    def cut(self, chunk: Array, length: int) -> Array:
+        """A chunk without what it was padded with."""
+        return spread(chunk[:length], self.rows)
+
+
+def in_chunks(array: Array, ends: Sequence[tuple[int, int, int]], rows: NamedSharding) -> Chunks:
+    """An array in groups of chunks: `ends` has where each begins and ends, and the length of its chunks."""
+    count = rows.mesh.size
+    groups = []
+    for begin, end, length in ends:
+        group = array[begin:end].reshape(-1, length, *array.shape[1:])
+        padding = [(0, 0), (0, -length % count), *[(0, 0)] * (array.ndim - 1)]
+        spec = PartitionSpec(None, *rows.spec)
+        groups.append(jax.device_put(jnp.pad(group, padding), NamedSharding(rows.mesh, spec)))
+    return Chunks(tuple(groups), rows)
