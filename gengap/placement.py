@@ -15,7 +15,16 @@ from jaxtyping import Array, PyTree
 
 from gengap import program
 
-__all__ = ["Chunks", "automatic", "called", "in_chunks", "rows_of", "spread"]
+__all__ = [
+    "Chunks",
+    "automatic",
+    "called",
+    "draws_of",
+    "in_chunks",
+    "parameters_of",
+    "rows_of",
+    "spread",
+]
 
 
 def automatic(tree: PyTree) -> Any:
@@ -55,6 +64,32 @@ def rows_of(arrays: Sequence[Any]) -> NamedSharding | None:
             if rows.num_devices > 1:
                 return rows
     return None
+
+
+def parameters_of(params: PyTree) -> NamedSharding | None:
+    """All devices of the mesh that parameters are divided over, for rows; `None` where they are not divided."""
+    shardings = [
+        getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params) if not program.is_traced(leaf)
+    ]
+    divided = [s for s in shardings if isinstance(s, NamedSharding) and not s.is_fully_replicated]
+    return _all_of(divided[0].mesh) if divided else None
+
+
+def draws_of(loss: Callable, params: PyTree) -> NamedSharding | None:
+    """All devices of the mesh that parameters are copied to, for draws; `None` where they or data are divided."""
+    shardings = [
+        getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params) if not program.is_traced(leaf)
+    ]
+    meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding) and s.num_devices > 1]
+    if not meshes:
+        return None
+    held = [getattr(array, "sharding", None) for array in jax.make_jaxpr(loss)(params).consts]
+    whole = all(s is None or s.is_fully_replicated for s in [*shardings, *held])
+    return _all_of(meshes[0]) if whole else None
+
+
+def _all_of(mesh: Any) -> NamedSharding:
+    return NamedSharding(_mesh(mesh, AxisType.Auto), PartitionSpec(mesh.axis_names))
 
 
 def spread(arrays: PyTree, rows: NamedSharding | None) -> Any:

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from gengap import ascent, checks, flat, metric, program, starts, subspace, words
+from gengap import ascent, checks, flat, metric, placement, program, starts, subspace, words
 from gengap import progress as shown
 from gengap.metric import Sharpness, SubspaceSharpness, box, restrict
 from gengap.subspace import Subspace
@@ -119,7 +120,8 @@ def random_subspaces(
       max_evaluations: gradients for each draw and epsilon.
       num_directions: besides the gradient at x, at six gradients each, for each epsilon.
       entries: sampler of the entries of A, see `subspace.draw`.
-      draws_at_once: under one `vmap`; more fill an accelerator that the gradient of one point does not.
+      draws_at_once: under one `vmap`; more fill an accelerator that the gradient of one point does not. Where
+        params and the data of the loss are copied to all devices of a mesh, each device takes its share of them.
       only: which leaves to move, by their name such as "Dense_0/kernel"; the others stay, and have no rows in A.
       with_step: also return the steps A y*, one params for each draw and epsilon.
       progress: what to call the line that shows how far it is; `None` shows none.
@@ -146,7 +148,8 @@ def random_subspaces(
     num_directions = min(num_directions, len(x))
     draws_key, ascents_key, directions_key, entries_key = jax.random.split(key, 4)
     draws, ascents = _keys(draws_key, num_draws), _keys(ascents_key, num_draws)
-    draw, maxima, steps = program.compiled(partial(_draw, len(x), dim, entries)), [], []
+    tiles, over = placement.parameters_of(params), placement.draws_of(loss, params)
+    draw, maxima, steps = program.compiled(partial(_draw, len(x), dim, entries, tiles)), [], []
     total = len(epsilons) * (starts.CLIMB * num_directions + num_draws * max_evaluations)
     with shown.line(progress, total, "gradient") as line:
         in_full = line.counting(partial(evaluate, x, None))
@@ -160,11 +163,14 @@ def random_subspaces(
         for i in range(0, num_draws, draws_at_once):
             count = min(draws_at_once, num_draws - i)
             group = i if count == 1 else slice(i, i + count)
-            A, unit, slope, corners = draw(draws[group], x, centre[1], directions)
+            keys = draws[group], ascents[group]
+            if over is not None and count % over.mesh.size == 0:
+                keys = jax.device_put(keys, over)
+            A, unit, slope, corners = draw(keys[0], x, centre[1], directions)
             in_A = line.counting(partial(evaluate, x, A), count)
             climb = partial(ascent.maximise, in_A, centre=(centre[0], slope), max_evaluations=max_evaluations)
             pairs = zip(epsilons, corners, strict=True)
-            maxima.append([climb(radius=e * unit, starts=of_e, key=ascents[group]) for e, of_e in pairs])
+            maxima.append([climb(radius=e * unit, starts=of_e, key=keys[1]) for e, of_e in pairs])
             steps += [_step(A, jnp.stack([top.point for top in maxima[-1]]))] * with_step
     shape, shared = (*np.shape(epsilon), num_draws), starts.CLIMB * num_directions
     step = metric.as_params([jnp.concatenate(steps, 1)] if with_step else [], layout, shape)
@@ -275,12 +281,19 @@ def _keys(key: Array, count: int) -> Array:
 
 
 def _draw(
-    n: int, dim: int, entries: subspace.Entries, keys: Array, x: Array, slope: Array, directions: list[Array]
+    n: int,
+    dim: int,
+    entries: subspace.Entries,
+    tiles: NamedSharding | None,
+    keys: Array,
+    x: Array,
+    slope: Array,
+    directions: list[Array],
 ) -> tuple[Subspace, Array, Array, list[Array]]:
     """A, its box for epsilon 1, the gradient at x in it, and the corners of `directions`; or several of them."""
 
     def draw(key: Array) -> tuple[Subspace, Array, Array, list[Array]]:
-        A = subspace.draw(key, n, dim, entries=entries)
+        A = subspace.draw(key, n, dim, entries=entries, spread=tiles)
         into = partial(subspace.transpose_times, A)
         return A, metric.box_of(x, A, 1.0), into(slope), [jnp.sign(jax.vmap(into)(rows)) for rows in directions]
 

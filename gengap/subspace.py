@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key, UInt32
 
-from gengap import checks, program
+from gengap import checks, placement, program
 
 __all__ = ["Entries", "Subspace", "draw", "pseudo_inverse_times", "signs", "times", "transpose_times"]
 
@@ -43,18 +44,22 @@ class Subspace:
     Attributes:
       tiles: A transposed, padded and cut along n: floats, or 32 signs to a word.
       n, dim: rows and columns.
+      spread: how the tiles lie on a mesh of devices, each of which has as many; `None` on one device.
     """
 
     tiles: Float[Array, "*draws tiles p rows"] | UInt32[Array, "*draws tiles p words"]
     n: int = field(metadata={"static": True})
     dim: int = field(metadata={"static": True})
+    spread: NamedSharding | None = field(default=None, metadata={"static": True})
 
     def __repr__(self) -> str:
         kind = "signs" if self.tiles.dtype == jnp.uint32 else str(self.tiles.dtype)
         return f"Subspace({self.n} x {self.dim} {kind})"
 
 
-def draw(key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs) -> Subspace:
+def draw(
+    key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs, spread: NamedSharding | None = None
+) -> Subspace:
     """A random A. The same key gives the same A.
 
     Args:
@@ -62,6 +67,7 @@ def draw(key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs) -> 
       n: rows, the parameters.
       dim: p, the columns.
       entries: sampler of the entries; those of any but `signs` are held as floats, so that A has to fit in memory.
+      spread: how the tiles of A lie on a mesh of devices, such as `placement.parameters_of(params)`.
 
     Raises:
       ValueError: a count below 1, or entries of another shape than [p, n].
@@ -72,19 +78,31 @@ def draw(key: Key[Array, ""], n: int, dim: int, *, entries: Entries = signs) -> 
     """
     checks.check_key(key)
     checks.check_counts({"n": n, "dim": dim})
-    return program.compiled(partial(_draw, n, dim, entries))(key)
+    return program.compiled(partial(_draw, n, dim, entries, spread))(key)
 
 
-def _draw(n: int, dim: int, entries: Entries, key: Array) -> Subspace:
+def _draw(n: int, dim: int, entries: Entries, spread: NamedSharding | None, key: Array) -> Subspace:
     if entries is signs:
-        return Subspace(_tiles_of_signs(key, dim, n), n, dim)
+        return Subspace(_tiles_of_signs(key, dim, n, spread), n, dim, spread)
     count = -(-n // _ROWS)
     rows, width = entries(key, (dim, n)), -(-n // count)
     if jnp.shape(rows) != (dim, n):
         raise ValueError(f"entries returned the shape {jnp.shape(rows)}; it must be {(dim, n)}")
     rows = rows if jnp.issubdtype(rows.dtype, jnp.floating) else rows.astype(float)
+    count += -count % _devices(spread)
     rows = jnp.pad(rows, ((0, 0), (0, count * width - n)))
-    return Subspace(rows.reshape(dim, count, width).swapaxes(0, 1), n, dim)
+    tiles = rows.reshape(dim, count, width).swapaxes(0, 1)
+    return Subspace(placement.spread(tiles, spread), n, dim, spread)
+
+
+def _devices(spread: NamedSharding | None) -> int:
+    return 1 if spread is None else spread.mesh.size
+
+
+def _side_by_side(A: Subspace, tiles: Array) -> Array:
+    """Tiles, or what belongs to them, as [tiles of a device, devices, ...]."""
+    parts = tiles.reshape(_devices(A.spread), -1, *tiles.shape[1:])
+    return placement.spread(parts, A.spread).swapaxes(0, 1)
 
 
 def times(A: Subspace, y: Float[Array, " p"]) -> Float[Array, " n"]:
@@ -94,7 +112,10 @@ def times(A: Subspace, y: Float[Array, " p"]) -> Float[Array, " n"]:
     def part(y: Array, tile: Array) -> Array:
         return _dot(y, _floats(tile, y.dtype))
 
-    return jax.lax.map(partial(part, y), A.tiles).ravel()[: A.n]
+    if A.spread is None:
+        return jax.lax.map(partial(part, y), A.tiles).ravel()[: A.n]
+    parts = jax.lax.map(jax.vmap(partial(part, y)), _side_by_side(A, A.tiles))
+    return parts.swapaxes(0, 1).ravel()[: A.n]
 
 
 def transpose_times(A: Subspace, g: Float[Array, " n"]) -> Float[Array, " p"]:
@@ -135,10 +156,16 @@ def _sum(A: Subspace, x: Array, term: Callable, start: Array) -> Array:
         tile, part, inside = terms
         return total + term(_floats(tile, x.dtype) * inside[None], part), None
 
-    return jax.lax.scan(add, start, (A.tiles, parts, inside))[0]
+    if A.spread is None:
+        return jax.lax.scan(add, start, (A.tiles, parts, inside))[0]
+    starts = placement.spread(jnp.zeros((A.spread.mesh.size, *start.shape), start.dtype), A.spread)
+    terms = jax.tree.map(partial(_side_by_side, A), (A.tiles, parts, inside))
+    return jax.lax.scan(jax.vmap(add), starts, terms)[0].sum(0)
 
 
-def _tiles_of_signs(key: Array, dim: int, n: int) -> UInt32[Array, "tiles p words"]:
+def _tiles_of_signs(
+    key: Array, dim: int, n: int, spread: NamedSharding | None = None
+) -> UInt32[Array, "tiles p words"]:
     """32 signs to a word, drawn tile by tile: the bits of the whole would take as much memory again."""
     count = -(-n // _ROWS)
     words = -(-n // (32 * count))
@@ -148,7 +175,12 @@ def _tiles_of_signs(key: Array, dim: int, n: int) -> UInt32[Array, "tiles p word
         return jax.random.bits(jax.random.wrap_key_data(data, impl=kind), (dim, words), jnp.uint32)
 
     # Of the data of keys: under vmap jax_debug_key_reuse takes a loop over keys for a mistake.
-    return jax.lax.map(draw, jax.random.key_data(jax.random.split(key, count)))
+    keys = jax.random.key_data(jax.random.split(key, count))
+    if spread is None:
+        return jax.lax.map(draw, keys)
+    keys = jnp.pad(keys, ((0, -count % spread.mesh.size), (0, 0))).reshape(spread.mesh.size, -1, keys.shape[-1])
+    tiles = jax.lax.map(jax.vmap(draw), keys.swapaxes(0, 1)).swapaxes(0, 1)
+    return placement.spread(tiles, spread).reshape(-1, dim, words)
 
 
 def _floats(tile: Array, dtype: Any) -> Float[Array, "p rows"]:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from functools import partial
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -13,8 +14,23 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gengap import hessian, landscape, measures, methods, models, objective, placement, sharpness, theories, train
+from gengap import (
+    flat,
+    hessian,
+    landscape,
+    measures,
+    methods,
+    metric,
+    models,
+    objective,
+    placement,
+    sharpness,
+    subspace,
+    theories,
+    train,
+)
 
+jax.config.update("jax_cpu_enable_async_dispatch", False)  # eight devices that wait for each other on few cores
 KEY, N = jax.random.key(0), 800
 MODEL = models.dense(10, widths=(64, 32))
 RNG = np.random.default_rng(0)
@@ -50,9 +66,9 @@ def fsdp(mesh):
 
 
 def collectives(text):
-    """How many numbers each gathering operation of a program gathers."""
-    found = re.findall(r"= \(?\w+\[([\d,]*)\]\S* (all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
-    return [int(np.prod([int(d) for d in shape.split(",") if d])) for shape, _ in found]
+    """The type and the number of what each gathering operation of a program gathers."""
+    found = re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* (all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
+    return [[kind, int(np.prod([int(d) for d in shape.split(",") if d]))] for kind, shape, _ in found]
 
 
 def compiled(f, params):
@@ -75,14 +91,42 @@ def step_of(x, y, rows):
     return {"flops": program.cost_analysis()["flops"], "gathers": collectives(program.as_text())}
 
 
+def draws_of(mesh):
+    """Eight draws at once, of parameters and data that every device has a copy of."""
+    whole = NamedSharding(mesh, P())
+    f, params = loss_over(*(jax.device_put(a, whole) for a in (X, Y)), 250), jax.device_put(SMALL, whole)
+    eight = FEW | {"num_draws": 8, "draws_at_once": 8}
+    return np.asarray(sharpness.random_subspaces(f, params, KEY, **eight).max_loss).tolist()
+
+
+def step_of_draws(f, params, place=lambda keys: keys):
+    """What evaluates eight draws at once."""
+    f, x, _ = flat.of(f, params)
+    draw = jax.jit(lambda keys: jax.vmap(lambda key: subspace.draw(key, len(x), 20))(keys))
+    A = draw(place(jax.random.split(KEY, 8)))
+    steps = place(jnp.full((8, 20), 1e-3))
+    program = jax.jit(lambda x, A, y: metric.evaluate_at(f, x, A, y)).lower(x, A, steps).compile()
+    return {"flops": program.cost_analysis()["flops"], "gathers": collectives(program.as_text())}
+
+
+def step_of_spread_parameters(f, params):
+    """What evaluates one draw, whose A follows the parameters."""
+    f, x, _ = flat.of(f, params)
+    A = subspace.draw(KEY, len(x), 20, spread=placement.parameters_of(params))
+    program = jax.jit(lambda x, A, y: metric.evaluate_at(f, x, A, y)).lower(x, A, jnp.zeros(20)).compile()
+    return {"gathers": collectives(program.as_text()), "entries": 20 * len(x), "tiles": list(A.tiles.shape)}
+
+
 def main():
-    found = {"flops": {}, "values": {}, "trained": {}}
+    found = {"flops": {}, "values": {}, "trained": {}, "draws": {}}
     x, y = jnp.asarray(X), jnp.asarray(Y)
     one = loss_over(x, y, 250)  # chunks of 200
     found["values"]["one"] = {name: np.asarray(fn(one, SMALL, LARGE)).tolist() for name, fn in MEASURES.items()}
     found["trained"]["one"] = trained(x, y, SMALL)
     found["flops"]["one"] = {str(chunk): compiled(loss_over(x, y, chunk), SMALL) for chunk in (N, 80, 77)}
     found["step"] = {"one": step_of(x, y, None)}
+    draws = sharpness.random_subspaces(one, SMALL, KEY, **FEW | {"num_draws": 8}).max_loss
+    found["draws"] = {"one": np.asarray(draws).tolist(), "step of one": step_of_draws(one, SMALL)}
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         rows, replicated = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
@@ -95,7 +139,12 @@ def main():
             str(chunk): compiled(loss_over(x, y, chunk), jax.device_put(SMALL, replicated))
             for chunk in (N, 80, 77)
         }
+        found["draws"][kind.name] = draws_of(mesh)
         if kind is AxisType.Auto:
+            everywhere = loss_over(*(jax.device_put(a, replicated) for a in (X, Y)), 250)
+            whole = jax.device_put(SMALL, replicated)
+            found["draws"]["step"] = step_of_draws(everywhere, whole, partial(jax.device_put, device=rows))
+            found["draws"]["spread"] = step_of_spread_parameters(everywhere, params)
             found["step"]["eight"] = step_of(x, y, placement.rows_of([x]))
     sys.stdout.write(json.dumps(found))
 

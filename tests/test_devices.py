@@ -49,4 +49,21 @@ def test_each_device_takes_an_eighth_of_a_training_step(found):
     """Only where the examples of a batch lie is gathered, not their 48 numbers each."""
     one, eight = found["step"]["one"], found["step"]["eight"]
     assert eight["flops"] < SHARE * one["flops"]
-    assert all(size <= 2 * 400 for size in eight["gathers"])
+    assert all(size <= 2 * 400 for _, size in eight["gathers"])
+
+
+@pytest.mark.parametrize("mesh", ["Auto", "Explicit"])
+def test_draws_on_several_devices_are_those_of_one(found, mesh):
+    np.testing.assert_allclose(found["draws"][mesh], found["draws"]["one"], rtol=1e-5)
+
+
+def test_each_device_takes_one_of_eight_draws(found):
+    one, eight = found["draws"]["step of one"], found["draws"]["step"]
+    assert eight["flops"] < SHARE * one["flops"] and eight["gathers"] == []
+
+
+def test_the_matrix_follows_spread_parameters(found):
+    """Its signs are words of 32 bits; no word is gathered, nor as many numbers as it has entries."""
+    spread = found["draws"]["spread"]
+    assert spread["tiles"][0] == 8
+    assert all(kind != "u32" and size < spread["entries"] / 4 for kind, size in spread["gathers"])
