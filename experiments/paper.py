@@ -30,6 +30,7 @@ from experiments import (
 from experiments.lib import claims, command
 from experiments.lib.settings import Network
 from gengap import records, report
+from gengap.cluster import Cluster
 
 
 class Config(NamedTuple):
@@ -83,7 +84,7 @@ def run(
     out: str | PathLike | None = None,
     *,
     fresh: bool = False,
-    jobs: int | None = None,
+    jobs: int | Cluster | None = None,
     settings: str = "CONFIG",
 ) -> records.Run:
     """Run the parts, each in its own directory beside `out`; returns their rows, each with its "part" and "run".

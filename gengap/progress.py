@@ -80,7 +80,7 @@ def line(words: str | None, total: int, unit: str, done: int = 0, *, shows_rest:
 def say(words: str) -> None:
     """A sentence on stderr, unless nothing is to be shown."""
     if not _silent:
-        sys.stderr.write(f"{words}\n")
+        tqdm.write(words, file=sys.stderr)  # above a line that is shown
 
 
 def silence() -> None:

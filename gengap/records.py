@@ -8,36 +8,24 @@ import fcntl
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gengap import origins, progress
+from gengap import cluster, origins, processes, progress
 
 __all__ = ["Cell", "Row", "Run", "atomically", "fill", "opened", "read", "run_name", "settings_of", "write_json"]
 
 Row = dict[str, Any]
 Cell = Mapping[str, Any]
-_PASSED_ON = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_enable_x64",
-    "jax_default_matmul_precision",
-    "jax_platforms",
-)
-"""Settings of JAX that the processes of `fill` take over."""
 
 
 class Run(NamedTuple):
@@ -119,7 +107,7 @@ def fill(
     out: str | os.PathLike | None = None,
     *,
     fresh: bool = False,
-    jobs: int | None = None,
+    jobs: int | cluster.Cluster | None = None,
     seconds: Callable[[Sequence[Cell]], float] | None = None,
 ) -> Run:
     """The rows of an experiment: those that its run on disk has, and the others computed.
@@ -132,24 +120,33 @@ def fill(
         of its arguments alone, so that another process can compute it; that one has to be able to import it.
       out: the run directory; `None` keeps nothing on disk.
       fresh: move an earlier run in that directory aside and start over.
-      jobs: processes that compute rows; by default one for each GPU of the machine, and one where there is none.
+      jobs: processes that compute rows, by default one for each GPU of the machine, and one where there is none;
+        or a cluster, where each row is a job.
       seconds: the most that some cells will take, to be said before the first one begins.
 
     Returns:
       The run, its rows in the order of the cells.
 
     Raises:
-      ValueError: the directory holds a run of another config or something else, or another process writes to it.
+      ValueError: the directory holds a run of another config or something else, another process writes to it, or
+        some jobs on the cluster have ended without a row; the rows of the others are kept.
     """
-    jobs = jobs or max(1, len(_gpus()))
+    jobs = jobs or max(1, len(processes.gpus()))
     with opened(name, settings_of(config), out, fresh=fresh) as run, _store(run) as store:
         left = [cell for cell in cells if not run.has(cell)]
-        if left and seconds is not None:
-            _say_how_long(seconds(left) / min(jobs, len(left)))
+        work = partial(_row, row, config, store)
+        if not isinstance(jobs, int):
+            if run.path is None:
+                raise ValueError("out must be a directory that the machines of the cluster share")
+            rows = cluster.computed(work, left, jobs, run.path / "jobs")
+        else:
+            if left and seconds is not None:
+                _say_how_long(seconds(left) / min(jobs, len(left)))
+            rows = processes.computed(work, left, jobs)
         done = len(cells) - len(left)
         with (
             progress.line(name, len(cells), "row", done, shows_rest=True) as line,
-            closing(_computed(row, config, left, store, jobs)) as computed,
+            closing(rows) as computed,
         ):
             for cell, entries in computed:
                 run.add({**cell, **entries})
@@ -263,66 +260,10 @@ def _say_how_long(seconds: float) -> None:
     )
 
 
-def _computed(
-    row: Callable, config: Any, cells: Sequence[Cell], store: Path, jobs: int
-) -> Generator[tuple[Cell, Row]]:
-    """The cells with their rows as these are finished."""
-    if jobs == 1 or len(cells) < 2:
-        for cell in cells:
-            yield cell, _row(row, config, cell, store)
-        return
-    context = multiprocessing.get_context("spawn")
-    devices = context.SimpleQueue()
-    for i in range(jobs):
-        devices.put(gpus[i % len(gpus)] if (gpus := _gpus()) else None)
-    settings = {name: jax.config.values[name] for name in _PASSED_ON}
-    with ProcessPoolExecutor(jobs, context, _begin_process, (devices, settings)) as pool:
-        futures = {pool.submit(_row, row, config, cell, store): cell for cell in cells}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            words = "a process that computed rows was killed, perhaps since memory ran out"
-            raise ValueError(
-                f"{words}; the same command resumes the run, with a smaller jobs in less memory"
-            ) from None
-        except BaseException:
-            processes = list(pool._processes.values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
-            raise
-
-
-def _begin_process(devices: Any, settings: Mapping[str, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if (device := devices.get()) is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    progress.silence()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # what was trained so far is in a checkpoint
-
-
-def _row(row: Callable, config: Any, cell: Cell, store: Path) -> Row:
+def _row(row: Callable, config: Any, store: Path, cell: Cell) -> Row:
     began = time.monotonic()
     entries = _plain(row(config, cell, store))
     return {**entries, "origin": origins.dated(time.monotonic() - began)}
-
-
-def _gpus() -> list[str]:
-    """The NVIDIA GPUs of the machine, found without a start of JAX, which would take their memory."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [device for device in visible.split(",") if device not in ("", "-1")]
-    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
 @contextmanager

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": {"records"},
     "checks": {"program"},
     "chunks": {"placement", "program"},
+    "cluster": {"processes", "progress"},
     "compared": {"flat", "landscape", "plots", "records", "report", "stats", "words"},
     "comparison": {
         "ascent",
@@ -56,9 +57,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "paper": set(),
     "placement": {"program"},
     "plots": {"paper"},
+    "processes": {"progress"},
     "program": set(),
     "progress": set(),
-    "records": {"origins", "progress"},
+    "records": {"cluster", "origins", "processes", "progress"},
     "report": {"plots", "records", "stats"},
     "sharpness": {
         "ascent",
@@ -84,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 LEFT_OF_MINIMUM = {"data", "methods", "minima", "models", "tfds_sets", "train"}
 RIGHT_OF_MINIMUM = {
     "ascent", "compared", "comparison", "hessian", "kernels", "lanczos", "landscape", "measures", "metric",
-    "placement", "plots", "records", "report", "sharpness", "starts", "stats", "subspace", "symmetry", "theories",
+    "plots", "records", "report", "sharpness", "starts", "stats", "subspace", "symmetry", "theories",
 }  # fmt: skip
 # What each experiment may import from experiments/, besides its lib.
 MAY_IMPORT_EXPERIMENTS = {"mnist": {"digits"}, "cifar": {"digits"}, "timit": {"digits"}, "paper": set(EXPERIMENTS)}

@@ -1,6 +1,7 @@
 """The command line of an experiment: flags from its settings, one sentence for whatever is wrong."""
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -9,23 +10,33 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import tyro
 
 from gengap import records, report
+from gengap.cluster import Cluster
 
 
 class Options(NamedTuple):
-    """Where a run goes, where its data come from, and how many processes compute it."""
+    """Where a run goes, where its data come from, and what computes it."""
 
     out: Path | None = None
     """run directory; by default results/<experiment>/<what differs from the default settings>"""
     fresh: bool = False
     """move an earlier run in that directory aside and start over"""
     jobs: int | None = None
-    """processes that compute rows; by default one for each GPU, and one where there is none"""
+    """processes that compute rows; by default one for each GPU, and one where there is none; on a cluster the most
+    jobs that run at once"""
+    cluster: Literal["slurm"] | None = None
+    """compute each row in a job of a cluster"""
+    partition: str | None = None
+    """of the cluster; by default its own default"""
+    hours: float | None = None
+    """the time limit of a job on the cluster; by default 4"""
+    gpus: int | None = None
+    """GPUs of a job on the cluster; by default none is asked for"""
     data_dir: Path | None = None
     """TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets"""
 
@@ -60,14 +71,13 @@ def main(
     out = Path(os.path.expanduser(options.out or Path("results") / experiment / name))
 
     def work() -> None:
-        if options.jobs is not None and options.jobs < 1:
-            raise ValueError(f"jobs is {options.jobs}; it must be at least 1")
+        jobs = _jobs(options)
         if out.exists() and not out.is_dir():
             raise ValueError(f"out is {out}; it must be a directory")
         if options.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(options.data_dir)  # for the processes of the run too
         _check_devices()
-        _show(experiment, run(settings, out, fresh=options.fresh, jobs=options.jobs), figures, out)
+        _show(experiment, run(settings, out, fresh=options.fresh, jobs=jobs), figures, out)
 
     # In a thread of its own, since Ctrl-C waits for a compiled computation to end, which can take minutes.
     with ThreadPoolExecutor(1) as pool:
@@ -94,6 +104,21 @@ def _parsed(
         settings, options = parse(sets[dataset], doc, args)
         default = records.settings_of(sets[dataset]) | {"dataset": default["dataset"]}
     return settings, options, default
+
+
+def _jobs(options: Options) -> int | Cluster | None:
+    """What computes the rows, as `records.fill` takes it."""
+    least = {"jobs": (options.jobs, 1, "at least 1"), "hours": (options.hours, 1 / 60, "at least a minute")}
+    for name, (value, bound, words) in (least | {"gpus": (options.gpus, 0, "at least 0")}).items():
+        if value is not None and not bound <= value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be {words}")
+    of_cluster = {name: getattr(options, name) for name in ("partition", "hours", "gpus")}
+    given = {name: value for name, value in of_cluster.items() if value is not None}
+    if options.cluster is None:
+        for name, value in given.items():
+            raise ValueError(f"{name} is {value}; it must come with --cluster slurm")
+        return options.jobs
+    return Cluster(options.cluster, at_once=options.jobs, **given)
 
 
 def _show(experiment: str, run: records.Run, figures: Callable, out: Path) -> None:
