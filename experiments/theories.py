@@ -315,7 +315,6 @@ def _controls(rows: Sequence[Row]) -> Section:
                         moved[name].append(words)
             lines.append(line)
     epsilon = next((name for name in at_end(rows)[0] if name.startswith("sharpness_full_")), column("full", 1e-3))
-    epsilon = epsilon.removesuffix("_evaluations")
     ends, equal = (pairs(of, epsilon) for of in (at_end(rows), at_equal_loss(rows)))
     findings = [
         f"The map {name}, which leaves the function as it is, moves {', '.join(moved[name]) or 'none'}."

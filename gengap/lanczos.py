@@ -71,10 +71,7 @@ def iterate(product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_st
 
 def ritz(krylov: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rising eigenvalues and vectors of T, and bounds of the residuals of V^T times these; or NaN."""
-    T = krylov.T
-    if not np.isfinite(T).all():
-        return np.full(len(T), np.nan), np.full(T.shape, np.nan), np.full(len(T), np.nan)
-    values, S = np.linalg.eigh(T, UPLO="U")
+    values, S = _eigh(krylov.T)
     return values, S, krylov.beyond @ np.abs(S)
 
 
@@ -91,10 +88,14 @@ def rule(T: Float[np.ndarray, "m m"]) -> tuple[np.ndarray, np.ndarray]:
 
     Reference: Golub and Welsch, "Calculation of Gauss Quadrature Rules", 1969.
     """
-    if not np.isfinite(T).all():
-        return np.full(len(T), np.nan), np.full(len(T), np.nan)
-    values, S = np.linalg.eigh(T, UPLO="U")
+    values, S = _eigh(T)
     return values, S[0] ** 2
+
+
+def _eigh(T: Float[np.ndarray, "m m"]) -> tuple[np.ndarray, np.ndarray]:
+    if not np.isfinite(T).all():
+        return np.full(len(T), np.nan), np.full(T.shape, np.nan)
+    return np.linalg.eigh(T, UPLO="U")
 
 
 def combine(V: Float[Array, "rows n"], weights: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "k n"]:

@@ -45,8 +45,8 @@ def called(fn: Callable, arrays: PyTree, *args: Any) -> Any:
 
 
 def _on_axes(leaf: Any, kind: AxisType) -> Any:
-    sharding = None if program.is_traced(leaf) else getattr(leaf, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or {kind} == set(sharding.mesh.axis_types):
+    sharding = _sharding(leaf)
+    if sharding is None or {kind} == set(sharding.mesh.axis_types):
         return leaf
     return jax.device_put(leaf, NamedSharding(_mesh(sharding.mesh, kind), sharding.spec))
 
@@ -58,8 +58,8 @@ def _mesh(mesh: Any, kind: AxisType) -> Mesh:
 def rows_of(arrays: Sequence[Any]) -> NamedSharding | None:
     """How the rows of arrays are spread over several devices; `None` where they are not, or it is not known."""
     for array in arrays:
-        sharding = None if program.is_traced(array) else getattr(array, "sharding", None)
-        if isinstance(sharding, NamedSharding) and sharding.spec and sharding.spec[0] is not None:
+        sharding = _sharding(array)
+        if sharding is not None and sharding.spec and sharding.spec[0] is not None:
             rows = NamedSharding(_mesh(sharding.mesh, AxisType.Auto), PartitionSpec(sharding.spec[0]))
             if rows.num_devices > 1:
                 return rows
@@ -68,24 +68,23 @@ def rows_of(arrays: Sequence[Any]) -> NamedSharding | None:
 
 def parameters_of(params: PyTree) -> NamedSharding | None:
     """All devices of the mesh that parameters are divided over, for rows; `None` where they are not divided."""
-    shardings = [
-        getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params) if not program.is_traced(leaf)
-    ]
-    divided = [s for s in shardings if isinstance(s, NamedSharding) and not s.is_fully_replicated]
+    divided = [s for s in map(_sharding, jax.tree.leaves(params)) if s is not None and not s.is_fully_replicated]
     return _all_of(divided[0].mesh) if divided else None
 
 
 def draws_of(loss: Callable, params: PyTree) -> NamedSharding | None:
     """All devices of the mesh that parameters are copied to, for draws; `None` where they or data are divided."""
-    shardings = [
-        getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params) if not program.is_traced(leaf)
-    ]
-    meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding) and s.num_devices > 1]
-    if not meshes:
+    known = [s for s in map(_sharding, jax.tree.leaves(params)) if s is not None and s.num_devices > 1]
+    if not known:
         return None
-    held = [getattr(array, "sharding", None) for array in jax.make_jaxpr(loss)(params).consts]
-    whole = all(s is None or s.is_fully_replicated for s in [*shardings, *held])
-    return _all_of(meshes[0]) if whole else None
+    held = [s for s in map(_sharding, jax.make_jaxpr(loss)(params).consts) if s is not None]
+    return _all_of(known[0].mesh) if all(s.is_fully_replicated for s in [*known, *held]) else None
+
+
+def _sharding(leaf: Any) -> NamedSharding | None:
+    """How a known array lies on a mesh."""
+    sharding = None if program.is_traced(leaf) else getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def _all_of(mesh: Any) -> NamedSharding:

@@ -134,10 +134,8 @@ def description_length(
     rounded, spread = program.compiled(partial(_rounded, f)), layout.ranges(x)
     bits = np.arange(1, 16.5, 0.5)
     losses = [[rounded(x, jax.random.clone(key), spread * 2.0**-b) for b in bits.tolist()] for key in keys]
-    rises, gradients = (
-        np.asarray(jax.device_get(losses), float) - float(base),
-        -(-(1 + len(keys) * len(bits)) // 2),
-    )
+    rises = np.asarray(jax.device_get(losses), float) - float(base)
+    gradients = -(-(1 + rises.size) // 2)
     mean, sem = rises.mean(0), rises.std(0, ddof=1) / math.sqrt(num_samples)
     if not np.isfinite(checks.warn_not_finite(base)):
         return DescriptionLength(math.nan, math.nan, math.nan, math.nan, math.nan, bits, mean, gradients)

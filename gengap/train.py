@@ -198,7 +198,7 @@ def fit(
     size = 0 if callable(batch_size) else count(batch_size, len(x))
     _check_stops(epochs, patience, tolerance, target, objective)
     x, y, state = placement.automatic((jnp.asarray(x), jnp.asarray(y), state))
-    state = _copy(state)  # the steps below overwrite their argument
+    state = _copy(state)  # the steps below overwrite it
     history, epoch, diverged_at = dict(history or {}), int(state.epoch), int(state.diverged_at)
     step = training_step(loss, optimizer, precision, placement.rows_of((x, y)))
     end_epoch = program.compiled(partial(_end_epoch, evaluate, None if target is None else objective))
@@ -221,7 +221,7 @@ def fit(
 
 
 def training_step(loss: Callable, optimizer: Any, precision: str | None, rows: Any = None) -> Callable:
-    """`(state, sums, batches, x, y) -> (state, sums)`, one step; overwrites both; `rows`: of batches."""
+    """`(state, sums, batches, x, y) -> (state, sums)`, a step that overwrites both; batches lie as `rows`."""
     update = optimizer.update if isinstance(optimizer, Optimizer) else flat.with_extras(optimizer)
 
     def step(state: TrainState, sums: Any, batches: Any, x: Array, y: Array) -> tuple[TrainState, Any]:
