@@ -24,13 +24,13 @@ from jaxtyping import Array, PyTree
 
 from experiments.lib import command, settings
 from experiments.lib.claims import Claim
+from experiments.lib.maps import MAPS, moved
 from experiments.lib.settings import Problem, Training
 from gengap import data, flat, hessian, measures, objective, plots, records, report, sharpness, stats, symmetry
 from gengap.comparison import Metric, measure
 from gengap.records import Row
 from gengap.report import number, plain, positive
 
-MAPS = ("before batch norm", "behind batch norm")
 WORDS = {
     "before batch norm": "weights before batch norm times c",
     "behind batch norm": "batch norm times a, next weights by 1 / a",
@@ -78,7 +78,7 @@ def row(config: Config, cell: records.Cell, store: Path) -> Row:
     if cell["map"] == "audit":
         some = data.head(problem.ds, min(config.examples, len(problem.ds.x_train)))
         return {"audit": _audit(config, problem, some, params)}
-    image = _moved(params, cell["map"], cell["factor"])
+    image = moved(params, cell["map"], cell["factor"])
     x = objective.scale(problem.ds.x_train[: config.examples])
     before, after = problem.model.apply(params, x), problem.model.apply(image, x)
     change = jnp.abs(after - before).max() / jnp.abs(before).max()
@@ -106,16 +106,6 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 def figures(rows: list[Row]) -> list[report.Section]:
     """Sharpness of one function under maps of its parameters, and the audit."""
     return [section for section in (_reparametrised(rows), _audited(rows)) if section is not None]
-
-
-def _moved(params: PyTree, name: str, factor: float) -> PyTree:
-    """The same function: what is before, or what is behind, each batch norm scaled."""
-    layers = symmetry.chain(params)
-    if name == MAPS[0]:
-        return symmetry.scale_before_norm(
-            params, layers, [factor] * sum(layer.norm is not None for layer in layers)
-        )
-    return symmetry.rescale(params, layers, [factor] * (len(layers) - 1))
 
 
 def _audit(config: Config, problem: Problem, some: data.Dataset, params: PyTree) -> list[dict[str, Any]]:
@@ -158,7 +148,7 @@ def _audit(config: Config, problem: Problem, some: data.Dataset, params: PyTree)
     maps = {
         "alpha-scale": lambda p: symmetry.rescale(p, layers, np.cumprod(alphas).tolist()),
         "per neuron": lambda p: symmetry.rescale(p, layers, vectors),
-        "before batch norm": lambda p: _moved(p, MAPS[0], 3.0),
+        "before batch norm": lambda p: moved(p, MAPS[0], 3.0),
         "permutation": lambda p: symmetry.permute(p, layers, orders),
     }
     verdicts = symmetry.audit(audited, maps, params, key_for("audit"), repeats=config.repeats)

@@ -21,15 +21,15 @@ from jaxtyping import PyTree
 
 from experiments.lib import command, settings
 from experiments.lib.claims import Claim
+from experiments.lib.maps import MAPS, moved
 from experiments.lib.rows import converged, diverged, means, of_side, pairs
 from experiments.lib.settings import SIDES, Training
-from gengap import comparison, data, minima, plots, records, report, stats, symmetry, theories
+from gengap import comparison, data, minima, plots, records, report, stats, theories
 from gengap.comparison import Metric, column
 from gengap.records import Cell, Row
 from gengap.report import DASH, Section, number, plain, positive
 
 END, EQUAL = "end", "equal loss"
-MAPS = ("before batch norm", "behind batch norm")
 REASONS = {
     "bits": "bits per parameter",
     "evidence": "- ln evidence (nats per example)",
@@ -88,22 +88,12 @@ def row(config: Config, cell: Cell, store: Path) -> Row:
         minimum = minima.find(model, ds, key, recipe, seed=cell["seed"], store=store, progress=label)
     if minimum.diverged_at is not None:
         return minimum.summary()
-    params = minimum.params if state in (END, EQUAL) else _moved(minimum.params, state, config.factor)
+    params = minimum.params if state in (END, EQUAL) else moved(minimum.params, state, config.factor)
     key = settings.measure_key(training, cell["seed"])
     measured = comparison.measure(loss, params, key, config.metric, train=train, test=test, progress=label)
     some = data.head(ds, min(config.examples, len(ds.x_train)))
     few = settings.loss_over(training, model, some)
     return minimum.summary() | measured | {"reasons": _reasons(config, few, params, key, len(some.x_train))}
-
-
-def _moved(params: PyTree, name: str, factor: float) -> PyTree:
-    """The same function: what is before, or what is behind, each batch norm scaled."""
-    layers = symmetry.chain(params)
-    if name == MAPS[0]:
-        return symmetry.scale_before_norm(
-            params, layers, [factor] * sum(layer.norm is not None for layer in layers)
-        )
-    return symmetry.rescale(params, layers, [factor] * (len(layers) - 1))
 
 
 def _reasons(config: Config, loss: Callable, params: PyTree, key: Any, examples: int) -> dict[str, dict[str, Any]]:
@@ -301,7 +291,7 @@ def _controls(rows: Sequence[Row]) -> Section:
     """What equal loss and a reparametrisation do to each."""
     first = {row["side"]: row for row in at_end(rows) if row["seed"] == 0}
     lines = []
-    moved: dict[str, list[str]] = {name: [] for name in MAPS}
+    changed: dict[str, list[str]] = {name: [] for name in MAPS}
     sizes = {reason: _settings(rows, reason)[-1:] for reason in REASONS}
     for reason, words in REASONS.items():
         for setting in sizes[reason]:
@@ -311,13 +301,13 @@ def _controls(rows: Sequence[Row]) -> Section:
                 for name in MAPS:
                     images = [r for r in rows if r["state"] == name and (r["side"], r["seed"]) == (side, 0)]
                     line[f"{side}, {name}"] = plain(value(images[0], reason, setting)) if images else DASH
-                    if images and _differ(row, images[0], reason, setting) and words not in moved[name]:
-                        moved[name].append(words)
+                    if images and _differ(row, images[0], reason, setting) and words not in changed[name]:
+                        changed[name].append(words)
             lines.append(line)
     epsilon = next((name for name in at_end(rows)[0] if name.startswith("sharpness_full_")), column("full", 1e-3))
     ends, equal = (pairs(of, epsilon) for of in (at_end(rows), at_equal_loss(rows)))
     findings = [
-        f"The map {name}, which leaves the function as it is, moves {', '.join(moved[name]) or 'none'}."
+        f"The map {name}, which leaves the function as it is, moves {', '.join(changed[name]) or 'none'}."
         for name in MAPS
     ]
     for words, both in (("at the end of training", ends), ("at equal training loss", equal)):

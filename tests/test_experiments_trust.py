@@ -31,7 +31,7 @@ def test_the_same_function_is_made_sharper_and_flatter(monkeypatch):
     model = models.dense(10, widths=(6, 6))
     ds = toy.load("digits")
     params = minima.starting_point(model, ds, jax.random.key(0))
-    logits = {f: model.apply(reparametrise._moved(params, n, f), ds.x_test[:50] / 255) for f in (1.0, 3.0)
+    logits = {f: model.apply(reparametrise.moved(params, n, f), ds.x_test[:50] / 255) for f in (1.0, 3.0)
               for n in reparametrise.MAPS[:1]}  # fmt: skip
     np.testing.assert_allclose(logits[3.0], logits[1.0], atol=1e-2)
     problem = settings.Problem(ds, model, None, None, None)

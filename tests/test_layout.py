@@ -96,6 +96,7 @@ MAY_IMPORT_LIB = {
     "rows": set(),
     "curves": {"rows"},
     "claims": {"rows"},
+    "maps": set(),
     "tables": {"claims", "rows"},
     "published": {"claims"},
 }
