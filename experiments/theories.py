@@ -98,17 +98,21 @@ def row(config: Config, cell: Cell, store: Path) -> Row:
 
 def _reasons(config: Config, loss: Callable, params: PyTree, key: Any, examples: int) -> dict[str, dict[str, Any]]:
     """Reason -> setting -> what was found; what has not converged says so."""
-    count = config.num_samples
-    bits = partial(theories.description_length, examples=examples, num_samples=count)
-    evidence = partial(theories.evidence, examples=examples, num_samples=count)
-    energy = partial(theories.free_energy, examples=examples, num_chains=count, num_steps=config.num_steps)
+    kinds = {"num_samples": config.num_samples, "examples": examples}
+    energy = partial(
+        theories.free_energy, examples=examples, num_chains=config.num_samples, num_steps=config.num_steps
+    )
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-        found: dict[str, dict[float, Any]] = {
-            "bits": {rise: bits(loss, params, key, rise=rise) for rise in config.rises},
-            "evidence": {prior: evidence(loss, params, key, prior=prior or None) for prior in config.priors},
-            "energy": {width: energy(loss, params, key, width=width) for width in config.widths},
-        }
-    return {name: {str(at): value._asdict() for at, value in of.items()} for name, of in found.items()}
+        bits = theories.description_length(loss, params, key, rise=config.rises, **kinds)
+        evidence = theories.evidence(loss, params, key, prior=[at or None for at in config.priors], **kinds)
+        energies = [energy(loss, params, key, width=width) for width in config.widths]
+    shared = bits._asdict()
+    lengths = [shared | {"value": of, "sem": sem} for of, sem in zip(bits.value, bits.sem, strict=True)]
+    columns = (values.tolist() for values in evidence)
+    evidences = [dict(zip(evidence._fields, of, strict=True)) for of in zip(*columns, strict=True)]
+    found = {"bits": (config.rises, lengths), "evidence": (config.priors, evidences)}
+    found |= {"energy": (config.widths, [of._asdict() for of in energies])}
+    return {name: dict(zip(map(str, at), of, strict=True)) for name, (at, of) in found.items()}
 
 
 def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
@@ -128,8 +132,8 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
     def seconds(left: Sequence[Cell]) -> float:
         samples, whole = config.num_samples, len(settings.dataset(config.training).x_train)
-        values = samples * (31 * len(config.rises) + 2.5 * config.num_steps * len(config.widths))
-        gradients = (values / 2 + 40 * samples * len(config.priors)) * min(1, config.examples / whole)
+        values = samples * (31 + 2.5 * config.num_steps * len(config.widths))
+        gradients = (values / 2 + 40 * samples) * min(1, config.examples / whole)
         epochs = 3 * config.training.num_seeds * config.training.epochs
         return settings.seconds(
             config.training, gradients=len(left) * (gradients + config.metric.gradients), epochs=epochs

@@ -5,7 +5,7 @@ loss f, the mean over N examples, in nats, and of params, the point x. None can 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,15 +25,15 @@ class DescriptionLength(NamedTuple):
     """How few bits describe a minimum.
 
     Attributes:
-      value, sem: bits per parameter at which the loss rises by `rise`, and the standard error.
+      value, sem: bits per parameter at which the loss rises by `rise`, and the standard error, shaped like `rise`.
       total, total_sem: bits of the data given the network and of the network, where that is least.
       best: bits per parameter there.
       bits, rises: bits per parameter that were tried, and the mean rise of the loss.
       gradients: what it cost; a value counts as half of one.
     """
 
-    value: float
-    sem: float
+    value: float | np.ndarray
+    sem: float | np.ndarray
     total: float
     total_sem: float
     best: float
@@ -46,7 +46,7 @@ class DescriptionLength(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """The logarithm of the evidence for each example, in nats, and its parts.
+    """The logarithm of the evidence for each example, in nats, and its parts, each shaped like `prior`.
 
     Attributes:
       value, sem: ln p(data) / N = fit - penalty - occam, and the standard error, that of the trace in `occam`.
@@ -101,7 +101,7 @@ def description_length(
     key: Key[Array, ""],
     *,
     examples: int,
-    rise: float = 0.01,
+    rise: float | Sequence[float] = 0.01,
     num_samples: int = 8,
     only: flat.Only | None = None,
 ) -> DescriptionLength:
@@ -116,7 +116,7 @@ def description_length(
       params: x.
       key: of the offsets, the same for every number of bits.
       examples: N.
-      rise: of f.
+      rise: of f, or several, at the cost of one.
       num_samples: offsets, at least 2.
       only: which leaves to round, by their name such as "Dense_0/kernel"; n counts them alone.
 
@@ -128,7 +128,8 @@ def description_length(
     """
     keys = checks.sample_keys(key, num_samples)
     checks.check_counts({"examples": examples})
-    checks.check_positive({"rise": rise})
+    for each in np.atleast_1d(rise).tolist() or [rise]:
+        checks.check_positive({"rise": each})
     f, x, layout = flat.of(loss, params, only=only)
     checks.check_untraced("description_length", key, x, base := program.compiled(f)(x))
     rounded, spread = program.compiled(partial(_rounded, f)), layout.ranges(x)
@@ -138,14 +139,15 @@ def description_length(
     gradients = -(-(1 + rises.size) // 2)
     mean, sem = rises.mean(0), rises.std(0, ddof=1) / math.sqrt(num_samples)
     if not np.isfinite(checks.warn_not_finite(base)):
-        return DescriptionLength(math.nan, math.nan, math.nan, math.nan, math.nan, bits, mean, gradients)
-    logs = np.log(np.clip(np.nan_to_num(mean, nan=np.inf), 1e-6 * rise, 1e6 * rise))  # near linear in the bits
-    logs = np.maximum.accumulate(logs[::-1])[::-1]
-    value = float(np.interp(math.log(rise), logs[::-1], bits[::-1]))
-    if not logs[-1] <= math.log(rise) <= logs[0]:
+        lost = np.full(np.shape(rise), math.nan)[()]
+        return DescriptionLength(lost, lost, math.nan, math.nan, math.nan, bits, mean, gradients)
+    logs = np.log(np.clip(np.nan_to_num(mean, nan=np.inf), 1e-6 * np.min(rise), 1e6 * np.max(rise)))  # near linear
+    logs, log_rise = np.maximum.accumulate(logs[::-1])[::-1], np.log(rise)
+    value = np.interp(log_rise, logs[::-1], bits[::-1])
+    if np.any((log_rise < logs[-1]) | (log_rise > logs[0])):
         checks.warn(f"no number of bits from 1 to 16 makes the loss rise by {rise}; the value is a bound")
-    slope = np.diff(np.interp([value + 0.25, value - 0.25], bits, logs)).item() / 0.5
-    value_sem = float(np.interp(value, bits, sem)) / (rise * slope) if slope else math.nan
+    slope = (np.interp(value - 0.25, bits, logs) - np.interp(value + 0.25, bits, logs)) / 0.5
+    value_sem = np.interp(value, bits, sem) / (np.asarray(rise) * np.where(slope > 0, slope, math.nan))
     fine = np.linspace(1, 16, 1024)
     lengths = examples * (float(base) + np.exp(np.interp(fine, bits, logs))) / math.log(2) + len(x) * fine
     best = float(fine[lengths.argmin()])
@@ -159,7 +161,7 @@ def evidence(
     key: Key[Array, ""],
     *,
     examples: int,
-    prior: float | None = None,
+    prior: float | Sequence[float | None] | None = None,
     num_samples: int = 8,
     num_products: int = 20,
     only: flat.Only | None = None,
@@ -175,7 +177,8 @@ def evidence(
       key: of the random starts.
       examples: N.
       prior: the precision $\alpha$; by default the one of most evidence, MacKay's fixed point
-        $\alpha = \gamma / |x|^2$, with $\gamma = \mathrm{tr}\, N H (N H + \alpha)^{-1}$.
+        $\alpha = \gamma / |x|^2$, with $\gamma = \mathrm{tr}\, N H (N H + \alpha)^{-1}$. Several cost
+        what one does.
       num_samples: random starts of stochastic Lanczos quadrature, at least 2.
       num_products: with the Hessian, for each of them.
       only: which leaves have the prior, by their name such as "Dense_0/kernel"; the others are known.
@@ -188,24 +191,34 @@ def evidence(
     """
     keys = checks.sample_keys(key, num_samples)
     checks.check_counts({"examples": examples, "num_products": num_products})
-    if prior is not None:
-        checks.check_positive({"prior": prior})
+    several = prior if isinstance(prior, Sequence) else [prior]
+    for each in several or [()]:
+        checks.check_positive({"prior": 1 if each is None else each})
     f, x, _ = flat.of(loss, params, only=only)
     checks.check_untraced("evidence", key, x, base := program.compiled(f)(x))
     times, square = lanczos.product(f), float(flat.unit(x)[0]) ** 2
     spectra = [lanczos.tridiagonal(times, x, key, num_products) for key in keys]
-    of_rules = partial(_laplace, n=len(x), square=square, examples=examples, prior=prior)
-    alpha, occam, determined, negative = of_rules([lanczos.rule(T) for T in spectra])
-    penalty, fit = alpha * square / (2 * examples), -float(base)
-    value, sem = fit - penalty - occam.mean(), occam.std(ddof=1) / math.sqrt(num_samples)
+    rules = [lanczos.rule(T) for T in spectra]
     sizes = [-(-3 * len(T) // 4) for T in spectra]
-    fewer, few, *_ = of_rules([lanczos.rule(T[:m, :m]) for T, m in zip(spectra, sizes, strict=True)])
-    moved = value - (fit - fewer * square / (2 * examples) - few.mean())
-    converged = abs(moved) <= max(3 * sem, 0.05 * occam.mean())
-    if np.isfinite(checks.warn_not_finite(jnp.asarray(value))) and not converged:
-        checks.warn(f"the last quarter of the products moves the evidence by {moved:.3g}; give it more products")
-    rest = alpha, determined, negative, bool(converged), 2 * sum(map(len, spectra)) + 1
-    return Evidence(float(value), float(sem), fit, penalty, float(occam.mean()), *rest)
+    fewer = [lanczos.rule(T[:m, :m]) for T, m in zip(spectra, sizes, strict=True)]
+
+    def of(prior: float | None) -> Evidence:
+        (alpha, occam, determined, negative), (fewer_alpha, fewer_occam, *_) = (
+            _laplace(each, len(x), square, examples, prior) for each in (rules, fewer)
+        )
+        penalty, fit = alpha * square / (2 * examples), -float(base)
+        value, sem = float(fit - penalty - occam.mean()), float(occam.std(ddof=1) / math.sqrt(num_samples))
+        moved = value - (fit - fewer_alpha * square / (2 * examples) - fewer_occam.mean())
+        converged = bool(abs(moved) <= max(3 * sem, 0.05 * occam.mean()))
+        if np.isfinite(checks.warn_not_finite(jnp.asarray(value))) and not converged:
+            checks.warn(
+                f"the last quarter of the products moves the evidence by {moved:.3g}; give it more products"
+            )
+        rest = alpha, determined, negative, converged, 2 * sum(map(len, spectra)) + 1
+        return Evidence(value, sem, fit, penalty, float(occam.mean()), *rest)
+
+    found = [of(each) for each in several]
+    return Evidence(*map(np.array, zip(*found, strict=True))) if several is prior else found[0]
 
 
 def free_energy(

@@ -72,6 +72,15 @@ def test_a_loss_too_stiff_for_sixteen_bits_has_a_bound() -> None:
     assert found.value == 16.0
 
 
+def test_several_rises_are_those_of_one_each() -> None:
+    x = jnp.linspace(-1.0, 1.0, 50)
+    several = theories.description_length(lambda p: jnp.sum((p - x) ** 2), x, KEY, examples=N, rise=(1e-3, 0.1))
+    for i, rise in enumerate((1e-3, 0.1)):
+        one = theories.description_length(lambda p: jnp.sum((p - x) ** 2), x, KEY, examples=N, rise=rise)
+        assert (several.value[i], several.sem[i]) == pytest.approx((one.value, one.sem), rel=1e-6)
+        assert (several.total, several.gradients) == pytest.approx((one.total, one.gradients))
+
+
 def test_flatter_is_shorter() -> None:
     x = jnp.linspace(-1.0, 1.0, 50)
     bits = [
@@ -123,6 +132,14 @@ def test_the_prior_of_most_evidence() -> None:
     found = [theories.evidence(loss, w, jax.random.key(s), examples=N) for s in SEEDS]
     np.testing.assert_allclose(np.mean([r.prior for r in found]), alpha, rtol=0.1)
     covered(found, exact)
+
+
+def test_several_priors_are_those_of_one_each() -> None:
+    loss, w, _, _ = regression(2.0)
+    several = theories.evidence(loss, w, KEY, examples=N, prior=[None, 2.0])
+    for i, prior in enumerate((None, 2.0)):
+        one = theories.evidence(loss, w, KEY, examples=N, prior=prior)
+        assert [values[i] for values in several] == pytest.approx(list(one))
 
 
 def occam_of(h: np.ndarray, **more) -> tuple[list[theories.Evidence], float]:
@@ -263,10 +280,12 @@ def test_other_arguments_are_refused_by_name() -> None:
         MEASURES["free_energy"](lambda x: x @ x, examples=N, width=-1.0)
     with pytest.raises(ValueError, match="num_steps is 5"):
         MEASURES["free_energy"](lambda x: x @ x, examples=N, num_steps=5)
-    with pytest.raises(ValueError, match="prior is 0"):
-        MEASURES["evidence"](lambda x: x @ x, examples=N, prior=0.0)
-    with pytest.raises(ValueError, match="rise is 0"):
-        MEASURES["description_length"](lambda x: x @ x, examples=N, rise=0.0)
+    for prior in (0.0, [0.0, 1.0], []):
+        with pytest.raises(ValueError, match="prior is"):
+            MEASURES["evidence"](lambda x: x @ x, examples=N, prior=prior)
+    for rise in (0.0, [0.0, 1.0], []):
+        with pytest.raises(ValueError, match="rise is"):
+            MEASURES["description_length"](lambda x: x @ x, examples=N, rise=rise)
 
 
 def test_only_some_leaves() -> None:
