@@ -98,7 +98,7 @@ def row(config: Config, cell: Cell, store: Path) -> Row:
 
 def _reasons(config: Config, loss: Callable, params: PyTree, key: Any, examples: int) -> dict[str, dict[str, Any]]:
     """Reason -> setting -> what was found; what has not converged says so."""
-    kinds = {"num_samples": config.num_samples, "examples": examples}
+    kinds: dict[str, Any] = {"num_samples": config.num_samples, "examples": examples}
     energy = partial(
         theories.free_energy, examples=examples, num_chains=config.num_samples, num_steps=config.num_steps
     )
@@ -107,8 +107,9 @@ def _reasons(config: Config, loss: Callable, params: PyTree, key: Any, examples:
         evidence = theories.evidence(loss, params, key, prior=[at or None for at in config.priors], **kinds)
         energies = [energy(loss, params, key, width=width) for width in config.widths]
     shared = bits._asdict()
-    lengths = [shared | {"value": of, "sem": sem} for of, sem in zip(bits.value, bits.sem, strict=True)]
-    columns = (values.tolist() for values in evidence)
+    values, sems = np.asarray(bits.value), np.asarray(bits.sem)
+    lengths = [shared | {"value": value, "sem": sem} for value, sem in zip(values, sems, strict=True)]
+    columns = (np.asarray(of).tolist() for of in evidence)
     evidences = [dict(zip(evidence._fields, of, strict=True)) for of in zip(*columns, strict=True)]
     found = {"bits": (config.rises, lengths), "evidence": (config.priors, evidences)}
     found |= {"energy": (config.widths, [of._asdict() for of in energies])}

@@ -7,7 +7,7 @@ loss f, the mean over N examples, in nats, and of params, the point x. None can 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,16 +59,16 @@ class Evidence(NamedTuple):
       gradients: what it cost.
     """
 
-    value: float
-    sem: float
-    fit: float
-    penalty: float
-    occam: float
-    prior: float
-    determined: float
-    negative: float
-    converged: bool
-    gradients: int
+    value: float | np.ndarray
+    sem: float | np.ndarray
+    fit: float | np.ndarray
+    penalty: float | np.ndarray
+    occam: float | np.ndarray
+    prior: float | np.ndarray
+    determined: float | np.ndarray
+    negative: float | np.ndarray
+    converged: bool | np.ndarray
+    gradients: int | np.ndarray
 
     def __repr__(self) -> str:
         return words.in_one_line(self)
@@ -191,8 +191,8 @@ def evidence(
     """
     keys = checks.sample_keys(key, num_samples)
     checks.check_counts({"examples": examples, "num_products": num_products})
-    several = prior if isinstance(prior, Sequence) else [prior]
-    for each in several or [()]:
+    several: Sequence[Any] = prior if isinstance(prior, Sequence) else [prior]
+    for each in several or [prior]:
         checks.check_positive({"prior": 1 if each is None else each})
     f, x, _ = flat.of(loss, params, only=only)
     checks.check_untraced("evidence", key, x, base := program.compiled(f)(x))
