@@ -2,9 +2,10 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
 
-from gengap import records
+from gengap import hosts, records
 
-__all__ = ["fingerprint", "locked", "read", "write"]
+__all__ = ["fingerprint", "locked", "read", "remove", "there", "write"]
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
            "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
@@ -37,7 +38,10 @@ def fingerprint(tree: PyTree) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file of the store, once no other process has it."""
+    """Hold the lock of a file of the store, once no other run has it."""
+    if not hosts.is_first():
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
     while True:
@@ -54,6 +58,8 @@ def locked(path: Path) -> Iterator[None]:
 
 def write(path: Path, tree: PyTree, values: dict[str, Any]) -> None:
     """Write the leaves of a pytree, and beside them values such as the history."""
+    if not hosts.is_first():
+        return
     kept = [name for name in values if name not in ("params", "snapshots")]
     header = json.dumps({name: values[name] for name in kept}, default=np.ndarray.tolist)
     arrays = _arrays(tree)
@@ -62,12 +68,42 @@ def write(path: Path, tree: PyTree, values: dict[str, Any]) -> None:
     records.atomically(path, lambda file: file.write(content))
 
 
+def there(paths: Mapping[int, Path]) -> dict[int, Path]:
+    """Those of some files that there are."""
+    return dict(itertools.compress(paths.items(), hosts.of_first(lambda: [p.exists() for p in paths.values()])))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    if hosts.is_first():
+        path.unlink(missing_ok=True)
+
+
 def read(path: Path, like: PyTree, settings: dict[str, Any] | None) -> tuple[dict[str, Any], Any]:
     """The values in a file, and its leaves in the structure of `like`.
 
     Raises:
       ValueError: the file is not there, damaged, of other leaves, or of other settings; `None` takes any.
     """
+    arrays = expected = _arrays(like)
+
+    def header_of_file() -> dict[str, Any]:
+        nonlocal arrays
+        header, arrays = _contents(path, expected, settings)
+        return header
+
+    header = hosts.of_first(header_of_file)
+    arrays = hosts.tree_of_first({name: arrays[name] for name in expected})
+    header["history"] = {name: np.asarray(values, float) for name, values in header["history"].items()}
+    leaves, structure = jax.tree.flatten(like)
+    ordered = [arrays[name] for name in expected]
+    return header, jax.tree.unflatten(structure, map(_typed, leaves, ordered))
+
+
+def _contents(
+    path: Path, expected: dict[str, np.ndarray], settings: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the arrays of a file, which are of the types and shapes of `expected`."""
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata()
@@ -85,13 +121,9 @@ def read(path: Path, like: PyTree, settings: dict[str, Any] | None) -> tuple[dic
         names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
         changes = "; ".join(f"{name} {stored.get(name)}, asked for {settings.get(name)}" for name in names)
         raise ValueError(f"{path} was trained with other settings: {changes}")
-    header["history"] = {name: np.asarray(values, float) for name, values in header["history"].items()}
-    expected = _arrays(like)
     if {n: (a.shape, a.dtype) for n, a in arrays.items()} != {n: (a.shape, a.dtype) for n, a in expected.items()}:
         raise ValueError(f"{path} holds parameters of other names, shapes or types")
-    leaves, structure = jax.tree.flatten(like)
-    ordered = [arrays[name] for name in expected]
-    return header, jax.tree.unflatten(structure, map(_typed, leaves, ordered))
+    return header, arrays
 
 
 def _arrays(tree: PyTree) -> dict[str, np.ndarray]:
@@ -104,9 +136,9 @@ def _arrays(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def _raw(leaf: Any) -> Any:
-    """What NumPy can keep of a leaf: the data of a random key."""
+    """What NumPy can keep of a leaf: the data of a random key, and all of what is divided over processes."""
     is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
+    return hosts.fetched(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def _typed(like: Any, array: np.ndarray) -> Any:

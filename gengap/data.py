@@ -8,14 +8,16 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, UInt8
 
 from gengap import tfds_sets
 from gengap.tfds_sets import prepare
 
-__all__ = ["Dataset", "from_arrays", "head", "load", "prepare", "read_npz"]
+__all__ = ["Dataset", "from_arrays", "head", "load", "prepare", "read_npz", "spread"]
 
 Values = Any  # what NumPy makes an array of: also lists and columns of pandas
 
@@ -127,6 +129,32 @@ def head(ds: Dataset, size: int) -> Dataset:
     """Keep the first `size` training examples, 1 to all of them; the test examples stay."""
     _check_integer("size", size, len(ds.x_train), f", the examples of {ds.name!r}")
     return ds._replace(x_train=ds.x_train[:size], y_train=ds.y_train[:size])
+
+
+def spread(ds: Dataset) -> Dataset:
+    """The data set with its examples divided over all devices, those of other processes too.
+
+    Each process has to have the whole data set, and sends its devices their share. Test examples that cannot be
+    divided are copied to every device.
+
+    Raises:
+      ValueError: the number of training examples is no multiple of the number of devices.
+    """
+    mesh = Mesh(jax.devices(), ("data",), axis_types=(AxisType.Auto,))
+    if rest := len(ds.x_train) % mesh.size:
+        raise ValueError(
+            f"train_size is {len(ds.x_train)}; {mesh.size} devices can only share a multiple of {mesh.size}, such "
+            f"as {len(ds.x_train) - rest}"
+        )
+
+    def placed(array: Array) -> Array:
+        values = np.asarray(array)
+        rows = PartitionSpec() if len(values) % mesh.size else PartitionSpec("data")
+        return jax.make_array_from_callback(values.shape, NamedSharding(mesh, rows), values.__getitem__)
+
+    return Dataset(
+        placed(ds.x_train), placed(ds.y_train), placed(ds.x_test), placed(ds.y_test), ds.num_classes, ds.name
+    )
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -173,7 +173,7 @@ def find(
     else:
         paths = {epochs: _path(Path(store), settings[epochs]) for epochs in lengths}
         last = paths[lengths[-1]]
-        if not all(path.exists() for path in paths.values()):
+        if checkpoints.there(paths) != paths:
             with checkpoints.locked(last):
                 _trained(training, ds, recipe, settings, paths, progress)
         minima = {e: load(path, like=training.state.params, settings=settings[e]) for e, path in paths.items()}
@@ -276,12 +276,12 @@ def _trained(
 ) -> dict[int, Minimum]:
     """The minimum at each of some epochs; on disk too where there are paths. Those on disk are not made again."""
     x0, last = training.state.params, max(settings)
-    minima = {e: load(path, like=x0, settings=settings[e]) for e, path in paths.items() if path.exists()}
+    minima = {e: load(path, like=x0, settings=settings[e]) for e, path in checkpoints.there(paths).items()}
     if minima.keys() == settings.keys():
         return minima
     checkpoint = paths[last].with_suffix(_CHECKPOINT) if paths else None
     state, history, seconds_before = training.state, None, 0.0
-    if checkpoint and checkpoint.exists():
+    if checkpoint and checkpoints.there({last: checkpoint}):
         header, resumed = checkpoints.read(checkpoint, state, settings[last])
         if all(epoch in minima or epoch > header["epochs"] for epoch in settings):
             state, history, seconds_before = resumed, header["history"], header["seconds"]
@@ -325,7 +325,7 @@ def _trained(
     for epoch in settings.keys() - minima.keys():
         keep(epoch, state, history)
     if checkpoint:
-        checkpoint.unlink(missing_ok=True)
+        checkpoints.remove(checkpoint)
     return minima
 
 

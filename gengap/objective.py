@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial, keystr
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
-from gengap import checks, chunks, placement, program
+from gengap import checks, chunks, hosts, placement, program
 
 __all__ = [
     "accuracy", "check_logits", "check_no_clip", "cross_entropy", "loss_and_accuracy", "mean_loss", "over_batches",
@@ -228,7 +228,7 @@ def _labelled(apply: Callable, x: Any, y: Any, clip: float | None) -> tuple[_Cro
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
     if isinstance(y, jax.core.Tracer):
         return _CrossEntropy(apply, clip, -1), (x, y)
-    labels = jax.device_get(y)
+    labels = jax.device_get(hosts.fetched(y))
     if labels.min() < 0:
         raise ValueError(f"y has a label {labels.min()}; labels must be from 0 up")
     return _CrossEntropy(apply, clip, int(labels.max())), (x, jnp.asarray(y))

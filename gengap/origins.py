@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from gengap import hosts
+
 __all__ = ["dated"]
 
 
@@ -29,7 +31,7 @@ def _origin() -> dict[str, Any]:
         **{name: _version(name) for name in packages},
         "python": platform.python_version(),
         "device": device.device_kind if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores",
-        "devices": jax.device_count(),
+        "devices": hosts.devices(),
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
     }
 

@@ -21,6 +21,7 @@ __all__ = [
     "called",
     "draws_of",
     "in_chunks",
+    "on_accelerator",
     "parameters_of",
     "rows_of",
     "spread",
@@ -79,6 +80,11 @@ def draws_of(loss: Callable, params: PyTree) -> NamedSharding | None:
         return None
     held = [s for s in map(_sharding, jax.make_jaxpr(loss)(params).consts) if s is not None]
     return _all_of(known[0].mesh) if all(s.is_fully_replicated for s in [*known, *held]) else None
+
+
+def on_accelerator(array: Array) -> bool:
+    """Whether an array is on a GPU, a TPU or the like; of an unknown one it is not known."""
+    return not program.is_traced(array) and next(iter(array.devices())).platform != "cpu"
 
 
 def _sharding(leaf: Any) -> NamedSharding | None:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from gengap import hosts
+
 __all__ = ["asked_precision", "compiled", "fingerprint", "is_traced", "precision", "primitives"]
 
 _MOST = 256  # programs that are kept
@@ -290,5 +292,5 @@ def _description(jaxpr: core.Jaxpr) -> tuple[str, list[Any]]:
 
 def _bytes(value: Any) -> bytes:
     is_key = hasattr(value, "dtype") and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
-    array = np.asarray(jax.random.key_data(value) if is_key else value)
+    array = np.asarray(hosts.fetched(jax.random.key_data(value) if is_key else value))
     return f"{array.dtype}{array.shape}".encode() + array.tobytes()

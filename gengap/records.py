@@ -6,13 +6,14 @@ and never rewritten.
 
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gengap import cluster, origins, processes, progress
+from gengap import cluster, hosts, origins, processes, progress
 
 __all__ = ["Cell", "Row", "Run", "atomically", "fill", "opened", "read", "run_name", "settings_of", "write_json"]
 
@@ -131,9 +132,18 @@ def fill(
       ValueError: the directory holds a run of another config or something else, another process writes to it, or
         some jobs on the cluster have ended without a row; the rows of the others are kept.
     """
-    jobs = jobs or max(1, len(processes.gpus()))
-    with opened(name, settings_of(config), out, fresh=fresh) as run, _store(run) as store:
-        left = [cell for cell in cells if not run.has(cell)]
+    settings, jobs = settings_of(config), jobs or max(1, len(processes.gpus()))
+    with ExitStack() as stack:
+        run = Run(None, name, settings, [], [time.monotonic()])
+
+        def begin() -> list[bool]:
+            nonlocal run
+            run = stack.enter_context(opened(name, settings, out, fresh=fresh))
+            return [not run.has(cell) for cell in cells]
+
+        is_left = hosts.of_first(begin)
+        left = list(itertools.compress(cells, is_left))
+        store = stack.enter_context(_store(run))
         work = partial(_row, row, config, store)
         if not isinstance(jobs, int):
             if run.path is None:
@@ -153,7 +163,7 @@ def fill(
                 line.update(1, words=", ".join(str(value) for value in cell.values() if value != ""))
         order = [_plain(cell) for cell in cells]
         run.rows.sort(key=lambda r: next((i for i, c in enumerate(order) if c.items() <= r.items()), len(order)))
-    return run
+        return run._replace(rows=hosts.of_first(lambda: run.rows))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from gengap import ascent, checks, flat, metric, placement, program, starts, subspace, words
+from gengap import ascent, checks, flat, memory, metric, placement, program, starts, subspace, words
 from gengap import progress as shown
 from gengap.metric import Sharpness, SubspaceSharpness, box, restrict
 from gengap.subspace import Subspace
@@ -95,7 +95,7 @@ def random_subspaces(
     max_evaluations: int = 24,
     num_directions: int = 6,
     entries: subspace.Entries = subspace.signs,
-    draws_at_once: int = 1,
+    draws_at_once: int | None = None,
     only: flat.Only | None = None,
     with_step: bool = False,
     progress: str | None = None,
@@ -120,8 +120,9 @@ def random_subspaces(
       max_evaluations: gradients for each draw and epsilon.
       num_directions: besides the gradient at x, at six gradients each, for each epsilon.
       entries: sampler of the entries of A, see `subspace.draw`.
-      draws_at_once: under one `vmap`; more fill an accelerator that the gradient of one point does not. Where
-        params and the data of the loss are copied to all devices of a mesh, each device takes its share of them.
+      draws_at_once: under one `vmap`; by default all on an accelerator, which one draw does not fill, and one on a
+        CPU. Where memory runs out they are halved. Where params and the data of the loss are copied to all
+        devices of a mesh, each device takes its share of them, by default at least one.
       only: which leaves to move, by their name such as "Dense_0/kernel"; the others stay, and have no rows in A.
       with_step: also return the steps A y*, one params for each draw and epsilon.
       progress: what to call the line that shows how far it is; `None` shows none.
@@ -139,7 +140,7 @@ def random_subspaces(
     ((3,), (), 24, 36)
     """
     counts = {"dim": dim, "num_draws": num_draws, "max_evaluations": max_evaluations}
-    counts |= {"draws_at_once": draws_at_once}
+    counts |= {"draws_at_once": 1 if draws_at_once is None else draws_at_once}
     (x, layout), evaluate, centre, epsilons = metric.begin(
         loss, params, key, epsilon, counts, num_directions, only=only
     )
@@ -149,7 +150,8 @@ def random_subspaces(
     draws_key, ascents_key, directions_key, entries_key = jax.random.split(key, 4)
     draws, ascents = _keys(draws_key, num_draws), _keys(ascents_key, num_draws)
     tiles, over = placement.parameters_of(params), placement.draws_of(loss, params)
-    draw, maxima, steps = program.compiled(partial(_draw, len(x), dim, entries, tiles)), [], []
+    draw, least = program.compiled(partial(_draw, len(x), dim, entries, tiles)), over.mesh.size if over else 1
+    draws_at_once = draws_at_once or (num_draws if placement.on_accelerator(x) else least)
     total = len(epsilons) * (starts.CLIMB * num_directions + num_draws * max_evaluations)
     with shown.line(progress, total, "gradient") as line:
         in_full = line.counting(partial(evaluate, x, None))
@@ -160,23 +162,32 @@ def random_subspaces(
             starts.directions(in_full, x, centre[1], directions_key, e * entry, dim, num_directions)
             for e in epsilons
         ]
-        for i in range(0, num_draws, draws_at_once):
-            count = min(draws_at_once, num_draws - i)
-            group = i if count == 1 else slice(i, i + count)
+
+        def of_group(first: int, count: int) -> tuple[list[ascent.Maximum], Array | None]:
+            group = first if count == 1 else slice(first, first + count)
             keys = draws[group], ascents[group]
-            if over is not None and count % over.mesh.size == 0:
+            if over is not None and count % least == 0:
                 keys = jax.device_put(keys, over)
             A, unit, slope, corners = draw(keys[0], x, centre[1], directions)
             in_A = line.counting(partial(evaluate, x, A), count)
             climb = partial(ascent.maximise, in_A, centre=(centre[0], slope), max_evaluations=max_evaluations)
             pairs = zip(epsilons, corners, strict=True)
-            maxima.append([climb(radius=e * unit, starts=of_e, key=keys[1]) for e, of_e in pairs])
-            steps += [_step(A, jnp.stack([top.point for top in maxima[-1]]))] * with_step
+            tops = [climb(radius=e * unit, starts=of_e, key=keys[1]) for e, of_e in pairs]
+            return tops, _step(A, jnp.stack([top.point for top in tops])) if with_step else None
+
+        groups = memory.in_groups(of_group, num_draws, draws_at_once, least=least, kind=(len(x), dim))
+    maxima, steps = zip(*groups, strict=True)
     shape, shared = (*np.shape(epsilon), num_draws), starts.CLIMB * num_directions
     step = metric.as_params([jnp.concatenate(steps, 1)] if with_step else [], layout, shape)
     return metric.checked(
         metric.of_maxima(
-            SubspaceSharpness, shape, centre[0], maxima, jnp.asarray(epsilon, x.dtype), max_evaluations, shared
+            SubspaceSharpness,
+            shape,
+            centre[0],
+            list(maxima),
+            jnp.asarray(epsilon, x.dtype),
+            max_evaluations,
+            shared,
         ),
         step,
     )

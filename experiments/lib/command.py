@@ -15,8 +15,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import tyro
 
-from gengap import records, report
+from gengap import hosts, memory, progress, records, report
 from gengap.cluster import Cluster
+
+_OUT_OF_MEMORY = (
+    "The memory of the device ran out. --shard divides every batch and chunk over all devices. A smaller --chunk "
+    "takes less memory too, but with batch norm, whose statistics are those of a chunk, it is another f. The same "
+    "command resumes the run."
+)
 
 
 class Options(NamedTuple):
@@ -37,6 +43,11 @@ class Options(NamedTuple):
     """the time limit of a job on the cluster; by default 4"""
     gpus: int | None = None
     """GPUs of a job on the cluster; by default none is asked for"""
+    shard: bool = False
+    """divide the examples of each row over all devices, one row at a time"""
+    hosts: Literal["auto"] | tuple[str, int, int] | None = None
+    """of several processes that compute a run together with --shard, each of which is given this command: auto on
+    Slurm and TPU pods; else HOST:PORT of the first, how many there are, and which one this is, from 0"""
     data_dir: Path | None = None
     """TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets"""
 
@@ -72,17 +83,25 @@ def main(
 
     def work() -> None:
         jobs = _jobs(options)
+        _take_devices(options)
         if out.exists() and not out.is_dir():
             raise ValueError(f"out is {out}; it must be a directory")
         if options.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(options.data_dir)  # for the processes of the run too
         _check_devices()
-        _show(experiment, run(settings, out, fresh=options.fresh, jobs=jobs), figures, out)
+        done = run(settings, out, fresh=options.fresh, jobs=jobs)
+        if hosts.is_first():
+            _show(experiment, done, figures, out)
 
     # In a thread of its own, since Ctrl-C waits for a compiled computation to end, which can take minutes.
     with ThreadPoolExecutor(1) as pool:
         try:
             pool.submit(work).result()
+        except jax.errors.JaxRuntimeError as error:
+            if not memory.ran_out(error):
+                raise
+            sys.stderr.write(f"{_OUT_OF_MEMORY} ({str(error).splitlines()[0][:200]})\n")
+            sys.exit(2)
         except (ValueError, OSError) as error:
             if _is_a_bug(error):
                 raise
@@ -114,11 +133,25 @@ def _jobs(options: Options) -> int | Cluster | None:
             raise ValueError(f"{name} is {value}; it must be {words}")
     of_cluster = {name: getattr(options, name) for name in ("partition", "hours", "gpus")}
     given = {name: value for name, value in of_cluster.items() if value is not None}
+    if options.hosts is not None and (options.cluster is not None or not options.shard):
+        raise ValueError(f"hosts is {options.hosts}; it must come with --shard, and without --cluster")
     if options.cluster is None:
         for name, value in given.items():
             raise ValueError(f"{name} is {value}; it must come with --cluster slurm")
-        return options.jobs
+        if options.shard and options.jobs not in (None, 1):
+            raise ValueError(f"jobs is {options.jobs}; with --shard, where a row takes all devices, it must be 1")
+        return 1 if options.shard else options.jobs
     return Cluster(options.cluster, at_once=options.jobs, **given)
+
+
+def _take_devices(options: Options) -> None:
+    """Join the other processes of the run, and have its rows take all devices, where that was asked for."""
+    if options.hosts is not None:
+        hosts.join(*(() if options.hosts == "auto" else options.hosts))
+        if not hosts.is_first():
+            progress.silence()
+    if options.shard:
+        os.environ[hosts.SHARD] = "1"  # for the processes of the run too
 
 
 def _show(experiment: str, run: records.Run, figures: Callable, out: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jaxtyping import Array, Key
 
-from gengap import comparison, data, minima, models, objective, train
+from gengap import comparison, data, hosts, minima, models, objective, program, train
 from gengap.data import Dataset
 from gengap.models import Model
 from gengap.records import Cell
@@ -110,15 +110,23 @@ def dataset(training: Training) -> Dataset:
     """
     path = Path(training.dataset)
     version = path.stat().st_mtime_ns if path.suffix == ".npz" and path.exists() else None
+    where = training.dataset, os.environ.get("TFDS_DATA_DIR"), version
     try:
-        ds = _loaded(training.dataset, os.environ.get("TFDS_DATA_DIR"), version)
+        ds = _loaded(*where)
     except ValueError as error:
         raise ValueError(f"dataset: {error}") from None
-    if training.train_size is None:
-        return ds
-    if training.train_size > len(ds.x_train):
-        raise ValueError(f"train_size is {training.train_size}; {ds.name} has {len(ds.x_train)} training examples")
-    return data.head(ds, training.train_size)
+    size = training.train_size
+    if size is not None and size > len(ds.x_train):
+        raise ValueError(f"train_size is {size}; {ds.name} has {len(ds.x_train)} training examples")
+    if hosts.devices() > 1:
+        return _spread(*where, size)
+    return ds if size is None else data.head(ds, size)
+
+
+@lru_cache(maxsize=1)
+def _spread(name: str, data_dir: str | None, version: int | None, size: int | None) -> Dataset:
+    ds = _loaded(name, data_dir, version)
+    return data.spread(ds if size is None else data.head(ds, size))
 
 
 @lru_cache(maxsize=1)
@@ -299,10 +307,10 @@ def seconds(training: Training, *, gradients: float, epochs: float) -> float:
     """
     ds, model, *_ = problem(training)
     some = data.head(ds, min(500, len(ds.x_train)))
-    gradient = jax.jit(jax.grad(loss_over(training, model, some)))
+    gradient = program.compiled(jax.grad(loss_over(training, model, some)))
     params = model.init(training_key(training), objective.scale(some.x_train[:2]))
     jax.block_until_ready(gradient(params))
     began = monotonic()
     jax.block_until_ready(gradient(params))
     each = (monotonic() - began) * len(ds.x_train) / len(some.x_train)
-    return each * (gradients + 1.5 * epochs)
+    return each * (gradients + 1.5 * epochs) / hosts.devices()
