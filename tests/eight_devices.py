@@ -43,7 +43,6 @@ MEASURES = {
     "gradient": lambda f, p, q: jax.jit(jax.grad(f))(p)["Dense_0"]["kernel"],
     "full space": lambda f, p, q: sharpness.full_space(f, p, KEY, max_evaluations=6).max_loss,
     "subspaces": lambda f, p, q: sharpness.random_subspaces(f, p, KEY, **FEW).max_loss,
-    "draws at once": lambda f, p, q: sharpness.random_subspaces(f, p, KEY, **FEW, draws_at_once=2).max_loss,
     "eigenvalue": lambda f, p, q: hessian.eigenpairs(f, p, KEY, tolerance=1e-3).values,
     "trace": lambda f, p, q: hessian.trace(f, p, KEY, num_samples=2).value,
     "worst case": lambda f, p, q: measures.worst_case(f, p, KEY, max_evaluations=3),
@@ -71,9 +70,17 @@ def collectives(text):
     return [[kind, int(np.prod([int(d) for d in shape.split(",") if d]))] for kind, shape, _ in found]
 
 
+def reduced(text):
+    """How many numbers the all-reduces of a program sum over the devices, those in a loop once."""
+    types = re.findall(r"= (\(?[^=]*?) all-reduce(?:-start)?\(", re.sub(r"/\*.*?\*/", "", text))
+    shapes = [shape for kind in types for shape in re.findall(r"f32\[([\d,]*)\]", kind)]
+    return sum(int(np.prod([int(d) for d in shape.split(",") if d])) for shape in shapes)
+
+
 def compiled(f, params):
     program = jax.jit(jax.value_and_grad(f)).lower(params).compile()
-    return {"flops": program.cost_analysis()["flops"], "gathers": collectives(program.as_text())}
+    text = program.as_text()
+    return {"flops": program.cost_analysis()["flops"], "gathers": collectives(text), "reduced": reduced(text)}
 
 
 def trained(x, y, params):
@@ -118,7 +125,7 @@ def step_of_spread_parameters(f, params):
 
 
 def main():
-    found = {"flops": {}, "values": {}, "trained": {}, "draws": {}}
+    found = {"flops": {}, "values": {}, "trained": {}, "draws": {}, "parameters": sum(a.size for a in jax.tree.leaves(SMALL))}
     x, y = jnp.asarray(X), jnp.asarray(Y)
     one = loss_over(x, y, 250)  # chunks of 200
     found["values"]["one"] = {name: np.asarray(fn(one, SMALL, LARGE)).tolist() for name, fn in MEASURES.items()}

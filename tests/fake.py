@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ class Config(NamedTuple):
     """rows"""
     kill: int = -1
     """the row at which the process is killed, the first time"""
+    pause: float = 0.0
+    """seconds that a row takes"""
 
 
 CONFIG = Config()
@@ -40,6 +43,7 @@ def row(config, cell, store):
         os.kill(os.getpid(), signal.SIGKILL)
     if config.numbers.base < 0:
         raise ValueError(f"base is {config.numbers.base}; it must be at least 0")
+    time.sleep(config.pause)
     value = config.numbers.base + cell["seed"] ** 2
     return {"value": value, "history": {"loss": [1.0, 0.5]}, "nothing": float("nan")}
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from gengap import records
 from gengap.sharpness import Sharpness
-from tests import fake
+from tests import fake, kills
 
 CONFIG = {"epochs": 3, "epsilons": (1e-3, 5e-4), "target": None}
 
@@ -332,7 +333,7 @@ def test_each_cell_has_a_row_with_what_was_measured(tmp_path):
     run = fake.run(out=tmp_path / "fake" / "default")
     assert values(run) == [("SB", 0, 10), ("LB", 0, 10), ("SB", 1, 11), ("LB", 1, 11)]
     assert fake.marks(tmp_path / "minima") == FOUR and run.added == 4
-    assert run.config == {"base": 10, "num_seeds": 4, "kill": -1}
+    assert run.config == {"base": 10, "num_seeds": 4, "kill": -1, "pause": 0.0}
     frame = run.frame()
     assert frame["value"].tolist() == [10, 10, 11, 11] and frame["history_loss"][0] == [1.0, 0.5]
     assert frame["nothing"].isna().all() and "origin_date" in frame
@@ -390,6 +391,28 @@ def test_a_process_that_is_killed_costs_its_row_alone(tmp_path, jobs):
     assert {"SB1"} <= again <= ({"SB1", "LB1"} if jobs == 2 else {"SB1"})
     if jobs == 2:
         assert "a process that computed rows was killed" in killed.stderr and "Traceback" not in killed.stderr
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_run_that_is_killed_at_random_moments_ends_in_the_rows_of_none(tmp_path, jobs):
+    """Of a toy `make paper` `python -m tests.kills` does the same."""
+    out = tmp_path / "fake" / "run"
+    command = [sys.executable, "-m", "tests.fake", "--num-seeds", "20", "--pause", "0.2", "--out", str(out)]
+    count, code, errors = kills.killed_and_resumed([*command, "--jobs", str(jobs)], 3, 6.0, random.Random(jobs))
+    assert count > 0 and code == 0, errors
+    expected = values(fake.run(fake.CONFIG._replace(num_seeds=20)))
+    assert sorted(values(records.read(out))) == sorted(expected)
+
+
+def test_a_disk_that_is_full_loses_no_row_that_was_written(tmp_path):
+    """Here a limit of the size of a file; the last row is cut off in its middle."""
+    command = f"ulimit -f 1; exec {sys.executable} -m tests.fake --out {tmp_path}/fake/run"
+    full = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert full.returncode == 2 and full.stderr.endswith("File too large\n") and "Traceback" not in full.stderr
+    rows = (tmp_path / "fake" / "run" / "rows.jsonl").read_text()
+    assert len(rows) == 1024 and not rows.endswith("\n")
+    run = fake.run(out=tmp_path / "fake" / "run")
+    assert values(run) == values(fake.run()) and run.added == 4 - rows.count("\n")
 
 
 def test_a_long_run_says_first_how_long_it_takes(capsys):
