@@ -46,12 +46,14 @@ class Config(NamedTuple):
     """the most training examples that the three are measured on"""
     rises: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     """of the loss, in nats: the description length is that at which it rises so far"""
-    priors: tuple[float, ...] = (0.0, 100.0)
+    priors: tuple[float, ...] = (0.0, 100.0, 1000.0)
     """precisions of the prior of the evidence; 0: the one of most evidence"""
-    widths: tuple[float, ...] = (0.003, 0.01, 0.03)
+    widths: tuple[float, ...] = (0.003, 0.01)
     """of the free energy: standard deviations of a step of each parameter"""
     num_samples: int = 4
     """offsets of the description length, starts of the evidence, chains of the free energy"""
+    num_products: int = 40
+    """with the Hessian, from each start of the evidence"""
     num_steps: int = 100
     """of each chain of the free energy, each way"""
     factor: float = 3.0
@@ -62,7 +64,7 @@ CONFIG = Config()
 SMOKE = CONFIG._replace(
     training=Training(num_seeds=1, train_size=200, epochs=2),
     metric=Metric(epsilons=(1e-3,), num_draws=0, max_evaluations=3),
-    examples=50, rises=(1e-2,), priors=(0.0,), widths=(0.003,), num_samples=2, num_steps=10,
+    examples=50, rises=(1e-2,), priors=(0.0,), widths=(0.003,), num_samples=2, num_products=5, num_steps=10,
 )  # fmt: skip
 
 
@@ -104,7 +106,8 @@ def _reasons(config: Config, loss: Callable, params: PyTree, key: Any, examples:
     )
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         bits = theories.description_length(loss, params, key, rise=config.rises, **kinds)
-        evidence = theories.evidence(loss, params, key, prior=[at or None for at in config.priors], **kinds)
+        priors = [at or None for at in config.priors]
+        evidence = theories.evidence(loss, params, key, prior=priors, num_products=config.num_products, **kinds)
         energies = [energy(loss, params, key, width=width) for width in config.widths]
     shared = bits._asdict()
     values, sems = np.asarray(bits.value), np.asarray(bits.sem)
@@ -123,7 +126,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
         if not values or not all(least < value < np.inf and value >= 0 for value in values):
             raise ValueError(f"{name} is {values}; each must be above 0, and there must be one")
         settings.check_distinct({name: values})
-    for name, low in {"examples": 1, "num_samples": 2, "num_steps": 10}.items():
+    for name, low in {"examples": 1, "num_samples": 2, "num_products": 4, "num_steps": 10}.items():
         if getattr(config, name) < low:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least {low}")
     if not 0 < config.factor < np.inf:
@@ -134,7 +137,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
     def seconds(left: Sequence[Cell]) -> float:
         samples, whole = config.num_samples, len(settings.dataset(config.training).x_train)
         values = samples * (31 + 2.5 * config.num_steps * len(config.widths))
-        gradients = (values / 2 + 40 * samples) * min(1, config.examples / whole)
+        gradients = (values / 2 + 2 * config.num_products * samples) * min(1, config.examples / whole)
         epochs = 3 * config.training.num_seeds * config.training.epochs
         return settings.seconds(
             config.training, gradients=len(left) * (gradients + config.metric.gradients), epochs=epochs
@@ -260,12 +263,22 @@ def _evidence(rows: Sequence[Row]) -> Section:
         *_compared(rows, "evidence"),
         f"At the first prior the data determine {plain(mean['determined'])} parameters. Negative eigenvalues have "
         f"{plain(100 * mean['negative'])} % of tr |H|; they count as 0.",
+        *(_parts_of(rows, setting) for setting in _settings(rows, "evidence") if float(setting)),
         _lost(rows, "evidence", "evidences"),
     ]
     caption = (
         "Minus the logarithm of the evidence for each example by Laplace's approximation: lower is more probable."
     )
     return Section("Evidence", findings, figure=figure, caption=caption, name="evidence")
+
+
+def _parts_of(rows: Sequence[Row], setting: str) -> str:
+    """What the evidence of a prior is made of, besides f."""
+
+    def of(part: str) -> str:
+        return means(pairs(at_end(rows), lambda row: number(row["reasons"]["evidence"][setting][part]))) or DASH
+
+    return f"Precision {setting}: the prior's penalty on |x| is {of('penalty')}, the Occam factor {of('occam')} (SB | LB)."
 
 
 def _lost(rows: Sequence[Row], reason: str, words: str) -> str:
