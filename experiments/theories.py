@@ -278,7 +278,8 @@ def _parts_of(rows: Sequence[Row], setting: str) -> str:
     def of(part: str) -> str:
         return means(pairs(at_end(rows), lambda row: number(row["reasons"]["evidence"][setting][part]))) or DASH
 
-    return f"Precision {setting}: the prior's penalty on |x| is {of('penalty')}, the Occam factor {of('occam')} (SB | LB)."
+    parts = f"the penalty on |x| is {of('penalty')}, the Occam factor {of('occam')} (SB | LB)"
+    return f"Precision of the prior {setting}: {parts}."
 
 
 def _lost(rows: Sequence[Row], reason: str, words: str) -> str:
