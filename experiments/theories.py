@@ -220,11 +220,13 @@ def _compared(rows: Sequence[Row], reason: str) -> list[str]:
 
 
 def _bits(rows: Sequence[Row]) -> Section:
-    """The loss against the bits of each parameter."""
-    lines = []
+    """The loss against the bits of each parameter, as far down as it was asked for."""
+    lines, least = [], min(map(float, _settings(rows, "bits"))) / 3
     for side in SIDES:
         found = [next(iter(r["reasons"]["bits"].values())) for r in at_end(rows) if r["side"] == side]
-        curves = [(of["bits"], [positive(number(rise)) for rise in of["rises"]]) for of in found]
+        curves = [
+            (of["bits"], [rise if (number(rise) or 0) > least else None for rise in of["rises"]]) for of in found
+        ]
         lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
     title = f"rounded minima, {stats.where(rows[0])}"
     panel = plots.Panel(title, "bits per parameter", "rise of the loss (nats)", lines, log_y=True)
@@ -236,8 +238,8 @@ def _bits(rows: Sequence[Row]) -> Section:
     ]
     caption = (
         "Each parameter is rounded to a grid over the range of its leaf, with a random offset. The lower "
-        "the curve, the fewer bits describe the minimum. Thin lines are seeds, thick ones their mean; what lies "
-        "below 0 is not drawn."
+        "the curve, the fewer bits describe the minimum. Thin lines are seeds, thick ones their mean. Rises below "
+        "these are lost in the noise of the offsets."
     )
     return Section("Description length", findings, figure=plots.panels([panel]), caption=caption, name="bits")
 
