@@ -125,7 +125,13 @@ def step_of_spread_parameters(f, params):
 
 
 def main():
-    found = {"flops": {}, "values": {}, "trained": {}, "draws": {}, "parameters": sum(a.size for a in jax.tree.leaves(SMALL))}
+    found = {
+        "flops": {},
+        "values": {},
+        "trained": {},
+        "draws": {},
+        "parameters": sum(a.size for a in jax.tree.leaves(SMALL)),
+    }
     x, y = jnp.asarray(X), jnp.asarray(Y)
     one = loss_over(x, y, 250)  # chunks of 200
     found["values"]["one"] = {name: np.asarray(fn(one, SMALL, LARGE)).tolist() for name, fn in MEASURES.items()}

@@ -15,6 +15,7 @@ from gengap import plots
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.parent for path in ROOT.glob("published/*/*/config.json"))
 README = (ROOT / "README.md").read_text()
+SPEED = (ROOT / "docs/speed.md").read_text()
 
 
 def rows():
@@ -50,18 +51,22 @@ def test_the_reports_are_what_the_rows_give(tmp_path, monkeypatch):
     assert reports and not changed
 
 
+def numbers(text):
+    return set(re.findall(r"(?<![\d.])\d+(?:\.\d+)?(?![\d.])", text))
+
+
 def test_the_readme_quotes_what_is_published():
-    """Every line of its tables of results, and every number with decimals in what it says of them."""
-    results = README[README.index("## What came out") : README.index("## The paper's")].replace("\\", "")
-    there = "\n".join(path.read_text() for path in ROOT.glob("published/*/*/report.md")).replace("\\", "")
-    table = [re.sub(" +", " ", line) for line in results.splitlines() if re.match(r"\| [^-]", line)]
-    missing = [line for line in table if line not in re.sub(" +", " ", there)]
-    assert len(table) > 10 and not missing
-    said = re.sub(r"^\|.*$", "", results, flags=re.M)
-    assert not [number for number in re.findall(r"\d+\.\d+", said) if number not in there]
+    """Every number of its table of C1 is of the run of C1; every one with decimals of the rest is published."""
+    (table,) = re.findall(r"^\| C1 on CIFAR-10, five seeds .*?\n\n", README, re.M | re.S)
+    of_c1 = ROOT.glob("published/cifar/*/report.md"), ROOT.glob("published/paper/dataset=cifar10/report.md")
+    there = "\n".join(path.read_text() for paths in of_c1 for path in paths)
+    assert len(numbers(table)) > 15 and numbers(table) - {"1", "5"} <= numbers(there) | {"10"}
+    said = README[README.index("- **What makes the gap?**") : README.index("## The experiments")]
+    everywhere = "\n".join(path.read_text() for path in ROOT.glob("published/*/*/report.md"))
+    assert not {number for number in numbers(said) if "." in number} - numbers(everywhere)
 
 
-def test_the_readme_quotes_what_the_bench_measured():
+def test_what_is_said_of_speed_is_what_the_bench_measured():
     found = json.loads((ROOT / "published/bench/anytime.json").read_text())
 
     def shares(cells, method="scheme", epsilon="", gradients=24):
@@ -69,7 +74,7 @@ def test_the_readme_quotes_what_the_bench_measured():
 
     full, random = ", full", ", random"
     narrow, convolutional = "F1, narrow, LB, random", "convolutional, SB, random"
-    said = README[README.index("`make bench` measures") : README.index("![Value over the best known")]
+    said = SPEED[SPEED.index("`make bench` measures") : SPEED.index("![Value over the best known")]
     assert re.findall(r"(?<!\d)\.\d+", said) == [
         text.lstrip("0")
         for text in (

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gengap
 from experiments.lib import command
-from gengap.comparison import column
+from gengap import data, models
+from gengap.comparison import QUICK, column
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
@@ -39,6 +41,32 @@ def experiment(line: str) -> str:
 
 def test_the_readme_has_commands() -> None:
     assert {"make exp-digits", "make test", "make exp-mnist", "make exp-cifar", "make paper"} <= set(COMMANDS)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_example_runs_and_shows_what_compare_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer digits, a smaller network and a quick metric."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    code = [line.removeprefix(">>> ") for line in example.splitlines() if line.startswith(">>> ")]
+    shown = [line for line in example.splitlines() if re.match(r" *[a-z].*  ", line)]
+    digits, compare = data.head(data.load("digits"), 100), gengap.compare
+    quick = {"metric": QUICK._replace(dim=2), "progress": None}
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", lambda name: digits)
+        patch.setattr(models, "f1", lambda classes: models.dense(classes, widths=(8,)))
+        patch.setattr(gengap, "compare", lambda *args, **known: compare(*args, **known | quick))
+        names: dict = {}
+        exec("\n".join(code[:-1]), names)
+        printed = repr(eval(code[-1], names)).splitlines()
+
+    def labels(lines: list[str]) -> list[str]:
+        rows = [line.strip() for line in lines if re.match(r" *[a-z].*  ", line)]
+        return [re.split(r"  +| (?=\d*\.\d)", line)[0] for line in rows]
+
+    assert labels(printed) == labels(shown) and len(shown) == 8
 
 
 @pytest.mark.parametrize("line", COMMANDS)
