@@ -66,6 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
         measures=options.get("measures", {}),
         metric=metric,
         with_hessian=not given.no_hessian,
+        progress="compare",
     )
     sys.stdout.write(f"{result}\n{result.report(given.out)}\n")
 

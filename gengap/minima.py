@@ -135,7 +135,7 @@ def find(
     seed: int = 0,
     start: PyTree | None = None,
     store: str | PathLike | None = None,
-    progress: str | None = None,
+    progress: str | None = "auto",
 ) -> Minimum:
     """Train to a minimum, or find it in the store.
 
@@ -150,7 +150,7 @@ def find(
         is written to it, and on the way there, every 20 s, a checkpoint from which a run that was killed resumes.
         The same is what is computed, and the labels; of a method's `grow` it is the code and what that reads. Of
         several processes that want one minimum one trains, and the others wait for it.
-      progress: what to call the line that shows how far training is; `None` shows none.
+      progress: a name for the progress bar; `None` shows none. "auto" shows one on a terminal, after two seconds.
 
     Raises:
       ValueError: a number out of its range, or a file in the store that is damaged or of other settings than its
