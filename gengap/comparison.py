@@ -30,20 +30,20 @@ Measure = Callable[[Callable, PyTree, Key[Array, ""]], Any]
 
 
 class Metric(NamedTuple):
-    """How the sharpness of a minimum is measured (Metric 2.1); epsilons and dimension are the paper's."""
+    """Sharpness (Metric 2.1). The default epsilons and dimension are the paper's."""
 
     epsilons: tuple[float, ...] = (1e-3, 5e-4)
-    """sizes of the box"""
+    """sizes of the box around the minimum"""
     dim: int = 100
     """columns of the random matrix A"""
     num_draws: int = 10
-    """matrices A for each minimum; 0 for the full space alone"""
+    """number of random matrices A per minimum; 0: the full space only"""
     max_evaluations: int = 24
-    """gradients to spend on each maximum"""
+    """gradients per maximum"""
     num_directions: int = 6
     """extra start directions for the subspace ascents, six gradients each"""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """of matrix products when sharpness is measured; the others are faster on accelerators"""
+    """precision of matrix products in the measurement; less is faster on accelerators"""
 
     @property
     def gradients(self) -> int:
@@ -192,7 +192,7 @@ def compare(
     Args:
       minima: name -> parameters, or a list of the parameters of several seeds, in the order of the seeds.
       loss: `params -> f`, the mean loss of the training set.
-      key: of everything random. A seed has the same random subspaces in every minimum.
+      key: random key. A seed has the same random subspaces in every minimum.
       test: `params -> test loss`, or `-> (test loss, test accuracy)`.
       start: where training began.
       metric: how sharpness is measured; by default with one epsilon and three draws, which `Metric()` takes to the

@@ -141,7 +141,7 @@ def find(
 
     Args:
       model, ds: the network and the data set.
-      key: of everything random; `seed` is folded into it, so that a seed gives the same minimum whichever others
+      key: random key; `seed` is folded into it, so that a seed gives the same minimum whichever others
         are trained. Two recipes with one key and seed start from one point.
       recipe: how it is trained.
       seed: number of the starting point, from 0 up.
