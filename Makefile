@@ -55,6 +55,6 @@ $(VENV)/ready-%: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	find . -name __pycache__ -prune -exec rm -rf {} + ; rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache; find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help paper published bench accelerator test lint setup clean $(EXPERIMENTS)

@@ -20,8 +20,8 @@ from gengap import hosts, memory, progress, records, report
 from gengap.cluster import Cluster
 
 _OUT_OF_MEMORY = (
-    "The memory of the device ran out. --shard divides every batch and chunk over all devices. A smaller --chunk "
-    "takes less memory too, but with batch norm, whose statistics are those of a chunk, it is another f. The same "
+    "The device is out of memory. --shard divides every batch and chunk over all devices. A smaller --chunk takes "
+    "less memory too, but changes f where there is batch norm, which uses the statistics of a chunk. The same "
     "command resumes the run."
 )
 
