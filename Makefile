@@ -16,18 +16,17 @@ NEAR = $(shell $(PYTHON) -c '$(SPELT)' '$1' $(VARIABLES) 2>/dev/null)
 $(foreach v,$(filter-out $(VARIABLES),$(.VARIABLES)),$(if $(filter command,$(origin $v)),$(error There is no variable $v here, only $(strip $(VARIABLES) $(call NEAR,$v)); flags of an experiment go into ARGS="--flag value")))
 
 help:
-	@echo 'make exp-NAME   run experiments/NAME.py; ARGS="--flag value" goes to it, ARGS=--help lists its flags:'
+	@echo 'make exp-NAME   run experiments/NAME.py; ARGS=--help lists its flags, ARGS="--flag value" sets one:'
 	@for file in $(FILES); do echo "  $$file: $$(sed -n '1s/"""//gp' $$file)"; done
-	@echo 'make paper, make published   the same as make exp-paper; all published reports again'
-	@echo 'make test       run the tests; ARGS goes to pytest'
-	@echo 'make bench, make accelerator   measure the maximisers; all that needs a GPU or TPU; ARGS goes to it'
-	@echo 'make lint       run ruff and mypy'
-	@echo 'make setup      make .venv; the others do it by themselves'
-	@echo 'make clean      remove .venv and the caches; results/ stays'
-	@echo 'With any of them:'
-	@echo '  ACCELERATOR=cuda13  install jax[cuda13]; or another extra of jax, such as tpu'
-	@echo '  PYTHON=python3.12   make .venv with this interpreter'
-	@echo '  VENV=               use the Python that is active and install nothing; it needs "pip install -e .[test]"'
+	@echo 'make paper      run make exp-paper: all tables and figures of the paper'
+	@echo 'make published  write the published reports again'
+	@echo 'make test, make lint           run pytest with ARGS; run ruff and mypy'
+	@echo 'make bench, make accelerator   benchmark the maximisers; run the benchmarks for a GPU or TPU'
+	@echo 'make setup, make clean         create .venv (the others do so too); remove .venv and caches'
+	@echo 'Variables:'
+	@echo '  ACCELERATOR=cuda13  install jax[cuda13], or another extra of JAX, such as tpu'
+	@echo '  PYTHON=python3.12   create .venv with this interpreter'
+	@echo '  VENV=               use the active Python and install nothing; it needs "pip install -e .[test]"'
 
 $(EXPERIMENTS): exp-%: $(READY)
 	@$(PY) -m experiments.$* $(ARGS)
@@ -39,17 +38,13 @@ paper: exp-paper
 
 published: $(READY)
 	@$(PY) -m experiments.lib.published $(ARGS)
-
 test: $(READY)
 	@$(PY) -m pytest $(ARGS)
-
 bench accelerator: $(READY)
 	@$(PY) -m benchmarks.$(@:bench=sharpness) $(ARGS)
 
 lint: $(READY)
-	@$(PY) -m ruff check .
-	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
 setup: $(READY)
 
@@ -60,7 +55,6 @@ $(VENV)/ready-%: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache; find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help paper published bench accelerator test lint setup clean $(EXPERIMENTS)

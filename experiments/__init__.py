@@ -7,7 +7,7 @@ from typing import Any
 
 
 def _stop(*_: Any) -> None:
-    sys.stderr.write("\nStopped; the same command goes on from here.\n")
+    sys.stderr.write("\nStopped. The same command resumes the run.\n")
     sys.stderr.flush()
     os._exit(130)  # every file is complete at any moment
 

@@ -30,11 +30,11 @@ from gengap.report import Section, plain, spread
 
 
 class Config(NamedTuple):
-    """Training whose every epoch is kept in memory; a network with batch norm."""
+    """Moving averages of the weights; training keeps all epochs in memory."""
 
     training: Training = Training(dataset="mnist", num_seeds=3, epochs=40)
     momentum: float = 0.99
-    """of the moving averages; Keras's"""
+    """momentum of the moving averages; the default is that of Keras"""
 
 
 CONFIG = Config()

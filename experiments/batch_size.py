@@ -33,7 +33,7 @@ class Config(NamedTuple):
     training: Training = Training(num_seeds=3, epochs=30)
     metric: Metric = Metric(num_draws=0)
     batch_sizes: tuple[int | float, ...] = ()
-    """in examples, or with a point as shares of the training set; by default the paper's, on digits 16 to 1024"""
+    """examples, or fractions of the training set; by default the paper's, for digits 16 to 1024"""
 
 
 CONFIG = Config()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from experiments.lib import command, settings
 from experiments.lib.claims import Claim
@@ -50,12 +49,12 @@ TEST = 1000
 
 
 class Config(NamedTuple):
-    """The factorial, and how its minima are measured; the figures are of the largest epsilon."""
+    """The factorial. The figures show the largest epsilon."""
 
     training: Training = Training("cifar10", "f1", train_size=4000, small_batch=32, epochs=25)
     metric: Metric = Metric(epsilons=(1e-3,), num_draws=2, num_directions=2)
     escape: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """epochs of SB from the LB minimum after which to measure; LB is measured after as many updates"""
+    """measure after these epochs of SB from the LB minimum, and after as many updates of LB"""
 
 
 CONFIG = Config()
@@ -278,7 +277,7 @@ def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.
     return report.Section(
         "Which difference makes the gap, and which the sharpness",
         findings,
-        pd.DataFrame({"effect": terms, **table}),
+        report.frame({"effect": terms, **table}),
         plots.intervals(terms[::-1], drawn),
         caption,
         "effects",
@@ -320,7 +319,7 @@ def _table(whole: Mapping[str, list[Row]]) -> report.Section:
         f"{small['network']} on {small['dataset']}, batches of {small['batch_size']} (SB) and "
         f"{large['batch_size']} (LB), epsilon {max(epsilons_of(all_rows, 'full'), default=math.nan):g}."
     )
-    return report.Section("Every run; mean ± standard deviation over n seeds", [finding], pd.DataFrame(lines))
+    return report.Section("Every run; mean ± standard deviation over n seeds", [finding], report.frame(lines))
 
 
 def _escapes(rows: Sequence[Row], begun: Mapping[int, Row]) -> report.Section:
@@ -353,7 +352,7 @@ def _escapes(rows: Sequence[Row], begun: Mapping[int, Row]) -> report.Section:
 
 def _escape_panel(
     escapes: Mapping[str, Mapping[int, list[Row]]], begun: Mapping[int, Row], name: str, title: str
-) -> plots.Panel:
+) -> "plots.Panel":
     lines: list[plots.Line] = []
     for run, colour in ESCAPES.items():
         curves = []

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from jaxtyping import Array, PyTree
 
 from experiments.lib import command, settings
@@ -43,17 +42,17 @@ from gengap.report import plain
 
 
 class Config(NamedTuple):
-    """Choices of the metric, on the minima of one starting point."""
+    """Variants of the metric, at the minima of one starting point."""
 
     training: Training = Training(dataset="mnist")
     metric: Metric = Metric(num_draws=2)
     """SciPy may spend more gradients"""
     which: int = 0
-    """the starting point"""
+    """number of the starting point"""
     examples: int = 5_000
-    """measure f on the first so many training examples"""
+    """number of training examples in f"""
     stages: tuple[int, ...] = (3, 7, 15)
-    """epochs of training after which to measure"""
+    """measure after these epochs"""
 
 
 CONFIG = Config()
@@ -212,7 +211,7 @@ def figures(rows: list[Row]) -> list[report.Section]:
     ]
     findings += [f"f(x) at the stages, in nats: {'; '.join(losses)}."] if losses else []
     title = "What moves Table 4: sharpness in random subspaces under other choices, mean over the draws"
-    return [report.Section(title, findings, pd.DataFrame(lines))]
+    return [report.Section(title, findings, report.frame(lines))]
 
 
 def _float(value: float | None) -> float:

@@ -50,25 +50,25 @@ class Config(NamedTuple):
     """A grid of runs of a dense network."""
 
     dataset: str = "digits"
-    """"digits", or any TFDS image-classification set"""
+    """"digits", or any image-classification set of TFDS"""
     train_size: int | None = None
-    """use only the first so many training examples"""
+    """number of training examples, the first ones; by default all"""
     batch_sizes: tuple[int, ...] = (32, 128, 512)
-    """examples"""
+    """batch sizes, in examples"""
     learning_rates: tuple[float, ...] = (3e-4, 3e-3)
-    """of Adam"""
+    """learning rates of Adam"""
     widths: tuple[int, ...] = (64, 256)
-    """of each of two hidden layers"""
+    """widths of the two hidden layers"""
     weight_decays: tuple[float, ...] = (0.0, 1e-2)
-    """decoupled, as in AdamW"""
+    """decoupled weight decays (AdamW)"""
     num_seeds: int = 2
-    """starting points"""
+    """number of starting points"""
     target: float = 0.01
-    """the training loss at which a run stops, in nats"""
+    """stop at this training loss, in nats"""
     epochs: int = 100
-    """the most epochs of a run"""
+    """maximum number of epochs"""
     examples: int = 500
-    """training examples on which the measures are taken"""
+    """number of training examples in the measures"""
 
 
 CONFIG = Config()

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 from jaxtyping import PyTree
-from matplotlib.figure import Figure
 
 from experiments.lib import command, settings
 from experiments.lib.claims import Claim
@@ -36,15 +35,15 @@ class Config(NamedTuple):
 
     training: Training = Training(num_seeds=3)
     points: int = 25
-    """alphas on [-1, 2]"""
+    """number of points on each line, alpha from -1 to 2"""
     side: int = 21
-    """points along each side of a plane"""
+    """number of points along each side of a plane"""
     examples: int = 5_000
-    """training examples for the planes and the random directions"""
+    """number of training examples for planes and random directions"""
     num_directions: int = 100
-    """random directions around each minimum"""
+    """number of random directions per minimum"""
     steps: int = 500
-    """of Adam, with batches of 256, for the curve of low loss"""
+    """steps of Adam that fit the low-loss curve, batch size 256"""
 
 
 CONFIG = Config()
@@ -253,7 +252,7 @@ def curved(runs: Sequence[Row]) -> Section:
 _SEEDS = "Training solid, test dashed, the paper's dotted. Thin lines are pairs of minima, thick ones their mean."
 
 
-def _paths(runs: Sequence[Row], path: str, digitised: str) -> Figure:
+def _paths(runs: Sequence[Row], path: str, digitised: str) -> Any:
     """Loss and accuracy along a path, ours over the paper's."""
     network, dataset = runs[0]["network"], runs[0]["dataset"]
     theirs = paper.figure(digitised)[network]

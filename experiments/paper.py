@@ -34,18 +34,18 @@ from gengap.cluster import Cluster
 
 
 class Config(NamedTuple):
-    """What the report is about."""
+    """Settings of all parts."""
 
     dataset: str = "digits"
-    """"digits", or any TFDS image-classification set"""
+    """"digits", or any image-classification set of TFDS"""
     network: Network | None = None
-    """by default the paper's for the data set"""
+    """by default the paper's network for the data set"""
     num_seeds: int | None = None
-    """starting points in every part; by default those of each experiment"""
+    """number of starting points in every part; by default that of each experiment"""
     train_size: int | None = None
-    """use only the first so many training examples"""
+    """number of training examples, the first ones; by default all"""
     epochs: int | None = None
-    """the most epochs in every part; by default those of each experiment"""
+    """maximum number of epochs in every part; by default that of each experiment"""
 
 
 CONFIG = Config()

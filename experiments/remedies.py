@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from experiments.lib import command, settings
 from experiments.lib.claims import Claim
@@ -46,11 +45,11 @@ PAPER = {
 
 
 class Config(NamedTuple):
-    """Remedies, and how their minima are measured; the figures are of the largest epsilon."""
+    """Remedies. The figures show the largest epsilon."""
 
     training: Training = Training("cifar10", "f1", train_size=4000, num_seeds=3, small_batch=32, epochs=25)
     methods: tuple[str, ...] = ()
-    """their names in the table; by default all"""
+    """names of the methods, as in the table; by default all"""
     metric: Metric = Metric(epsilons=(1e-3,), num_draws=0)
 
 
@@ -309,7 +308,7 @@ def _table(groups: Groups, letters: Mapping[str, str], epsilon: float) -> report
         f"{network} on {dataset}; sharpness in the full space, epsilon {epsilon:g}. The paper's numbers are those "
         f"of Tables 6 and 7, for {network} on {paper.DATASET.get(network, 'no data set')}."
     )
-    return report.Section("Every remedy; mean ± standard deviation over n seeds", [finding], pd.DataFrame(lines))
+    return report.Section("Every remedy; mean ± standard deviation over n seeds", [finding], report.frame(lines))
 
 
 if __name__ == "__main__":

@@ -44,13 +44,13 @@ class Config(NamedTuple):
 
     training: Training = Training(num_seeds=2)
     factors: tuple[float, ...] = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-    """c and a"""
+    """scale factors of the maps, c and a"""
     metric: Metric = Metric(epsilons=(1e-3,), num_draws=2)
-    """how the sharpness is measured, at its first epsilon"""
+    """sharpness, at the first epsilon"""
     examples: int = 500
-    """training examples for the audit, and on which logits are compared"""
+    """number of training examples for the audit and the comparison of logits"""
     repeats: int = 3
-    """keys for each measure in the audit"""
+    """number of random keys per measure in the audit"""
 
 
 CONFIG = Config()

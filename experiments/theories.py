@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from jaxtyping import PyTree
 
 from experiments.lib import command, settings
@@ -27,7 +26,7 @@ from experiments.lib.settings import SIDES, Training
 from gengap import comparison, data, minima, plots, records, report, stats, theories
 from gengap.comparison import Metric, column
 from gengap.records import Cell, Row
-from gengap.report import DASH, Section, number, plain, positive
+from gengap.report import DASH, Section, frame, number, plain, positive
 
 END, EQUAL = "end", "equal loss"
 REASONS = {
@@ -38,26 +37,26 @@ REASONS = {
 
 
 class Config(NamedTuple):
-    """What is measured at the pairs of minima."""
+    """Three measures at pairs of minima."""
 
     training: Training = Training()
     metric: Metric = Metric(epsilons=(1e-3,), num_draws=0)
     examples: int = 2000
-    """the most training examples that the three are measured on"""
+    """maximum number of training examples in the measures"""
     rises: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
-    """of the loss, in nats: the description length is that at which it rises so far"""
+    """description length: allowed rises of the loss, in nats"""
     priors: tuple[float, ...] = (0.0, 100.0, 1000.0)
-    """precisions of the prior of the evidence; 0: the one of most evidence"""
+    """evidence: precisions of the prior; 0: the one with the most evidence"""
     widths: tuple[float, ...] = (0.003, 0.01)
-    """of the free energy: standard deviations of a step of each parameter"""
+    """free energy: standard deviations of the steps of each parameter"""
     num_samples: int = 4
-    """offsets of the description length, starts of the evidence, chains of the free energy"""
+    """number of offsets (description length), starts (evidence) and chains (free energy)"""
     num_products: int = 40
-    """with the Hessian, from each start of the evidence"""
+    """evidence: Hessian-vector products per start"""
     num_steps: int = 100
-    """of each chain of the free energy, each way"""
+    """free energy: steps per chain and direction"""
     factor: float = 3.0
-    """by which the maps of the control scale"""
+    """control: scale factor of the maps"""
 
 
 CONFIG = Config()
@@ -338,7 +337,7 @@ def _controls(rows: Sequence[Row]) -> Section:
         )
     losses = pairs(at_equal_loss(rows), "train_loss")
     findings.append(f"The training losses of the control of equal loss are {means(losses)} (SB | LB).")
-    return Section("Controls: reparametrisation, and equal loss", findings, pd.DataFrame(lines), name="controls")
+    return Section("Controls: reparametrisation, and equal loss", findings, frame(lines), name="controls")
 
 
 def _differ(row: Row, image: Row, reason: str, setting: str) -> bool:

@@ -32,12 +32,12 @@ LEVELS = [10 ** (-k / 4) for k in range(2, 21)]
 
 
 class Config(NamedTuple):
-    """Sharpness along the training of one network, which runs for all its epochs."""
+    """Sharpness along training; training runs for all epochs."""
 
     training: Training = Training(num_seeds=3, epochs=40)
     metric: Metric = Metric(num_draws=0)
     points: int = 12
-    """epochs after which to measure, evenly spaced on a logarithmic scale"""
+    """number of epochs at which to measure, logarithmically spaced"""
 
 
 CONFIG = Config()
@@ -241,7 +241,7 @@ def equal_loss_figure(rows: Sequence[Row], at_lowest: Claim) -> list[Section]:
     return [Section(title, findings, figure=plots.panels(panels), caption=caption, name="equal_loss")]
 
 
-def _against_loss(title: str, label: str, lines: Sequence[plots.Line]) -> plots.Panel:
+def _against_loss(title: str, label: str, lines: "Sequence[plots.Line]") -> "plots.Panel":
     """Axes on which the training loss falls to the right."""
     return plots.Panel(title, "training loss f (nats)", label, lines, log_x=True, log_y=True, flip_x=True)
 

@@ -28,12 +28,12 @@ EPOCH = "epoch of SB that LB begins from"
 
 
 class Config(NamedTuple):
-    """LB begun from iterates of SB; both are trained for all their epochs."""
+    """LB training started from iterates of SB; both run for all epochs."""
 
     training: Training = Training(num_seeds=2, epochs=20)
     metric: Metric = Metric(num_draws=0)
     starts: int = 8
-    """iterates of SB to begin from, evenly spaced on a logarithmic scale; as many as epochs are all of them"""
+    """number of SB iterates to start from, logarithmically spaced; with as many as epochs, all"""
 
 
 CONFIG = Config()

@@ -10,7 +10,8 @@ Reference: Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, "On Large-Batch Trai
 Generalization Gap and Sharp Minima", ICLR 2017, arXiv:1609.04836.
 """
 
-import importlib
+import importlib.util
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -27,9 +28,22 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "compare":
         return importlib.import_module("gengap.comparison").compare
+    if name == "plots":
+        return _on_use(f"{__name__}.plots")  # for Matplotlib --help need not wait
     module = importlib.import_module(f"{__name__}.{name}")
     module.__dir__ = lambda: module.__all__  # type: ignore[method-assign]  # what tab completion offers
     return module
+
+
+def _on_use(name: str) -> Any:
+    """A module that is executed when it is first used."""
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.loader is not None
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 def __dir__() -> list[str]:

@@ -28,16 +28,18 @@ def main(args: Sequence[str] | None = None) -> None:
     compare.add_argument(
         "--epsilons", type=float, nargs="+", default=list(quick.epsilons), help="sizes of the box"
     )
-    compare.add_argument("--num-draws", type=int, default=quick.num_draws, help="random subspaces; 0 for none")
+    compare.add_argument(
+        "--num-draws", type=int, default=quick.num_draws, help="number of random subspaces; 0: none"
+    )
     compare.add_argument("--dim", type=int, default=quick.dim, help="columns of the random matrix A")
     compare.add_argument(
         "--max-evaluations", type=int, default=quick.max_evaluations, help="gradients per maximum"
     )
     compare.add_argument("--no-hessian", action="store_true", help="no eigenvalue and no trace")
-    compare.add_argument("--seed", type=int, default=0, help="of everything random")
+    compare.add_argument("--seed", type=int, default=0, help="random seed")
     given = parser.parse_args(args)
     if not given.file.is_file():
-        compare.error(f"{given.file} is not there, or no file")
+        compare.error(f"{given.file} is no file")
     if given.out.exists() and not given.out.is_dir():
         compare.error(f"--out is {given.out}; it must be a directory")
     sys.path.insert(0, str(given.file.resolve().parent))
@@ -66,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
         measures=options.get("measures", {}),
         metric=metric,
         with_hessian=not given.no_hessian,
+        progress="compare",
     )
     sys.stdout.write(f"{result}\n{result.report(given.out)}\n")
 

@@ -83,7 +83,7 @@ def read(path: Path, like: PyTree, settings: dict[str, Any] | None) -> tuple[dic
     """The values in a file, and its leaves in the structure of `like`.
 
     Raises:
-      ValueError: the file is not there, damaged, of other leaves, or of other settings; `None` takes any.
+      ValueError: the file is missing, damaged, of other leaves, or of other settings; `None` takes any.
     """
     arrays = expected = _arrays(like)
 

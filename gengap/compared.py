@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import pandas as pd
 from jaxtyping import PyTree
-from matplotlib.figure import Figure
 
 from gengap import flat, landscape, plots, records, report, stats
 from gengap.words import shown
@@ -69,11 +67,11 @@ class Comparison:
     start: PyTree
     settings: dict[str, Any]
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> Any:
         """A row for each minimum and seed, a column for each number, such as `sharpness_full_1e-3`."""
-        return pd.DataFrame([{name: v for name, v in row.items() if name != "origin"} for row in self.rows])
+        return report.frame([{name: v for name, v in row.items() if name != "origin"} for row in self.rows])
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> Any:
         """What the comparison prints: value ± error, of several seeds their mean and its 95 % interval.
 
         Of two minima the last column has the second over the first, or less the first where one is not above 0;
@@ -87,7 +85,7 @@ class Comparison:
                 (a, first), (b, second) = seeds.items()
                 cells[f"{b} / {a}"] = _difference(first, second, is_ratio="accuracy" not in column)
             lines.append({"": words, **cells})
-        return pd.DataFrame(lines)
+        return report.frame(lines)
 
     def __repr__(self) -> str:
         text = self.table().to_string(index=False)
@@ -132,7 +130,7 @@ class Comparison:
         loss = np.asarray(landscape.over(self.loss, plane, s, t))
         return Surface(s, t, loss, dict(zip(corners, map(tuple, places.tolist()), strict=True)))
 
-    def plot(self) -> Figure:
+    def plot(self) -> Any:
         """Sharpness, and with two minima the loss on the line and on the plane."""
         draw = self._figures()
         figure, places = plots.axes(len(draw))

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from gengap import ascent, checks, flat, hessian, measures, origins, program, progress, sharpness
+from gengap import ascent, checks, flat, hessian, measures, origins, program, sharpness, words
+from gengap import progress as shown
 from gengap.compared import Comparison
 from gengap.notes import notes
-from gengap.words import shown
 
 __all__ = ["QUICK", "Metric", "check_arguments", "check_metric", "column", "compare", "measure"]
 
@@ -30,20 +30,20 @@ Measure = Callable[[Callable, PyTree, Key[Array, ""]], Any]
 
 
 class Metric(NamedTuple):
-    """How the sharpness of a minimum is measured (Metric 2.1); epsilons and dimension are the paper's."""
+    """Sharpness (Metric 2.1). The default epsilons and dimension are the paper's."""
 
     epsilons: tuple[float, ...] = (1e-3, 5e-4)
-    """sizes of the box"""
+    """sizes of the box around the minimum"""
     dim: int = 100
     """columns of the random matrix A"""
     num_draws: int = 10
-    """matrices A for each minimum; 0 for the full space alone"""
+    """number of random matrices A per minimum; 0: the full space only"""
     max_evaluations: int = 24
-    """gradients to spend on each maximum"""
+    """gradients per maximum"""
     num_directions: int = 6
     """extra start directions for the subspace ascents, six gradients each"""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """of matrix products when sharpness is measured; the others are faster on accelerators"""
+    """precision of matrix products in the measurement; less is faster on accelerators"""
 
     @property
     def gradients(self) -> int:
@@ -95,7 +95,7 @@ def measure(
     *,
     train: Evaluation | None = None,
     test: Evaluation | None = None,
-    progress: str | None = None,
+    progress: str | None = "auto",
 ) -> dict[str, Any]:
     """Loss, accuracy and sharpness of one minimum.
 
@@ -106,7 +106,7 @@ def measure(
       metric: how the sharpness is measured.
       train, test: `params -> (loss, accuracy)` of a split, as `objective.loss_and_accuracy` makes it, or the
         loss alone.
-      progress: what to call the line that shows how far it is; `None` shows none.
+      progress: a name for the progress bars; `None` shows none. "auto" shows them on a terminal after two seconds.
 
     Returns:
       Columns of a row. `train_loss`, and `train_accuracy`, `test_loss`, `test_accuracy` where there is a function
@@ -123,7 +123,9 @@ def measure(
             numbers = result if isinstance(result, tuple) else (result,)
             scalars = jax.tree_util.all_leaves(numbers) and all(np.shape(number) == () for number in numbers)
             if len(numbers) > 2 or not scalars:
-                raise ValueError(f"{split} returned {shown(result)}; it must return a loss, or (loss, accuracy)")
+                raise ValueError(
+                    f"{split} returned {words.shown(result)}; it must return a loss, or (loss, accuracy)"
+                )
             row |= zip((f"{split}_loss", f"{split}_accuracy"), map(float, numbers), strict=False)
     if train is None:
         row["train_loss"] = float(loss(params))
@@ -137,7 +139,7 @@ def measure(
             flat.key_for(key, "full"),
             epsilon=metric.epsilons,
             max_evaluations=metric.max_evaluations,
-            progress=progress and f"{progress}, full space",
+            progress=shown.part(progress, "full space"),
         )
         row |= _columns("full", metric, full)
         if train is None:
@@ -153,7 +155,7 @@ def measure(
             epsilon=metric.epsilons,
             max_evaluations=metric.max_evaluations,
             num_directions=metric.num_directions,
-            progress=progress and f"{progress}, random subspaces",
+            progress=shown.part(progress, "random subspaces"),
         )
     return row | _columns("random", metric, random)
 
@@ -180,17 +182,17 @@ def compare(
     metric: Metric = QUICK,
     measures: Mapping[str, Measure] = MappingProxyType({}),
     with_hessian: bool = True,
-    progress: str | None = "compare",
+    progress: str | None = "auto",
 ) -> Comparison:
     """How two minima of one loss differ, or several: one call for networks that are already trained.
 
-    It says first how long it will take. Beside `measure` each minimum has the length of its gradient, the largest
+    It first says how long it takes. Beside `measure` each minimum has the length of its gradient, the largest
     eigenvalue of its Hessian (its error is the residual) and the trace, and the distance from `start`.
 
     Args:
       minima: name -> parameters, or a list of the parameters of several seeds, in the order of the seeds.
       loss: `params -> f`, the mean loss of the training set.
-      key: of everything random. A seed has the same random subspaces in every minimum.
+      key: random key. A seed has the same random subspaces in every minimum.
       test: `params -> test loss`, or `-> (test loss, test accuracy)`.
       start: where training began.
       metric: how sharpness is measured; by default with one epsilon and three draws, which `Metric()` takes to the
@@ -198,7 +200,7 @@ def compare(
       measures: name -> `(loss, params, key) -> number`, or a result with `value` and `sem`: further measures, such
         as `gengap.measures.worst_case`.
       with_hessian: whether to measure eigenvalue and trace, for which the loss must have two derivatives.
-      progress: what to call the lines that show how far it is; `None` shows none.
+      progress: a name for the progress bars; `None` shows none. "auto" shows them on a terminal after two seconds.
 
     Raises:
       ValueError: points of different shapes, a list that may be one minimum or several, or a number out of range.
@@ -213,7 +215,9 @@ def compare(
     checks.check_key(key)
     points = check_arguments(minima, loss, metric, start, measures)
     given = [params for seeds in points.values() for params in seeds]
-    _say_how_long(loss, given[0], len(given), metric, with_hessian, progress)
+    progress = shown.named(progress, "compare")
+    if progress is not None:
+        _say_how_long(loss, given[0], len(given), metric, with_hessian, progress)
     rows = []
     for i, (name, seed, params) in enumerate(
         (n, k, p) for n, seeds in points.items() for k, p in enumerate(seeds)
@@ -246,7 +250,7 @@ def check_arguments(
 def _seeds(minima: Mapping[str, PyTree], loss: Callable) -> dict[str, list[PyTree]]:
     """The seeds of each minimum: a list is one of seeds where the loss takes what is in it."""
     if not isinstance(minima, Mapping) or not minima:
-        raise ValueError(f"minima is {shown(minima)}; it must be a dictionary, name -> parameters")
+        raise ValueError(f"minima is {words.shown(minima)}; it must be a dictionary, name -> parameters")
 
     def is_taken(params: PyTree) -> bool:
         try:
@@ -268,10 +272,8 @@ def _seeds(minima: Mapping[str, PyTree], loss: Callable) -> dict[str, list[PyTre
 
 
 def _say_how_long(
-    loss: Callable, params: PyTree, count: int, metric: Metric, with_hessian: bool, progress_words: str | None
+    loss: Callable, params: PyTree, count: int, metric: Metric, with_hessian: bool, progress: str
 ) -> None:
-    if progress_words is None:
-        return
     f, x, _ = flat.of(loss, params)
     gradient = program.compiled(jax.value_and_grad(f))
     jax.block_until_ready(gradient(x))
@@ -279,9 +281,7 @@ def _say_how_long(
     jax.block_until_ready(gradient(x))
     gradients = count * (metric.gradients + with_hessian * _HESSIAN_GRADIENTS)
     seconds = _IN_SUBSPACES * gradients * (time.monotonic() - began)
-    progress.say(
-        f"{progress_words}: about {gradients} gradients, {progress.in_words(seconds)}, and what is compiled"
-    )
+    shown.say(f"{progress}: about {gradients} gradients, {shown.in_words(seconds)} without compilation")
 
 
 def _beside(

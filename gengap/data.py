@@ -62,7 +62,7 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
       The data set; images are uint8 [m, height, width, channels].
 
     Raises:
-      FileNotFoundError: the set, or `data_dir`, is not there, and the set could not be downloaded.
+      FileNotFoundError: the set or `data_dir` is missing, and the download failed.
       ValueError: no such set, a damaged one, one that only TensorFlow can prepare or read, or one that is not
         image classification with images of one shape.
 
@@ -161,7 +161,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Every array of an .npz file, held to its checksums.
 
     Raises:
-      FileNotFoundError: it is not there.
+      FileNotFoundError: the file is missing.
       ValueError: what is wrong with it; whoever asks knows what it should be, and names it.
     """
     try:

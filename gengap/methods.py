@@ -56,7 +56,7 @@ class Method(NamedTuple):
         descends the mean of the losses. It reports the plain loss and accuracy of the logits.
       optimizer: `train.Optimizer -> train.Optimizer`. Beside optax's three arguments its `update` gets `value`,
         `grad` and `value_fn(params)`, of the loss of this step's batch.
-      grow: `(batch_size, epoch, noise) -> batch_size` after so many epochs; `noise()` is a `train.GradientNoise`.
+      grow: `(batch_size, epoch, noise) -> batch_size` after an epoch; `noise()` is a `train.GradientNoise`.
       gradients: evaluations for each update, in units of the plain one.
     """
 
@@ -371,7 +371,7 @@ def same_updates(epochs: int, small_batch: int, batch: int, m: int) -> int:
 
 
 def doubling(every: int, *, most: int) -> Method:
-    """The batch doubles after every so many epochs, up to `most` examples (Smith et al. 2018)."""
+    """The batch doubles after a fixed number of epochs, up to `most` examples (Smith et al. 2018)."""
     checks.check_counts({"every": every, "most": most})
 
     def grow(size: int, epoch: int, noise: Callable[[], train.GradientNoise]) -> int:

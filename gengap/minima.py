@@ -135,13 +135,13 @@ def find(
     seed: int = 0,
     start: PyTree | None = None,
     store: str | PathLike | None = None,
-    progress: str | None = None,
+    progress: str | None = "auto",
 ) -> Minimum:
     """Train to a minimum, or find it in the store.
 
     Args:
       model, ds: the network and the data set.
-      key: of everything random; `seed` is folded into it, so that a seed gives the same minimum whichever others
+      key: random key; `seed` is folded into it, so that a seed gives the same minimum whichever others
         are trained. Two recipes with one key and seed start from one point.
       recipe: how it is trained.
       seed: number of the starting point, from 0 up.
@@ -150,7 +150,7 @@ def find(
         is written to it, and on the way there, every 20 s, a checkpoint from which a run that was killed resumes.
         The same is what is computed, and the labels; of a method's `grow` it is the code and what that reads. Of
         several processes that want one minimum one trains, and the others wait for it.
-      progress: what to call the line that shows how far training is; `None` shows none.
+      progress: a name for the progress bar; `None` shows none. "auto" shows one on a terminal, after two seconds.
 
     Raises:
       ValueError: a number out of its range, or a file in the store that is damaged or of other settings than its

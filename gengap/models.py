@@ -28,7 +28,7 @@ class Model(NamedTuple):
       apply_train: `(params, x, key) -> logits`, with dropout; `None` where that is `apply`.
       statistics: `(params, x) -> statistics` of each batch norm on the batch `x`; `None` without one.
       apply_frozen: `(params, statistics, x) -> logits` with these in place of the statistics of `x`.
-      name: what the network is called where minima are kept; two networks never share one.
+      name: identifies the saved minima of the network; two networks never share one.
       loss: `(outputs, y) -> [batch]`, what is minimised, such as the squared error of a regression; `None` for
         cross entropy.
     """

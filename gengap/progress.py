@@ -1,5 +1,7 @@
 """Progress on stderr: one line on a terminal that vanishes at the end, elsewhere a plain line once a minute."""
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -8,50 +10,55 @@ from typing import Any
 
 import jax
 from tqdm import tqdm
+from tqdm.std import Bar
 
-__all__ = ["Line", "in_words", "line", "say", "silence"]
+__all__ = ["Line", "in_words", "line", "named", "part", "say", "silence"]
 
 _SECONDS_BETWEEN_LINES = 60.0
+_SECONDS_BEFORE_A_BAR = 2.0
+_BAR = 10  # characters
 _silent = False
+_open: list["Line"] = []
 
 
 class Line:
     """What `line` gives."""
 
-    def __init__(self, words: str | None, total: int, unit: str, done: int, shows_rest: bool) -> None:
-        words = None if _silent else words
-        self._words, self._total, self._unit, self._shows_rest = words, total, unit, shows_rest
+    def __init__(self, words: str | None, total: int, unit: str, done: int, outer: bool) -> None:
+        self._words = None if _silent else words
+        self._total, self._unit, self._outer = total, unit, outer
         self._before = self._done = done
-        self._began = self._told = time.monotonic()
-        self._plain = bool(words) and not sys.stderr.isatty()
-        no_bar = not words or self._plain
-        layout = f"{{desc}}: {unit} {{n_fmt}} of {{total_fmt}}{{postfix}}" if shows_rest else None
-        self._bar = tqdm(
-            None, words, total, leave=False, unit=unit, initial=done, disable=no_bar, bar_format=layout
-        )
-        self.close = self._bar.close
+        self._began = self._told = self._updated = time.monotonic()
+        self._values: Mapping[str, float] = {}
+        self._how = "about"
+        self._plain = bool(self._words) and not _is_terminal()
+        self._bar = _Bar(self, not self._words or self._plain)
+        if self._words:
+            _open.append(self)
 
-    def update(self, done: int = 1, values: Mapping[str, float] | None = None, words: str = "") -> None:
-        """Count work that is finished, and show values, the most important one first, or words."""
+    def update(self, done: int = 1, values: Mapping[str, float] | None = None, *, at_most: bool = False) -> None:
+        """Count finished work, and show values, the most important one first.
+
+        Args:
+          done: units that are finished since the last call.
+          values: name -> number.
+          at_most: whether the work may end before all units are done.
+        """
         self._done += done
         if not self._words:
             return
-        now = time.monotonic()
-        pace = (now - self._began) / max(1, self._done - self._before)
-        shown = {name: f"{float(value):.3g}" for name, value in (values or {}).items()}
-        if self._shows_rest:
-            facts = [f"about {in_words(pace * (self._total - self._done))} left", *([words] if words else [])]
-            self._bar.set_postfix_str(", ".join(facts), refresh=False)
-        else:
-            facts = [*(f"{name} {value}" for name, value in shown.items()), f"{pace:.2g} s per {self._unit}"]
-            self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(done)
+        now = self._updated = time.monotonic()
+        self._values, self._how = values or {}, "at most" if at_most else "about"
+        if self._bar.update(done) and _open[0] is not self:
+            _open[0]._bar.refresh()  # its time left runs on
         if self._plain and now - self._told >= _SECONDS_BETWEEN_LINES:
-            sys.stderr.write(f"{self._words}: {self._unit} {self._done} of {self._total}, {', '.join(facts)}\n")
+            sys.stderr.write(
+                f"{self._words}: {', '.join([self._count(), *self._rest(), *self._values_in_words()])}\n"
+            )
             self._told = now
 
     def counting(self, work: Callable, units: int = 1) -> Callable:
-        """`work` whose every call is waited for and counted; where nothing is shown, as it is."""
+        """`work` that is waited for and counted at every call; `work` itself where nothing is shown."""
 
         def counted(*args: Any) -> Any:
             result = jax.block_until_ready(work(*args))
@@ -60,21 +67,90 @@ class Line:
 
         return counted if self._words else work
 
+    def close(self) -> None:
+        self._bar.close()
+        if self in _open:
+            _open.remove(self)
 
-def line(words: str | None, total: int, unit: str, done: int = 0, *, shows_rest: bool = False) -> closing[Line]:
-    """A line that says how far some work is.
+    def fitting(self, width: int, charset: str) -> str:
+        """As much as fits into a line of a terminal; what does not fit is left out whole."""
+        count, rest, values = self._count(), self._rest(), self._values_in_words()
+        share = min(1.0, self._done / max(1, self._total))
+        drawn = "" if self._outer else f"|{Bar(share, _BAR, charset)}| "
+        lines = [count, f"{self._words}: {count}", f"{self._words}: {', '.join([count, *rest])}"]
+        facts = [", ".join([count, *rest, *values[:k]]) for k in range(len(values) + 1)]
+        lines += [f"{self._words}: {drawn}{some}" for some in facts]
+        return next((text for text in reversed(lines) if len(text) <= width), "")
+
+    def _count(self) -> str:
+        return f"{self._unit} {min(self._done + self._outer, self._total)} of {self._total}"
+
+    def _rest(self) -> list[str]:
+        done = self._done - self._before
+        pace = (self._updated - self._began) / max(1, done)
+        seconds = pace * (self._total - self._done) - (time.monotonic() - self._updated)
+        return [f"{self._how} {in_words(seconds)} left"] if done and seconds >= 1 else []
+
+    def _values_in_words(self) -> list[str]:
+        return [f"{name} {float(value):.3g}" for name, value in self._values.items()]
+
+
+class _Bar(tqdm):
+    """tqdm with the text of a line."""
+
+    def __init__(self, of: Line, disable: bool) -> None:
+        self._of = of
+        delay = 0.0 if of._outer else _SECONDS_BEFORE_A_BAR
+        super().__init__(total=of._total, leave=False, disable=disable, delay=delay, miniters=1, nrows=20)
+
+    def __str__(self) -> str:
+        return self._of.fitting(_columns() - 1, Bar.ASCII if self.ascii else Bar.UTF)
+
+
+def _is_terminal() -> bool:
+    return bool(getattr(sys.stderr, "isatty", bool)())
+
+
+def _columns() -> int:
+    """Of the terminal; some say that they have none."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (AttributeError, OSError, ValueError):
+        columns = 0
+    return columns or shutil.get_terminal_size().columns
+
+
+def line(words: str | None, total: int, unit: str, done: int = 0, *, outer: bool = False) -> closing[Line]:
+    """A line that says how far some work is and how long the rest takes.
 
     Args:
       words: what the work is called; `None` shows nothing.
       total: units of the whole work.
       unit: what is counted, such as "epoch".
       done: units that were done before.
-      shows_rest: tell how long the rest will take, in place of the pace.
+      outer: whether other lines are shown below it. It counts the unit that is under way, and is shown at once;
+        others appear after two seconds.
 
     >>> with line(None, 2, "epoch") as shown:
     ...     shown.update(1, {"train_loss": 0.5})
     """
-    return closing(Line(words, total, unit, done, shows_rest))
+    return closing(Line(words, total, unit, done, outer))
+
+
+def named(progress: str | None, measure: str) -> str | None:
+    """What to call the line of a measure: its name for "auto", on a terminal that shows no other line."""
+    if progress != "auto":
+        return progress
+    return measure if _is_terminal() and not _open else None
+
+
+def part(progress: str | None, words: str) -> str | None:
+    """The `progress` of a part of some work.
+
+    >>> part("compare", "full space"), part("auto", "full space"), part(None, "full space")
+    ('compare, full space', 'auto', None)
+    """
+    return progress if progress in (None, "auto") else f"{progress}, {words}"
 
 
 def say(words: str) -> None:

@@ -155,12 +155,12 @@ def fill(
             rows = processes.computed(work, left, jobs)
         done = len(cells) - len(left)
         with (
-            progress.line(name, len(cells), "row", done, shows_rest=True) as line,
+            progress.line(name, len(cells), "row", done, outer=True) as line,
             closing(rows) as computed,
         ):
             for cell, entries in computed:
                 run.add({**cell, **entries})
-                line.update(1, words=", ".join(str(value) for value in cell.values() if value != ""))
+                line.update()
         order = [_plain(cell) for cell in cells]
         run.rows.sort(key=lambda r: next((i for i, c in enumerate(order) if c.items() <= r.items()), len(order)))
         return run._replace(rows=hosts.of_first(lambda: run.rows))

@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import markdown_it
-import pandas as pd
-from matplotlib.figure import Figure
 
 from gengap import plots, records
 from gengap.records import Row, Run
 from gengap.stats import comparable
 
 __all__ = [
-    "DASH", "Section", "apart", "first_findings", "html", "markdown", "number", "origins", "percent", "plain",
-    "positive", "spread", "terminal", "theirs", "write",
+    "DASH", "Section", "apart", "first_findings", "frame", "html", "markdown", "number", "origins", "percent",
+    "plain", "positive", "spread", "terminal", "theirs", "write",
 ]  # fmt: skip
 
 DASH = "-"
@@ -57,8 +55,8 @@ class Section(NamedTuple):
 
     title: str
     findings: Sequence[str] = ()
-    table: pd.DataFrame | None = None
-    figure: Figure | None = None
+    table: Any = None
+    figure: Any = None
     caption: str = ""
     name: str = ""
 
@@ -151,11 +149,18 @@ def write(title: str, sections: Sequence[Section], run: Run, directory: str | os
     return _put(out / "report.html", html(text, out).encode())
 
 
-def origins(rows: Sequence[Row]) -> pd.DataFrame:
+def frame(lines: Any) -> Any:
+    """A table of a section, a `pandas.DataFrame`."""
+    import pandas as pd  # takes as long as JAX to import, for which --help need not wait
+
+    return pd.DataFrame(lines)
+
+
+def origins(rows: Sequence[Row]) -> Any:
     """Which rows came from which commit, device and versions, and what they took."""
-    frame = pd.DataFrame([row["origin"] for row in rows])
-    keys = [name for name in frame.columns if name not in ("date", "seconds")]
-    grouped = frame.groupby(keys, dropna=False, sort=False)
+    table = frame([row["origin"] for row in rows])
+    keys = [name for name in table.columns if name not in ("date", "seconds")]
+    grouped = table.groupby(keys, dropna=False, sort=False)
     return grouped.agg(rows=("date", "size"), last=("date", "max"), seconds=("seconds", "sum")).reset_index()
 
 

@@ -10,6 +10,7 @@ given then: look at `finite`.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ def full_space(
     max_evaluations: int = 24,
     only: flat.Only | None = None,
     with_step: bool = False,
-    progress: str | None = None,
+    progress: str | None = "auto",
 ) -> Sharpness:
     r"""Metric 2.1 with A = I (Table 3), in percent of 1 + f(x):
 
@@ -68,7 +69,8 @@ def full_space(
     counts = {"max_evaluations": max_evaluations}
     (x, layout), evaluate, (base, slope), epsilons = metric.begin(loss, params, key, epsilon, counts, only=only)
     maxima, steps = [], []
-    with shown.line(progress, len(epsilons) * max_evaluations, "gradient") as line:
+    total = len(epsilons) * max_evaluations
+    with _line(progress, "full space", total, base) as line:
         evaluate = line.counting(partial(evaluate, x, None))
         for e in epsilons:
             radius = box(x, None, e)
@@ -98,7 +100,7 @@ def random_subspaces(
     draws_at_once: int | None = None,
     only: flat.Only | None = None,
     with_step: bool = False,
-    progress: str | None = None,
+    progress: str | None = "auto",
 ) -> SubspaceSharpness:
     r"""Metric 2.1 in random subspaces (Table 4), in percent of 1 + f(x): draws of A, each from a key of its own.
 
@@ -125,7 +127,8 @@ def random_subspaces(
         devices of a mesh, each device takes its share of them, by default at least one.
       only: which leaves to move, by their name such as "Dense_0/kernel"; the others stay, and have no rows in A.
       with_step: also return the steps A y*, one params for each draw and epsilon.
-      progress: what to call the line that shows how far it is; `None` shows none.
+      progress: a name for the progress bar; `None` shows none. "auto" shows one with the name of the measure, on a
+        terminal, after two seconds.
 
     Returns:
       A `SubspaceSharpness` of `[num_draws]`, or `[epsilons, num_draws]`: `mean` and `sem` over the draws, and for
@@ -153,7 +156,7 @@ def random_subspaces(
     draw, least = program.compiled(partial(_draw, len(x), dim, entries, tiles)), over.mesh.size if over else 1
     draws_at_once = draws_at_once or (num_draws if placement.on_accelerator(x) else least)
     total = len(epsilons) * (starts.CLIMB * num_directions + num_draws * max_evaluations)
-    with shown.line(progress, total, "gradient") as line:
+    with _line(progress, "random subspaces", total, centre[0]) as line:
         in_full = line.counting(partial(evaluate, x, None))
         entry = starts.entry_size(entries_key, len(x), dim, entries)
         for e in epsilons:  # a corner is that far from x along each parameter
@@ -239,7 +242,7 @@ def by_layer(
     epsilon: float | Sequence[float] = 1e-3,
     max_evaluations: int = 24,
     layer_of: Callable[[str], str] = flat.layer_of,
-    progress: str | None = None,
+    progress: str | None = "auto",
 ) -> LayerSharpness:
     """Metric 2.1 in the full space with one layer's box open and the others closed, and the other way round.
 
@@ -264,7 +267,8 @@ def by_layer(
     alone, without = ([is_open(number, i) for i in range(len(layers))] for is_open in (np.equal, np.not_equal))
     masks = [*alone, *without, np.ones_like(number, bool)]
     maxima: list[list[ascent.Maximum]] = [[] for _ in masks]
-    with shown.line(progress, len(epsilons) * len(masks) * max_evaluations, "gradient") as line:
+    evaluations = len(epsilons) * len(masks) * max_evaluations
+    with _line(progress, "by layer", evaluations, base) as line:
         evaluate = line.counting(partial(evaluate, x, None))
         for e in epsilons:
             radius = box(x, None, e)
@@ -276,7 +280,6 @@ def by_layer(
     whole, finite = jax.tree.map(lambda field: field[..., -1], result), result.finite.all(-1)
     metric.checked(whole._replace(finite=finite))
     of_alone, of_without = jnp.split(result.value[..., :-1], 2, -1)
-    evaluations = len(epsilons) * len(masks) * max_evaluations
     return LayerSharpness(layers, of_alone, of_without, whole.value, finite, evaluations)
 
 
@@ -284,6 +287,12 @@ def draw_keys(key: Key[Array, ""], num_draws: int) -> Key[Array, " draws"]:
     """The keys of the matrices that `random_subspaces` draws: `subspace.draw(draw_keys(key, 10)[3], n, 100)`."""
     checks.check_key(key)
     return _keys(jax.random.split(key, 4)[0], num_draws)
+
+
+def _line(progress: str | None, measure: str, total: int, base: Array) -> closing[shown.Line]:
+    """None where the measure is traced: the gradients are not computed then."""
+    words = None if program.is_traced(base) else shown.named(progress, measure)
+    return shown.line(words, total, "gradient")
 
 
 @partial(jax.jit, static_argnums=1)

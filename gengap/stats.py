@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy  # loads its modules when they are used
 
 __all__ = [
     "Interval", "Signs", "Threshold", "Verdict", "at_loss", "check_comparable", "comparable", "compare", "decay",

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Float, Key, PyTree
-from scipy import optimize, special
 
 from gengap import checks, flat, lanczos, program, words
 from gengap.hessian import Loss
@@ -313,7 +313,7 @@ def _laplace(
     alpha = math.nan if prior is None else float(prior)
     if prior is None and square > 0 and determined(most := n / square) > 0:
         excess = lambda log: log + math.log(most * square / determined(most * math.exp(log)))  # noqa: E731
-        alpha = most * math.exp(optimize.brentq(excess, -60, 0))
+        alpha = most * math.exp(scipy.optimize.brentq(excess, -60, 0))
     occam = trace(lambda h: np.log1p(examples * np.maximum(h, 0) / alpha)) / (2 * examples)
     below, whole = trace(lambda h: np.maximum(-h, 0)).sum(), trace(np.abs).sum()
     return alpha, occam, determined(alpha), float(below / whole) if whole else 0.0
@@ -343,5 +343,5 @@ def _bennett(works: Float[np.ndarray, "2 chains"]) -> float:
     """The free energy from works up and down."""
     up, down = works
     ends = works[np.isfinite(works)]
-    excess = lambda value: np.sum(special.expit(value - up) - special.expit(down - value))  # noqa: E731
-    return float(optimize.brentq(excess, ends.min() - 1, ends.max() + 1))
+    excess = lambda value: np.sum(scipy.special.expit(value - up) - scipy.special.expit(down - value))  # noqa: E731
+    return float(scipy.optimize.brentq(excess, ends.min() - 1, ends.max() + 1))

@@ -51,10 +51,8 @@ def adam(learning_rate: float = 1e-3, *, weight_decay: float = 0.0) -> Optimizer
 
 def sgd(learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
     """Stochastic gradient descent with heavy-ball momentum; weight decay is added to the gradient."""
-    rule = optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum or None)
-    )
-    return named(f"sgd({_settings(learning_rate, weight_decay)}, momentum={momentum})", rule)
+    decay, rule = optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum or None)
+    return named(f"sgd({_settings(learning_rate, weight_decay)}, momentum={momentum})", optax.chain(decay, rule))
 
 
 def adagrad(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
@@ -159,7 +157,7 @@ def fit(
     precision: str | None = None,
     history: History | None = None,
     on_epoch: Callable[[TrainState, History], None] | None = None,
-    progress: str | None = None,
+    progress: str | None = "auto",
 ) -> tuple[TrainState, History]:
     r"""Minimise $\frac{1}{|B|}\sum_{i \in B} f_i(x)$ over batches B of one size until it ceases to improve.
 
@@ -186,7 +184,7 @@ def fit(
         `jax.default_matmul_precision` says around the call, else "float32".
       history: that of `state`, when going on from one.
       on_epoch: called with the state and the history after each epoch; copy of the state what is to be kept.
-      progress: what to call the line that shows how far it is; `None` shows none.
+      progress: a name for the progress bar; `None` shows none. "auto" shows one on a terminal, after two seconds.
 
     Returns:
       The state at the end and the history.
@@ -202,10 +200,9 @@ def fit(
     history, epoch, diverged_at = dict(history or {}), int(state.epoch), int(state.diverged_at)
     step = training_step(loss, optimizer, precision, placement.rows_of((x, y)))
     end_epoch = program.compiled(partial(_end_epoch, evaluate, None if target is None else objective))
-    with shown.line(progress, epochs, "epoch", epoch) as line:
+    with shown.line(shown.named(progress, "training"), epochs, "epoch", epoch) as line:
         while epoch < epochs and diverged_at < 0 and not _has_converged(history, patience, tolerance, target):
-            if callable(batch_size):
-                size = batch_size(state, history)
+            size = batch_size(state, history) if callable(batch_size) else size
             batches, sums = epoch_of(len(x), size, state.key, state.epoch)
             for _ in range(-(-len(x) // size)):
                 state, sums = step(state, sums, batches, x, y)
@@ -216,7 +213,8 @@ def fit(
             history = {name: np.append(history.get(name, ()), value) for name, value in metrics.items()}
             if on_epoch is not None:
                 on_epoch(state, history)
-            line.update(1, {name: float(metrics[name]) for name in sorted(metrics, reverse=True)})
+            at_most = _may_end_early(history, int(epochs - epoch), patience, tolerance, target)
+            line.update(1, {n: float(metrics[n]) for n in sorted(metrics, reverse=True)}, at_most=at_most)
     return state, history
 
 
@@ -349,10 +347,8 @@ def gradient_noise(
     return program.compiled(noise)(params, x, y, key)
 
 
-def growing(
-    grow: Callable, first: int, examples: Callable, x: Array, y: Array
-) -> Callable[[TrainState, History], int]:
-    """For `fit`: the batch size of each epoch, from the first one, by the `grow` of a method."""
+def growing(grow: Callable, first: int, examples: Callable, x: Array, y: Array) -> Callable:
+    """For `fit`: `(state, history) -> batch size` of an epoch, from the first one, by the `grow` of a method."""
 
     def batch_size(state: TrainState, history: History) -> int:
         if "batch_size" not in history:
@@ -373,9 +369,7 @@ def growing(
 _copy = jax.jit(partial(jax.tree.map, jnp.copy))
 
 
-def _end_epoch(
-    evaluate: Callable | None, objective: Callable | None, params: PyTree, sums: Any
-) -> dict[str, Array]:
+def _end_epoch(evaluate: Any, objective: Any, params: PyTree, sums: Any) -> dict[str, Array]:
     at, losses, accuracies = sums
     steps = at.astype(losses.dtype)
     metrics = {"train_loss": losses / steps, "train_accuracy": accuracies / steps}
@@ -391,6 +385,12 @@ def _check_stops(epochs: Any, patience: Any, tolerance: Any, target: Any, object
     checks.check_between({"tolerance": tolerance, "target": 0 if target is None else target}, 0)
     if target is not None and objective is None:
         raise ValueError(f"target is {target}; it needs the objective, params -> f, that is to fall below it")
+
+
+def _may_end_early(history: History, left: int, patience: Any, tolerance: float, target: float | None) -> bool:
+    """Whether a rule may end training before the epochs that are left."""
+    if_no_better = np.append(history["train_loss"], np.full(max(0, left - 1), np.inf))
+    return target is not None or _has_converged({"train_loss": if_no_better}, patience, tolerance, None)
 
 
 def _has_converged(history: History, patience: int | None, tolerance: float, target: float | None) -> bool:

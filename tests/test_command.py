@@ -178,6 +178,25 @@ def test_help_is_no_error(capsys):
         assert words in said.out
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_names_the_command_of_make(capsys, flag):
+    with pytest.raises(SystemExit):
+        toy([flag])
+    assert capsys.readouterr().out.splitlines()[0] == 'usage: make exp-toy ARGS="..."'
+
+
+def test_help_may_lose_its_reader(tmp_path):
+    line = f"{sys.executable} -m experiments.digits --help | head -3"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("usage: make exp-digits ARGS=")
+
+
+def test_help_imports_nothing_that_draws():
+    code = "import sys; import experiments.digits, experiments.paper; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not {"matplotlib", "pandas", "scipy.stats"} & set(done.stdout.split())
+
+
 def raising(error):
     def run(*args, **how):
         raise error
@@ -307,7 +326,7 @@ def test_an_interruption_is_one_sentence(tmp_path, seconds):
             said = process.communicate(timeout=60)[1]
     finally:
         signal.signal(signal.SIGINT, before)
-    assert process.returncode == 130 and said.endswith("goes on from here.\n") and "Traceback" not in said
+    assert process.returncode == 130 and said.endswith("resumes the run.\n") and "Traceback" not in said
 
 
 def test_a_device_that_is_not_there_is_one_sentence(tmp_path):

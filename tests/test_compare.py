@@ -250,9 +250,16 @@ def test_a_gradient_that_is_all_of_the_rise_is_no_minimum():
     assert "gradient alone makes 100 %" in result.notes[0]
 
 
-def test_it_says_first_how_long_it_takes(capsys):
-    gengap.compare({"a": at("SB")}, loss, KEY, metric=METRIC._replace(num_draws=0))
-    assert "compare: about 72 gradients, 0 s, and what is compiled" in capsys.readouterr().err.splitlines()[0]
+def test_it_says_first_how_long_it_takes(capsys, monkeypatch):
+    said = "compare: about 72 gradients, 0 s without compilation"
+    metric = METRIC._replace(num_draws=0)
+    gengap.compare({"a": at("SB")}, loss, KEY, metric=metric)
+    assert capsys.readouterr().err == ""
+    gengap.compare({"a": at("SB")}, loss, KEY, metric=metric, progress="compare")
+    assert capsys.readouterr().err.splitlines()[0] == said
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    gengap.compare({"a": at("SB")}, loss, KEY, metric=metric)
+    assert said in capsys.readouterr().err
 
 
 MODEL = """
@@ -282,7 +289,7 @@ def test_from_the_shell(model, tmp_path, capsys, monkeypatch):
     ("text", "flags", "words"),
     [
         ("minima = 3", [], "does not define loss"),
-        (None, [], "is not there"),
+        (None, [], "is no file"),
         (MODEL, ["--dim", "9"], "dim is 9; it must be from 1 to 3"),
         (MODEL, ["--epsilons", "-1"], "each must be above 0"),
         (MODEL, ["--nonsense", "1"], "unrecognized arguments"),

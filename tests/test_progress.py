@@ -1,28 +1,50 @@
 """Progress: a line that vanishes on a terminal, a plain one once a minute elsewhere, and nothing unasked."""
 
+import re
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from gengap import progress
+from gengap import progress, sharpness, train
+from tests import fake
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     return now
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Standard error becomes a terminal of so many columns."""
+
+    def of(columns):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(columns + 1))  # the last one stays free
+
+    return of
+
+
+def last_shown(capsys):
+    """The text of the last line that was drawn, and nothing below it."""
+    return capsys.readouterr().err.split("\r")[-1].rstrip()
 
 
 def test_without_a_terminal_there_is_a_line_once_a_minute(clock, capsys):
     with progress.line("F1 seed 2 of 5, LB", 100, "epoch", done=9) as line:
         for seconds in (30, 29, 1, 59, 1):
             clock[0] += seconds
-            line.update(1, {"train_loss": 0.03125, "test_loss": 1})
+            line.update(1, {"train_loss": 0.03125, "test_loss": 1}, at_most=True)
     assert capsys.readouterr() == (
         "",
-        "F1 seed 2 of 5, LB: epoch 12 of 100, train_loss 0.0312, test_loss 1, 20 s per epoch\n"
-        "F1 seed 2 of 5, LB: epoch 14 of 100, train_loss 0.0312, test_loss 1, 24 s per epoch\n",
+        "F1 seed 2 of 5, LB: epoch 12 of 100, at most 29 min left, train_loss 0.0312, test_loss 1\n"
+        "F1 seed 2 of 5, LB: epoch 14 of 100, at most 34 min left, train_loss 0.0312, test_loss 1\n",
     )
 
 
@@ -33,29 +55,155 @@ def test_short_work_says_nothing(clock, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_nothing_is_shown_unasked(clock, capsys, monkeypatch, terminal):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_nothing_is_shown_unasked(clock, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     with progress.line(None, 2, "draw") as line:
         clock[0] += 300
         line.update(1, {"value": 1.0})
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_has_one_line_that_vanishes_with_the_first_value_first(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+def test_a_terminal_has_one_line_that_vanishes(clock, capsys, terminal):
+    terminal(80)
     with pytest.raises(KeyboardInterrupt), progress.line("F1", 3, "epoch", done=1) as line:
+        clock[0] += 5
         line.update(1, {"train_loss": 0.25, "accuracy": 0.5})
-        line._bar.refresh()
         raise KeyboardInterrupt
     out, shown = capsys.readouterr()
     assert out == "" and "\n" not in shown
-    assert "F1:  67%" in shown and "2/3" in shown and "train_loss=0.25, accuracy=0.5" in shown
+    assert "| epoch 2 of 3, about 5 s left, train_loss 0.25, accuracy 0.5" in shown
     assert shown.rsplit("\r", 2)[1].strip() == "" and shown.endswith("\r")
 
 
-def test_nothing_done_yet_has_a_pace(clock, capsys):
-    with progress.line("F1", 3, "row", shows_rest=True) as line:
+def test_a_bar_appears_after_two_seconds(clock, capsys, terminal):
+    terminal(80)
+    with progress.line("full space", 30, "gradient") as line:
+        for _ in range(19):
+            clock[0] += 0.1
+            line.update()
+    assert capsys.readouterr().err == ""
+    with progress.line("full space", 30, "gradient") as line:
+        for _ in range(21):
+            clock[0] += 0.1
+            line.update()
+        assert last_shown(capsys).startswith("full space: |")
+
+
+def test_nothing_is_cut_and_a_bar_is_never_short(clock, capsys, terminal):
+    words, facts = "F1 seed 2 of 5, LB", ["epoch 10 of 100", "about 45 s left", "train_loss 0.0312", "test_loss 1"]
+    for columns in range(1, 130):
+        terminal(columns)
+        with progress.line(words, 100, "epoch") as line:
+            clock[0] += 5
+            line.update(10, {"train_loss": 0.03125, "test_loss": 1.0})
+            shown = last_shown(capsys)
+        name, bar, said = re.fullmatch(rf"({words}: )?(\|.{{10}}\| )?(.*)", shown).groups()
+        assert said == ", ".join(facts[: said.count(", ") + 1] if shown else [])
+        assert len(shown) <= columns and bool(shown) == (columns >= len(facts[0]))
+        assert bool(name) == (columns >= len(f"{words}: {facts[0]}"))
+        assert bool(bar) == (columns >= len(f"{words}: |{10 * ' '}| {facts[0]}, {facts[1]}"))
+
+
+def test_the_outer_line_counts_the_row_that_is_under_way_and_its_time_runs_on(clock, capsys, terminal):
+    terminal(80)
+    with progress.line("digits", 10, "row", outer=True) as rows:
+        assert last_shown(capsys) == "digits: row 1 of 10"
         clock[0] += 60
-        line.update(0, words="SB")
-    assert capsys.readouterr().err == "F1: row 0 of 3, about 3 min left, SB\n"
+        rows.update()
+        clock[0] += 60
+        rows.update()
+        assert last_shown(capsys) == "digits: row 3 of 10, about 8 min left"
+        with progress.line("F1, SB", 10, "epoch") as epochs:
+            clock[0] += 30
+            epochs.update()
+            shown = capsys.readouterr().err
+        assert "F1, SB: |" in shown and "digits: row 3 of 10, about 8 min left" in shown
+        clock[0] += 30 * 8
+        assert rows.fitting(80, " #") == "digits: row 3 of 10, about 4 min left"
+        clock[0] += 60 * 8
+        assert rows.fitting(80, " #") == "digits: row 3 of 10"
+
+
+def test_a_line_without_a_finished_unit_has_no_time_left(clock, capsys):
+    with progress.line("F1", 3, "row", outer=True) as line:
+        clock[0] += 60
+        line.update(0)
+    assert capsys.readouterr().err == "F1: row 1 of 3\n"
+
+
+# Measures
+
+
+def slowly(clock):
+    """A loss that takes a second of the clock at each gradient."""
+
+    def loss(x):
+        jax.debug.callback(lambda: clock.__setitem__(0, clock[0] + 1.0))
+        return 1 + jnp.sum(x**2)
+
+    return loss
+
+
+KEY = jax.random.key(0)
+FEW = {"num_draws": 1, "dim": 2, "max_evaluations": 6, "num_directions": 1}
+MEASURES = {
+    "full space": lambda f, **how: sharpness.full_space(f, jnp.ones(3), KEY, max_evaluations=6, **how),
+    "random subspaces": lambda f, **how: sharpness.random_subspaces(f, jnp.ones(3), KEY, **FEW, **how),
+    "by layer": lambda f, **how: sharpness.by_layer(
+        lambda p: f(p["a"]), {"a": jnp.ones(3)}, KEY, max_evaluations=6, **how
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_shows_a_bar_with_its_name_on_a_terminal(clock, capsys, monkeypatch, name):
+    slow, measure = slowly(clock), MEASURES[name]
+    measure(slow)
+    assert capsys.readouterr() == ("", "")  # no terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    measure(slow)
+    assert f"{name}: |" in capsys.readouterr().err
+    measure(slow, progress=None)
+    assert capsys.readouterr() == ("", "")
+    measure(lambda x: 1 + jnp.sum(x**2))
+    assert capsys.readouterr() == ("", "")  # no second passed
+    with progress.line("digits", 10, "row", outer=True):
+        capsys.readouterr()
+        measure(slow)
+        assert name not in capsys.readouterr().err
+
+
+def test_a_measure_that_is_traced_shows_nothing(capsys, terminal, monkeypatch):
+    terminal(80)
+    monkeypatch.setattr(progress, "_SECONDS_BEFORE_A_BAR", 0.0)
+    jax.jit(lambda x: sharpness.full_space(lambda x: 1 + x @ x, x, KEY, max_evaluations=6).value)(jnp.ones(3))
+    assert capsys.readouterr() == ("", "")
+
+
+# The time left of a training
+
+
+@pytest.mark.parametrize(
+    ("losses", "left", "patience", "target", "may_end"),
+    [
+        ([3.0, 2.0], 5, None, None, False),
+        ([3.0, 2.0], 5, None, 0.1, True),
+        ([3.0, 2.0], 5, 3, None, True),
+        ([3.0, 2.0], 3, 3, None, False),  # the fifth epoch is the first that can end it, and the last
+        ([3.0, 2.0, 2.0, 2.0], 1, 3, None, False),
+        ([3.0, 2.0, 2.0], 2, 3, None, False),
+        ([3.0, 2.0, 2.0], 3, 3, None, True),
+        ([3.0], 0, 3, None, False),
+    ],
+)
+def test_a_training_may_end_early_until_no_rule_can_end_it(losses, left, patience, target, may_end):
+    found = train._may_end_early({"train_loss": np.array(losses)}, left, patience, 1e-3, target)
+    assert found == may_end
+
+
+def test_the_rows_of_a_run_are_the_outer_line(capsys, terminal):
+    terminal(80)
+    fake.run()
+    shown = capsys.readouterr().err
+    assert "row 1 of 4" in shown and shown.endswith("\r")

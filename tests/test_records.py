@@ -434,4 +434,4 @@ def test_the_rows_are_counted_while_they_are_computed(monkeypatch, capsys):
 
     records.fill("fake", fake.CONFIG, fake.cells(fake.CONFIG), slow)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "fake: row 1 of 4, about 4 min left, SB, 0" and len(lines) == 4
+    assert lines[0] == "fake: row 2 of 4, about 4 min left" and len(lines) == 4

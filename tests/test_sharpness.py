@@ -260,6 +260,7 @@ def unflat(x):
 
 def test_progress_changes_nothing(drawn, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "_SECONDS_BEFORE_A_BAR", 0.0)
     near(draw(progress="waves"), drawn)
     assert "waves" in capsys.readouterr().err
 

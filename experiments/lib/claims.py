@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import pandas as pd
-
 from experiments.lib.rows import converged
 from gengap import records, report, stats
 from gengap.records import Row
@@ -82,7 +80,7 @@ def table(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> report
     counted = ", ".join(f"{words}: {counts[word]}" for word, words in WORDS.items() if counts[word])
     of = ", ".join(sorted({stats.where(row) for row in rows if "network" in row}))
     findings = [f"Of {len(lines)} claims, {counted}.", RULE]
-    return report.Section(f"The paper's claims, {of}", findings, pd.DataFrame(lines))
+    return report.Section(f"The paper's claims, {of}", findings, report.frame(lines))
 
 
 def side_by_side(tables: Iterable[report.Section]) -> report.Section:
@@ -96,4 +94,4 @@ def side_by_side(tables: Iterable[report.Section]) -> report.Section:
         cells = (lines["of"] + ": ").where(several, "") + cells.where(lines[""] != "not tested", report.DASH)
         columns[of] = cells.groupby([lines["paper"], lines["claim"], lines["there"]], sort=False).agg("; ".join)
         sentences.append(f"{of}: {section.findings[0][0].lower()}{section.findings[0][1:]}")
-    return report.Section("The paper's claims", [*sentences, RULE], pd.DataFrame(columns).reset_index())
+    return report.Section("The paper's claims", [*sentences, RULE], report.frame(columns).reset_index())

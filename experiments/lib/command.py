@@ -1,6 +1,7 @@
 """The command line of an experiment: flags from its settings, one sentence for whatever is wrong."""
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -19,37 +20,36 @@ from gengap import hosts, memory, progress, records, report
 from gengap.cluster import Cluster
 
 _OUT_OF_MEMORY = (
-    "The memory of the device ran out. --shard divides every batch and chunk over all devices. A smaller --chunk "
-    "takes less memory too, but with batch norm, whose statistics are those of a chunk, it is another f. The same "
+    "The device is out of memory. --shard divides every batch and chunk over all devices. A smaller --chunk takes "
+    "less memory too, but changes f where there is batch norm, which uses the statistics of a chunk. The same "
     "command resumes the run."
 )
 
 
 class Options(NamedTuple):
-    """Where a run goes, where its data come from, and what computes it."""
+    """Output, data, and hardware."""
 
     out: Path | None = None
-    """run directory; by default results/<experiment>/<what differs from the default settings>"""
+    """run directory; by default results/EXPERIMENT/SETTINGS, the settings that differ from their defaults"""
     fresh: bool = False
     """move an earlier run in that directory aside and start over"""
     jobs: int | None = None
-    """processes that compute rows; by default one for each GPU, and one where there is none; on a cluster the most
-    jobs that run at once"""
+    """parallel processes; by default one per GPU, or one without a GPU; on a cluster, the most jobs at once"""
     cluster: Literal["slurm"] | None = None
-    """compute each row in a job of a cluster"""
+    """compute each row in a cluster job"""
     partition: str | None = None
-    """of the cluster; by default its own default"""
+    """cluster partition; by default that of the cluster"""
     hours: float | None = None
-    """the time limit of a job on the cluster; by default 4"""
+    """time limit of each cluster job; by default 4"""
     gpus: int | None = None
-    """GPUs of a job on the cluster; by default none is asked for"""
+    """GPUs per cluster job; by default none"""
     shard: bool = False
-    """divide the examples of each row over all devices, one row at a time"""
+    """split the examples over all devices; one row at a time"""
     hosts: Literal["auto"] | tuple[str, int, int] | None = None
-    """of several processes that compute a run together with --shard, each of which is given this command: auto on
-    Slurm and TPU pods; else HOST:PORT of the first, how many there are, and which one this is, from 0"""
+    """with --shard, run on several machines: start this command on each, with auto on Slurm and TPU pods;
+    elsewhere with HOST:PORT of the first machine, their number, and the number of this one, from 0"""
     data_dir: Path | None = None
-    """TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets"""
+    """TFDS directory; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
 
 
 def main(
@@ -77,7 +77,13 @@ def main(
       sets: data set -> the default settings that `--dataset` with its name takes in place of `config`.
     """
     cache_compilations()
-    settings, options, default = _parsed(config, doc, args, sets)
+    said = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "ascii")
+    try:
+        with contextlib.redirect_stdout(said):
+            settings, options, default = _parsed(config, doc, args, sets, experiment)
+    finally:
+        said.seek(0)
+        _say(said.read().replace(" [-h] [OPTIONS]", ""))
     name = records.run_name(records.settings_of(settings), default)
     out = Path(os.path.expanduser(options.out or Path("results") / experiment / name))
 
@@ -114,13 +120,13 @@ def main(
 
 
 def _parsed(
-    config: Any, doc: str | None, args: Sequence[str] | None, sets: Mapping[str, Any]
+    config: Any, doc: str | None, args: Sequence[str] | None, sets: Mapping[str, Any], experiment: str
 ) -> tuple[Any, Options, dict[str, Any]]:
     """The settings, the options, and the default settings that a run is named by."""
-    settings, options = parse(config, doc, args)
+    settings, options = parse(config, doc, args, experiment)
     default = records.settings_of(config)
     if (dataset := str(records.settings_of(settings).get("dataset"))) in sets:
-        settings, options = parse(sets[dataset], doc, args)
+        settings, options = parse(sets[dataset], doc, args, experiment)
         default = records.settings_of(sets[dataset]) | {"dataset": default["dataset"]}
     return settings, options, default
 
@@ -191,7 +197,11 @@ def _say(text: str) -> None:
         for sign, plain in {"±": "+-", "×": "x", "·": ".", "é": "e"}.items():
             text = text.replace(sign, plain)
         text = text.encode("ascii", "replace").decode()
-    sys.stdout.write(text)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # its reader, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def cache_compilations() -> None:
@@ -203,17 +213,27 @@ def cache_compilations() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def parse(config: Any, doc: str | None, args: Sequence[str] | None = None) -> tuple[Any, Options]:
+def parse(
+    config: Any, doc: str | None, args: Sequence[str] | None = None, experiment: str | None = None
+) -> tuple[Any, Options]:
     """Flags over the defaults `config`; a wrong one ends the process with tyro's message and exit code 2."""
     flags: Any = NamedTuple("Flags", [("experiment", type(config)), ("run", Options)])  # type: ignore[misc]
     parsed: Any = tyro.cli(
         flags,
         default=flags(config, Options()),  # type: ignore[call-arg]
         args=args,
+        prog=_typed(experiment, sys.argv[1:] if args is None else args),
         description=doc,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     return parsed
+
+
+def _typed(experiment: str | None, args: Sequence[str]) -> str | None:
+    """The command that help names; below an error " --help" follows it."""
+    if experiment is None or not {"-h", "--help"} & set(args):
+        return experiment and f"python -m experiments.{experiment}"
+    return f'make {"" if experiment == "paper" else "exp-"}{experiment} ARGS="..."'
 
 
 def _as_flags(message: str, settings: Sequence[str]) -> str:

@@ -26,43 +26,42 @@ _RATES = {"adam": 1e-3, "sgd": 0.1, "adagrad": 0.01}
 
 
 class Training(NamedTuple):
-    """What the paper did, as far as it says; the rest as its authors' code did."""
+    """Training. The defaults follow the paper, or its authors' code where the paper is silent."""
 
     dataset: str = "digits"
-    """"digits", or any TFDS image-classification set"""
+    """"digits", or any image-classification set of TFDS"""
     network: Network | None = None
     """by default the paper's for the data set: c1 (and c2) for cifar10, c3 (and c4) for cifar100, else f1"""
     train_size: int | None = None
-    """use only the first so many training examples"""
+    """number of training examples, the first ones; by default all"""
     num_seeds: int = 5
-    """starting points; SB and LB share them"""
+    """number of starting points, shared by SB and LB"""
     seed: int = 0
     """random seed"""
     small_batch: int | float | None = None
-    """examples, or with a point (0.05, 1.0) a share of the training set; by default 256, a 45th where less"""
+    """batch size of SB: examples, or a fraction of the training set (0.05, 1.0); by default min(256, m / 45)"""
     large_batch: int | float = 0.1
-    """examples, or with a point a share of the training set"""
+    """batch size of LB: examples, or a fraction of the training set"""
     optimizer: Literal["adam", "sgd", "adagrad"] = "adam"
-    """adam has 0.9, 0.999 and 1e-8; sgd has a momentum of 0.9; none has a schedule"""
+    """adam (beta 0.9 and 0.999, epsilon 1e-8), sgd (momentum 0.9) or adagrad; without a schedule"""
     learning_rate: float | None = None
     """by default 1e-3 for adam, 0.1 for sgd, 0.01 for adagrad"""
     weight_decay: float = 0.0
-    """decoupled from the gradient for adam, as in AdamW; added to it for the others"""
+    """decoupled weight decay for adam (AdamW), L2 regularisation for sgd and adagrad"""
     scaling: Literal["none", "sqrt", "linear"] = "none"
-    """how the learning rate grows with the batch, from that of SB"""
+    """scaling of the learning rate with the batch size, relative to SB"""
     epochs: int = 100
-    """the most epochs"""
+    """maximum number of epochs"""
     patience: int | None = None
-    """stop after N epochs without improvement of the training loss; 0: never; by default 10, on the digits 0"""
+    """stop after N epochs without improvement of the training loss; 0: never; by default 10, for digits 0"""
     tolerance: float = 1e-3
-    """the least improvement of the training loss that counts, in nats"""
+    """smallest decrease of the training loss that counts as improvement, in nats"""
     target: float | None = None
-    """stop after an epoch that ends with f, the mean loss of the training set, below this, in nats; 0: never; by
-    default 0, on the digits 0.003"""
+    """stop after an epoch with a training loss below this, in nats; 0: never; by default 0, for digits 0.003"""
     train_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """of matrix products in training; the others are faster on accelerators"""
+    """precision of matrix products in training; less is faster on accelerators"""
     chunk: int = 5000
-    """examples at once in full-data losses; batch norm takes its statistics over them"""
+    """examples per chunk of a full-data loss; batch norm uses the statistics of a chunk"""
     clip: float | None = None
     """clip probabilities to [clip, 1 - clip], as Keras does with 1e-7"""
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from experiments.lib.claims import Claim
 from experiments.lib.rows import converged, diverged, means, of_side, pairs, test_accuracy
 from gengap import paper, plots, stats
 from gengap.comparison import column
 from gengap.records import Row
-from gengap.report import DASH, Section, number, percent, plain, spread, theirs
+from gengap.report import DASH, Section, frame, number, percent, plain, spread, theirs
 from gengap.stats import comparable, compare
 
 Space = Literal["full", "random"]
@@ -174,7 +173,7 @@ def _accuracy_table(rows: Sequence[Row]) -> Section:
         if paper.DATASET.get(network, dataset) != dataset.split(":")[0]:
             sentences.append(f"The paper has {network} on {DATASETS[paper.DATASET[network]]}.")
     title = "Table 2. Accuracy; mean ± standard deviation over n seeds"
-    return Section(title, sentences, pd.DataFrame(lines))
+    return Section(title, sentences, frame(lines))
 
 
 def _sharpness_table(rows: Sequence[Row], space: Space) -> Section:
@@ -199,7 +198,7 @@ def _sharpness_table(rows: Sequence[Row], space: Space) -> Section:
                 sentences.append(
                     f"{place}: {lost} of {len(group)} met a loss that is not finite, and are in no mean."
                 )
-    return Section(f"{title}; mean ± standard deviation over n seeds", sentences, pd.DataFrame(lines))
+    return Section(f"{title}; mean ± standard deviation over n seeds", sentences, frame(lines))
 
 
 def _distance_table(rows: Sequence[Row]) -> Section:
@@ -211,4 +210,4 @@ def _distance_table(rows: Sequence[Row]) -> Section:
         lines.append({"network": of, **dict(zip(("SB", "LB", "SB / LB", "n"), cells, strict=True))})
     low, high = paper.DISTANCE_RATIO
     sentences = [f"The paper gives SB / LB in words only, for no network in particular: {low:g} to {high:g}."]
-    return Section("Distance of the minimum from the starting point, Euclidean", sentences, pd.DataFrame(lines))
+    return Section("Distance of the minimum from the starting point, Euclidean", sentences, frame(lines))
