@@ -231,7 +231,7 @@ def _audited(rows: Sequence[Row]) -> report.Section | None:
         f"Changed by at least one: {'; '.join(moved) or 'none'}.",
     ]
     title = "Which measures survive which maps: by how many times each changes, though the function stays"
-    return report.Section(title, findings, pd.DataFrame(table))
+    return report.Section(title, findings, pd.DataFrame(table), name="audited")
 
 
 def _range(values: Sequence[float]) -> str:
