@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
@@ -27,12 +26,26 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks import common
-from gengap import ascent, data, flat, metric, models, objective, program, records, sharpness, starts, subspace
+from gengap import (
+    ascent,
+    data,
+    flat,
+    metric,
+    models,
+    objective,
+    plots,
+    program,
+    records,
+    sharpness,
+    starts,
+    subspace,
+)
 
 EPSILONS = (1e-3, 5e-4)
 BUDGETS = (3, 6, 12, 24, 48)
 METHODS = ("scheme", "APGD", "sign ascent", "SciPy", "SciPy, loss times 1e4")
-COLOURS = ("#00498d", "#e08300", "#5a9e6f", "#888888", "#8c2d8c")
+NAMES = dict(zip(METHODS, ("gengap", *METHODS[1:-1], "SciPy, loss × 10 000"), strict=True))
+COLOURS = ("#333333", "#7a5195", "#5a9e6f", "#b5651d", "#999999")
 SPACES = {"full": "full space", "random": "random subspaces"}
 DIM = 100
 KEY = jax.random.key(0)
@@ -125,7 +138,7 @@ def main(
                         records.write_json(path, found)
                     bar.update()
     _print(found, budgets)
-    _draw(found, budgets).savefig(out / "anytime.svg", metadata={"Date": None})
+    (out / "anytime.svg").write_bytes(plots.image(_draw(found, budgets)))
 
 
 def _cells(loss: Callable, params: Any, draws: int, *how: Any) -> Any:
@@ -273,22 +286,21 @@ def _print(found: dict[str, Any], budgets: Sequence[int]) -> None:
 
 
 def _draw(found: dict[str, Any], budgets: Sequence[int]) -> Figure:
-    """Means as thick lines, the least of all cells as thin ones."""
-    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "gengap"}):
-        figure = Figure(figsize=(7, 3.2), layout="constrained")
-        for ax, (space, title) in zip(figure.subplots(1, 2, sharey=True), SPACES.items(), strict=True):
-            for (method, rows), colour in zip(_shares(found, f", {space}").items(), COLOURS, strict=True):
-                ax.plot(budgets, rows.mean(0), "o-", color=colour, linewidth=1.8, markersize=3.5, label=method)
-                ax.plot(budgets, rows.min(0), color=colour, linewidth=0.7)
-            ax.set(title=title, xlabel="gradients", xscale="log", ylim=(0, 1.02))
-            ax.set_xticks(budgets, map(str, budgets), minor=False)
-            ax.minorticks_off()
-            ax.grid(axis="y", color="#dddddd", linewidth=0.5)
-            ax.spines[["top", "right"]].set_visible(False)
-        figure.axes[0].set_ylabel("value over the best known")
-        figure.legend(
-            *ax.get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS), frameon=False
-        )
+    """Means over the cells above, the least of them below; the markers of each method stand a little aside."""
+    panels = []
+    for words, reduced in (("mean", np.mean), ("least", np.min)):
+        for space, title in SPACES.items():
+            lines = []
+            for k, (method, rows) in enumerate(_shares(found, f", {space}").items()):
+                x = np.array(budgets) * 1.04 ** (k - 2)
+                lines.append(plots.Line(x, reduced(rows, axis=0), NAMES[method], COLOURS[k], marker="^vDPX"[k]))
+            title = f"{title}, {words} of {len(rows)} cells"
+            label = "value over the best known\nhigher is better"
+            panels.append(plots.Panel(title, "gradients", label, lines, log_x=True))
+    figure = plots.panels(panels)
+    for ax in figure.axes:
+        ax.set_xticks(budgets, map(str, budgets))
+        ax.set_ylim(0, 1.04)
     return figure
 
 

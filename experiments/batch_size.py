@@ -86,17 +86,17 @@ def figures(rows: list[Row]) -> list[Section]:
     fall, their_fall = threshold(kept), stats.threshold(*known["test_acc"])
     marks = {fall.batch_size: "threshold, here"} if fall else {}
     marks |= {their_fall.batch_size: f"threshold,\npaper's {network}"} if their_fall else {}
-    lines = plots.seeds(against(kept, test_accuracy), "here", "here", marker="o")
-    lines.append(plots.dotted(known["test_acc"], f"paper, {network}"))
-    title = f"test accuracy, {stats.where(kept[0])}"
-    panel = plots.Panel(title, SHARE, "accuracy (%)", lines, log_x=True, marks=marks)
+    here, there = stats.where(kept[0]), f"paper, {paper.where(network)}"
+    lines = plots.seeds(against(kept, test_accuracy), here, "here", marker="o")
+    lines.append(plots.dotted(known["test_acc"], there))
+    panel = plots.Panel(f"test accuracy, {here}", SHARE, plots.ACCURACY, lines, log_x=True, marks=marks)
     panels = plots.beside_paper(panel, kept[0]["network"], network)
     for epsilon, name in EPSILONS:
         shown = [(x, list(map(positive, y))) for x, y in against(kept, column("full", epsilon))]
-        lines = plots.seeds(shown, "here", "here", marker="o")
-        lines.append(plots.dotted(known[f"sharp_{name}"], f"paper, {network}"))
+        lines = plots.seeds(shown, here, "here", marker="o")
+        lines.append(plots.dotted(known[f"sharp_{name}"], there))
         title = f"full space, epsilon {name}"
-        panels.append(plots.Panel(title, SHARE, "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))
+        panels.append(plots.Panel(title, SHARE, plots.SHARPNESS, lines, log_x=True, log_y=True))
     falls, rises = claims(kept)
     findings = [
         _fall_in_words(fall),
@@ -108,7 +108,7 @@ def figures(rows: list[Row]) -> list[Section]:
     ]
     caption = (
         "Every batch size trained for the same number of epochs. The axis is a share of the training set, since "
-        "the paper's data sets are larger. Thin lines are seeds, thick ones their mean."
+        "the paper's data sets are larger. Dotted: the paper's network of that name."
     )
     title = "Accuracy and sharpness against batch size (Fig. 4)"
     return [*lost, Section(title, findings, figure=plots.panels(panels), caption=caption, name="fig4")]

@@ -31,14 +31,19 @@ from gengap.report import plain, spread
 
 FACTORS = ("updates", "noise", "ghosts", "rate")
 MEANING = {
-    "updates": "as many updates as SB, in place of as many epochs",
-    "noise": "a gradient with the covariance of SB's",
-    "ghosts": "batch norm over groups of SB's size",
-    "rate": "the learning rate times the root of B_L / B_S",
+    "updates": "as many as SB",
+    "noise": "gradient noise of SB",
+    "ghosts": "batch norm in groups of SB's size",
+    "rate": "that of SB × √(B_LB / B_SB)",
 }
 FACTORIAL = {
     " + ".join(("LB", *on)): on for k in range(len(FACTORS) + 1) for on in itertools.combinations(FACTORS, k)
 }
+EFFECTS = (
+    ("test accuracy", "change (points)\nright is better"),
+    ("sharpness,\nfull space", "times\nleft is flatter"),
+    ("sharpness,\nrandom subspaces", "times\nleft is flatter"),
+)
 TERMS = [*((name,) for name in FACTORS), *itertools.combinations(FACTORS, 2)]
 SHARP = "LB + updates"
 """at whose minimum the escapes begin"""
@@ -268,20 +273,29 @@ def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.
         *(f"That {claim.claim}: {claim.here}, {claim.verdict}." for claim in tested if claim.verdict.n),
     ]
     table = {words: [_cell(interval) for interval in of_terms] for words, of_terms in intervals.items()}
-    drawn = {words: {"": of_terms[::-1]} for words, of_terms in list(intervals.items())[:3]}
     caption = (
         "Each point is the change of the mean over the LB cells when a factor is turned on; for a pair, half the "
-        "change of one effect by the other factor. Bars: 95 % t intervals over seeds. "
-        + " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in MEANING.items())
+        "change of one effect by the other factor. Bars: 95 % t intervals over seeds. The grey line: no effect."
     )
     return report.Section(
         "Which difference makes the gap, and which the sharpness",
         findings,
         report.frame({"effect": terms, **table}),
-        plots.intervals(terms[::-1], drawn),
+        _drawn(effects, list(intervals.values()), stats.where(whole["SB"][0])),
         caption,
         "effects",
     )
+
+
+def _drawn(effects: np.ndarray, intervals: Sequence[Sequence[stats.Interval]], of: str) -> "plots.Figure":
+    """The effects on accuracy in points, and on sharpness as factors."""
+    names = [" × ".join(term) if len(term) > 1 else f"{term[0]}: {MEANING[term[0]]}" for term in TERMS]
+    label = f"{of}: mean over {effects.shape[2]} seeds, with its 95 % t interval"
+    panels = {}
+    for axis, of_terms in zip(EFFECTS, intervals, strict=False):
+        values = np.array([tuple(interval)[:3] for interval in of_terms[::-1]])
+        panels[axis] = {label: 10**values if "times" in axis[1] else values}
+    return plots.intervals(names[::-1], panels)
 
 
 def _movers(effects: Mapping[str, np.ndarray], sign: int) -> list[str]:
@@ -328,17 +342,17 @@ def _escapes(rows: Sequence[Row], begun: Mapping[int, Row]) -> report.Section:
         if row["seed"] in begun:
             escapes[_name(row)].setdefault(row["seed"], []).append(row)
     accuracy, full, _, distance, loss = _columns(rows)
+    epsilon = max(epsilons_of(rows, "full"), default=math.nan)
     shown = {
-        distance: "distance from the LB minimum",
-        full: "sharpness, full space",
-        loss: "training loss",
-        accuracy: "test accuracy (%)",
+        distance: ("distance from the LB minimum", "Euclidean distance"),
+        full: (f"sharpness, full space, epsilon {epsilon:g}", plots.SHARPNESS),
+        loss: ("training loss", plots.LOSS),
+        accuracy: ("test accuracy", plots.ACCURACY),
     }
-    panels = [_escape_panel(escapes, begun, name, words) for name, words in shown.items()]
+    panels = [_escape_panel(escapes, begun, name, *words) for name, words in shown.items()]
     caption = (
         "Begun at the minimum of LB with as many updates as SB, with a new state of the optimiser and a rate that "
-        "grows over the first epoch of SB: SB, LB, and LB with the gradient noise of SB. Thin lines are seeds, "
-        "thick ones their mean."
+        "grows over the first epoch of SB: SB, LB, and LB with the gradient noise of SB."
     )
     last = {name: {seed: later[-1] for seed, later in of_seeds.items()} for name, of_seeds in escapes.items()}
     return report.Section(
@@ -351,7 +365,7 @@ def _escapes(rows: Sequence[Row], begun: Mapping[int, Row]) -> report.Section:
 
 
 def _escape_panel(
-    escapes: Mapping[str, Mapping[int, list[Row]]], begun: Mapping[int, Row], name: str, title: str
+    escapes: Mapping[str, Mapping[int, list[Row]]], begun: Mapping[int, Row], name: str, title: str, label: str
 ) -> "plots.Panel":
     lines: list[plots.Line] = []
     for run, colour in ESCAPES.items():
@@ -361,7 +375,7 @@ def _escape_panel(
             steps = [0] * len(first) + [row["steps"] for row in later]
             curves.append((steps, [_value(row, name) for row in (*first, *later)]))
         lines += plots.seeds(curves, run, colour, marker="o")
-    return plots.Panel(title, "updates from the LB minimum", "", lines, log_y=name != "test_accuracy")
+    return plots.Panel(title, "updates from the LB minimum", label, lines, log_y=name != "test_accuracy")
 
 
 def _escape_findings(

@@ -206,11 +206,11 @@ def figures(rows: list[Row]) -> list[report.Section]:
     gaps = _gaps(runs)
     taus = {name: _taus(runs, name) for name in runs[0]["measures"]}
     order = sorted(taus, key=lambda name: (not math.isnan(taus[name][0].value), taus[name][0].value))
-    coefficients = {"Kendall's tau": 0, "granulated Psi": 1}
+    coefficients = {"Kendall's tau, 95 % bootstrap interval": 0, "granulated Psi, 95 % bootstrap interval": 1}
     figure = plots.intervals(
         order,
         {
-            "rank correlation with the generalisation gap": {
+            (stats.where(runs[0]), "rank correlation with the generalisation gap; right: a larger gap"): {
                 label: [taus[name][k] or (math.nan,) * 3 for name in order] for label, k in coefficients.items()
             }
         },

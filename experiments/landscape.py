@@ -221,7 +221,7 @@ def straight(runs: Sequence[Row]) -> Section:
     ]
     caption = (
         "Cross entropy and accuracy at alpha x_LB + (1 - alpha) x_SB: 0 is the small-batch minimum, 1 the "
-        f"large-batch one. {_SEEDS}"
+        "large-batch one. Training is solid, test dashed, the paper's curves dotted."
     )
     figure = _paths(runs, "linear", "fig3_linear")
     return Section("Straight line through both minima (Fig. 3)", findings, None, figure, caption, "fig3")
@@ -243,13 +243,17 @@ def curved(runs: Sequence[Row]) -> Section:
     ]
     caption = (
         "Cross entropy and accuracy at sin(alpha pi / 2) x_LB + cos(alpha pi / 2) x_SB; at -1 it is -x_LB, at 2 "
-        f"it is -x_SB. {_SEEDS}"
+        "it is -x_SB. Training is solid, test dashed, the paper's curves dotted."
     )
     figure = _paths(runs, "curvilinear", "fig7_curvilinear")
     return Section("Curve through both minima (Fig. 7)", findings, None, figure, caption, "fig7")
 
 
-_SEEDS = "Training solid, test dashed, the paper's dotted. Thin lines are pairs of minima, thick ones their mean."
+LOSS = "cross entropy (nats)\nlower is better"
+ALPHA = {
+    "linear": r"$\alpha$, where $x = \alpha\,x_{LB} + (1 - \alpha)\,x_{SB}$",
+    "curvilinear": r"$\alpha$, where $x = \sin(\alpha\pi/2)\,x_{LB} + \cos(\alpha\pi/2)\,x_{SB}$",
+}
 
 
 def _paths(runs: Sequence[Row], path: str, digitised: str) -> Any:
@@ -258,14 +262,14 @@ def _paths(runs: Sequence[Row], path: str, digitised: str) -> Any:
     theirs = paper.figure(digitised)[network]
     figure, axes = plots.axes(2)
     for ax, (what, curve, words, factor) in zip(
-        axes, (("loss", "xent", "cross entropy (nats)", 1), ("accuracy", "acc", "accuracy (%)", 100)), strict=True
+        axes, (("loss", "xent", LOSS, 1), ("accuracy", "acc", plots.ACCURACY, 100)), strict=True
     ):
         ours = {s: [factor * np.array(row[path][f"{s}_{what}"], float) for row in runs] for s in ("train", "test")}
         plots.path(runs[0]["alphas"], ours, ax=ax)
         for split in ours:
             x, y = theirs[f"{split}_{curve}"]
-            plots.path(x, {f"paper, {network}, {split}": y}, ax=ax)
-        ax.set(title=f"{network} on {dataset}", ylabel=words)
+            plots.path(x, {f"paper, {paper.where(network)}, {split}": y}, ax=ax)
+        ax.set(title=f"{what}, {network} on {dataset}", xlabel=ALPHA[path], ylabel=words)
         ax.set_xticks([-1, 0, 1, 2], ["-1", "0\nSB", "1\nLB", "2"])
     return figure
 
@@ -280,7 +284,9 @@ def connection(runs: Sequence[Row]) -> Section:
         }
         plots.path(runs[0]["connection"]["alphas"], curves, ax=ax)
         words = {"train": "training", "test": "test"}[split]
-        ax.set(yscale="log", xlabel="along the path: SB at 0, LB at 1", ylabel=f"{words} loss (nats)")
+        ax.set(title=f"{words} loss, {runs[0]['network']} on {runs[0]['dataset']}", ylabel=LOSS)
+        ax.set_xlabel("along the path: SB at 0, LB at 1")
+        plots.logarithmic(ax, "y")
     straight, curve = (
         [_barrier(row["connection"]["alphas"], row["connection"][name]["train_loss"]) for row in runs]
         for name in names
@@ -297,7 +303,7 @@ def connection(runs: Sequence[Row]) -> Section:
     ]
     caption = (
         "Loss along the straight line and along a quadratic Bézier curve whose control point was trained for a "
-        "low loss (Garipov et al. 2018). Thin lines are pairs of minima, thick ones their mean."
+        "low loss (Garipov et al. 2018). A seed is a pair of minima."
     )
     return Section("Are the minima connected?", findings, None, figure, caption, "connection")
 
@@ -305,10 +311,14 @@ def connection(runs: Sequence[Row]) -> Section:
 def on_planes(planes: Sequence[dict[str, Any]]) -> Section:
     """Contours of the loss on planes."""
     levels = plots.levels(*(plane["loss"] for plane in planes))
-    figure, axes = plots.axes(len(planes))
-    for ax, plane in zip(axes, planes, strict=True):
-        plots.plane(plane["s"], plane["t"], plane["loss"], points=plane["points"], at=levels, ax=ax)
-        x, y = ("from SB to LB", "across") if len(plane["points"]) > 1 else ("direction 1", "direction 2")
+    figure, axes = plots.axes(len(planes), columns=3)
+    for k, (ax, plane) in enumerate(zip(axes, planes, strict=True)):
+        beside = axes if k == len(planes) - 1 else []
+        drawn = plane["s"], plane["t"], plane["loss"]
+        plots.plane(*drawn, points=plane["points"], at=levels, label="training loss (nats)", beside=beside, ax=ax)
+        x, y = ("SB to LB\n(distance)", "across (distance)")
+        if len(plane["points"]) < 2:
+            x, y = ("direction 1\n(filter norms)", "direction 2 (filter norms)")
         ax.set(title=plane["name"], xlabel=x, ylabel=y)
     shares = [
         f"{100 * np.nanmean(np.array(plane['loss'], float) < 0.1):.0f} % {plane['name']}" for plane in planes[1:]
@@ -332,17 +342,20 @@ def neighbourhood(runs: Sequence[Row]) -> Section:
         neighbourhoods = [row["directions"][side] for row in runs]
         highest[side] = [near["highest"] - near["base_loss"] for near in neighbourhoods]
         for near in neighbourhoods:
-            rises = sorted(max(loss - near["base_loss"], 1e-9) for loss in near["losses"])
-            below = [(i + 1) / len(rises) for i in range(len(rises))]
-            lines.append(plots.Line(rises, below, f"{side}, random directions", side, width=1.2))
+            rises = sorted(loss - near["base_loss"] for loss in near["losses"])
+            below = [(rise, (i + 1) / len(rises)) for i, rise in enumerate(rises) if rise > 1e-9]
+            x, y = zip(*below, strict=True) if below else ((), ())
+            lines.append(plots.Line(x, y, f"{side}, random directions", side, width=1.2, seeds=1))
         for rise in highest[side]:
             lines.append(plots.Line([rise, rise], [0, 1], f"{side}, steepest found", side, ":", 1.2))
-    panel = plots.Panel("", "rise of the training loss (nats)", "share of directions below", lines, log_x=True)
+    length = statistics.fmean(row["directions"]["LB"]["length"] for row in runs)
+    title = f"at a distance of {plain(length)} from the minimum, {runs[0]['network']} on {runs[0]['dataset']}"
+    label = "share of directions that rise less"
+    panel = plots.Panel(title, "rise of the training loss (nats); left is flatter", label, lines, log_x=True)
     percent = {
         name: {m: [100 * v for row in runs if (v := row["directions"][m][name]) is not None] for m in ("SB", "LB")}
         for name in ("share", "mean_over_highest")
     }
-    length = statistics.fmean(row["directions"]["LB"]["length"] for row in runs)
     ratios = [row["distance"]["SB from start"] / row["distance"]["LB from start"] for row in runs]
     low, high = paper.DISTANCE_RATIO
     findings = [
@@ -360,7 +373,8 @@ def neighbourhood(runs: Sequence[Row]) -> Section:
     ]
     caption = (
         "Rises in random directions, each line one minimum, and in the steepest direction that an ascent found "
-        "(dotted). Directions along which the loss falls, or rises by less than 1e-9, stand at the left."
+        "(dotted). A line begins at the share of directions along which the loss falls, or rises by less than "
+        "1e-9."
     )
     title = "Distances and steep directions (section 2)"
     return Section(title, findings, None, plots.panels([panel]), caption, "neighbourhood")

@@ -9,7 +9,6 @@ the regime adaptation of Hoffer et al. Strengths are those of the papers, or com
 """
 
 import math
-import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -20,7 +19,7 @@ import numpy as np
 
 from experiments.lib import command, settings
 from experiments.lib.claims import Claim
-from experiments.lib.rows import Value, by_seed, converged, diverged, means, test_accuracy, value_of
+from experiments.lib.rows import Value, by_seed, converged, diverged, means, test_accuracy
 from experiments.lib.settings import Training
 from experiments.lib.tables import epsilons_of
 from gengap import comparison, methods, minima, paper, plots, records, report, stats, train
@@ -31,7 +30,6 @@ from gengap.report import plain, spread, theirs
 
 RUNS = {("SB", "epochs"): "SB", ("LB", "epochs"): "LB", ("LB", "updates"): "LB, updates of SB"}
 """LB has as many epochs as SB, or as many updates"""
-COLOURS = dict(zip(RUNS.values(), ("#00498d", "#e08300", "#7a5195"), strict=True))
 TEST = 1000
 """test examples after each epoch; the tables are of all of them"""
 FLIPS = ("cifar10", "cifar100")
@@ -163,8 +161,8 @@ def figures(rows: list[Row]) -> list[report.Section]:
     if not kept:
         return sections
     groups = _grouped(kept)
-    letters = dict(zip(dict.fromkeys(name for _, name in groups), string.ascii_lowercase, strict=False))
-    return [*sections, _scatter(groups, letters, epsilon, claims(kept)), _table(groups, letters, epsilon)]
+    names = list(dict.fromkeys(name for _, name in groups))
+    return [*sections, _beside(groups, names, epsilon, claims(kept)), _table(groups, names, epsilon)]
 
 
 def claims(rows: list[Row]) -> list[Claim]:
@@ -219,38 +217,46 @@ def _epsilon(rows: Sequence[Row]) -> float:
     return max(epsilons_of(rows, "full"), default=math.nan)
 
 
-def _scatter(
-    groups: Groups, letters: Mapping[str, str], epsilon: float, tested: Sequence[Claim]
-) -> report.Section:
-    figure, axes = plots.axes(2)
+def _beside(groups: Groups, names: Sequence[str], epsilon: float, tested: Sequence[Claim]) -> report.Section:
     full = column("full", epsilon)
-    for ax, large in zip(axes, ("LB", "LB, updates of SB"), strict=True):
-        for run in ("SB", large):
-            for name, letter in letters.items():
-                points = [(value_of(row, full), test_accuracy(row)) for row in groups[run, name]]
-                shown = [(x, y) for x, y in points if x is not None and y is not None and x > 0]
-                if shown:
-                    x, y = np.array(shown).T
-                    ax.plot(x, y, ".", color=COLOURS[run], alpha=0.35, markersize=4)
-                    middle = math.exp(np.mean(np.log(x))), float(np.mean(y))
-                    ax.text(*middle, letter, color=COLOURS[run], ha="center", va="center", fontweight="bold")
-        ax.set(xscale="log", xlabel="sharpness, full space (% of 1 + f)", ylabel="test accuracy (%)")
-        ax.set_title(f"SB and LB with as many {'epochs' if large == 'LB' else 'updates'}")
-    key = "; ".join(f"{letter} {name}" for name, letter in letters.items())
+    order = sorted(names, key=lambda name: _mean(groups["LB", name], test_accuracy))
+    spans = "mean, lowest to highest seed"
+    where = next(stats.where(rows[0]) for rows in groups.values() if rows)
+    axes: dict[tuple[str, str], Value] = {
+        (f"test accuracy, {where}", f"accuracy (%), {spans}\nright is better"): test_accuracy,
+        (f"sharpness, full space, epsilon {epsilon:g}", f"% of 1 + f, {spans}\nleft is flatter"): full,
+    }
+    panels = {
+        axis: {run: [_span(groups[run, name], value) for name in order] for run in RUNS.values()}
+        for axis, value in axes.items()
+    }
     return report.Section(
         "Does what tests better end flatter?",
         [
-            *_findings(groups, letters, full),
+            *_findings(groups, names, full),
             *(f"That {claim.claim}: {claim.here}, {claim.verdict}." for claim in tested if claim.verdict.n),
         ],
-        figure=figure,
-        caption="A letter is the mean of the seeds of a remedy, a dot is one seed. Blue: SB; orange: LB with as "
-        f"many epochs; purple: LB with as many updates. {key}.",
+        figure=plots.intervals(order, panels, start=math.nan),
+        caption="Markers: means over seeds, of sharpness geometric ones. Bars: from the lowest seed to the "
+        "highest. Sorted by the test accuracy of LB with as many epochs as SB. Sharpnesses of 0 are left out.",
         name="remedies",
     )
 
 
-def _findings(groups: Groups, letters: Mapping[str, str], full: str) -> list[str]:
+def _mean(rows: Sequence[Row], value: Value) -> float:
+    return float(np.mean(list(by_seed(rows, value).values()) or [-1.0]))
+
+
+def _span(rows: Sequence[Row], value: Value) -> tuple[float, float, float]:
+    """The mean, of sharpness the geometric one, and the lowest and the highest seed."""
+    seeds = list(by_seed(rows, value).values())
+    if value is not test_accuracy:
+        seeds = [math.log(seed) for seed in seeds if seed > 0]
+    ends = (float(np.mean(seeds)), min(seeds), max(seeds)) if seeds else (math.nan,) * 3
+    return ends if value is test_accuracy else tuple(map(math.exp, ends))  # type: ignore[return-value]
+
+
+def _findings(groups: Groups, names: Sequence[str], full: str) -> list[str]:
     """The gap without a remedy, and the best remedy of LB."""
     findings = []
     small, large = (by_seed(groups[run, "plain"], test_accuracy) for run in ("SB", "LB"))
@@ -262,10 +268,10 @@ def _findings(groups: Groups, letters: Mapping[str, str], full: str) -> list[str
         )
     for run in ("LB", "LB, updates of SB"):
         accuracies, sharpnesses = (
-            {name: list(by_seed(groups[run, name], value).values()) for name in letters}
+            {name: list(by_seed(groups[run, name], value).values()) for name in names}
             for value in (test_accuracy, full)
         )
-        known = [name for name in letters if accuracies[name] and sharpnesses[name]]
+        known = [name for name in names if accuracies[name] and sharpnesses[name]]
         if not known:
             continue
         best = max(known, key=lambda name: float(np.mean(accuracies[name])))
@@ -279,10 +285,10 @@ def _findings(groups: Groups, letters: Mapping[str, str], full: str) -> list[str
     return findings
 
 
-def _table(groups: Groups, letters: Mapping[str, str], epsilon: float) -> report.Section:
+def _table(groups: Groups, names: Sequence[str], epsilon: float) -> report.Section:
     first, lines = next(rows[0] for rows in groups.values() if rows), []
     network, dataset = first["network"], first["dataset"]
-    for name, letter in letters.items():
+    for name in names:
         for run in RUNS.values():
             rows, known = groups[run, name], PAPER.get((name, run), {})
             if not rows:
@@ -290,7 +296,6 @@ def _table(groups: Groups, letters: Mapping[str, str], epsilon: float) -> report
             gaps = [small - other for small, other in _paired(test_accuracy, groups["SB", "plain"], rows)]
             lines.append(
                 {
-                    "": letter,
                     "remedy": name,
                     "run": run,
                     "test accuracy, %": spread(list(by_seed(rows, test_accuracy).values())),

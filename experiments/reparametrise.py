@@ -175,7 +175,8 @@ def _reparametrised(rows: list[Row]) -> report.Section | None:
                 points = [[row for row in of_side if row["seed"] == seed] for seed in seeds]
                 curves = [([r["factor"] for r in p], [positive(_sharpness(r, space)) for r in p]) for p in points]
                 lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
-            panels.append(plots.Panel(space_words, words, "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))
+            title = f"{space_words}, {stats.where(images[0])}"
+            panels.append(plots.Panel(title, words, plots.SHARPNESS, lines, log_x=True, log_y=True))
     findings = [_kept(images, kept)]
     for (space, words), claim in zip(NAMES.items(), claims(rows), strict=True):
         ranges = [(min(values), value, max(values)) for value, values in _minima(kept, space).values()]
@@ -190,7 +191,7 @@ def _reparametrised(rows: list[Row]) -> report.Section | None:
     findings.append(_open_question(kept))
     caption = (
         "Every point on a line is the same function, evaluated on the training set. Above: full space; below: "
-        "random subspaces, the mean over the draws. Thin lines are seeds, thick ones their mean."
+        "random subspaces."
     )
     title = "The same function, sharper and flatter (Dinh et al. 2017)"
     return report.Section(title, findings, figure=plots.panels(panels), caption=caption, name="reparametrised")
@@ -221,20 +222,15 @@ def _audited(rows: Sequence[Row]) -> report.Section | None:
     cells = {
         (entry["measure"], entry["symmetry"]): (entry["verdict"], number(entry["factor"])) for entry in verdicts
     }
-    figure = plots.grid(measures, maps, [[_cell(*cells[m, s]) for s in maps] for m in measures])
+    table = {"measure": measures} | {s: [_cell(*cells[m, s]) for m in measures] for s in maps}
     invariant = [m for m in measures if all(cells[m, s][0] == "unchanged" for s in maps)]
     moved = [m for m in measures if any(cells[m, s][0] == "changed" for s in maps)]
     findings = [
         f"Unchanged by all of them: {'; '.join(invariant) or 'none'}.",
         f"Changed by at least one: {'; '.join(moved) or 'none'}.",
     ]
-    caption = (
-        "Each map leaves the function as it is. The number is the factor by which the measure changes; a dot: "
-        "unchanged; a question mark: not resolved, since the spread over the keys hides it."
-    )
-    return report.Section(
-        "Which measures survive which maps", findings, figure=figure, caption=caption, name="audited"
-    )
+    title = "Which measures survive which maps: by how many times each changes, though the function stays"
+    return report.Section(title, findings, report.frame(table), name="audited")
 
 
 def _range(values: Sequence[float]) -> str:
@@ -319,9 +315,9 @@ def _draws(row: Row) -> list[float]:
 
 def _cell(verdict: str, factor: float | None) -> str:
     if verdict == "unchanged":
-        return "·"
+        return "unchanged"
     if verdict == "not resolved" or factor is None:
-        return "?"
+        return "not resolved"
     return f"× {factor:.2g}" if factor < 1000 else f"× {factor:.0e}"
 
 

@@ -228,7 +228,7 @@ def _bits(rows: Sequence[Row]) -> Section:
         ]
         lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
     title = f"rounded minima, {stats.where(rows[0])}"
-    panel = plots.Panel(title, "bits per parameter", "rise of the loss (nats)", lines, log_y=True)
+    panel = plots.Panel(title, "bits per parameter", "rise of the loss (nats)\nlower is better", lines, log_y=True)
     totals = pairs(at_end(rows), lambda row: number(next(iter(row["reasons"]["bits"].values()))["total"]))
     findings = [
         *_compared(rows, "bits"),
@@ -237,8 +237,7 @@ def _bits(rows: Sequence[Row]) -> Section:
     ]
     caption = (
         "Each parameter is rounded to a grid over the range of its leaf, with a random offset. The lower "
-        "the curve, the fewer bits describe the minimum. Thin lines are seeds, thick ones their mean. Rises below "
-        "these are lost in the noise of the offsets."
+        "the curve, the fewer bits describe the minimum. Rises below these are lost in the noise of the offsets."
     )
     return Section("Description length", findings, figure=plots.panels([panel]), caption=caption, name="bits")
 
@@ -300,10 +299,7 @@ def _energy(rows: Sequence[Row]) -> Section:
     title, y = f"free energy, {stats.where(rows[0])}", REASONS["energy"]
     panel = plots.Panel(title, "width of the step of each parameter", y, lines, log_x=True, log_y=True)
     findings = [*_compared(rows, "energy"), _lost(rows, "energy", "free energies")]
-    caption = (
-        "How improbable a random step is that leaves the loss low: lower is flatter. Thin lines are seeds, "
-        "thick ones their mean."
-    )
+    caption = "How improbable a random step is that leaves the loss low: lower is flatter."
     return Section("Free energy", findings, figure=plots.panels([panel]), caption=caption, name="energy")
 
 

@@ -152,7 +152,7 @@ def accuracy_figure(rows: Sequence[Row]) -> list[Section]:
             per_epoch = [(range(1, len(accuracies) + 1), accuracies) for accuracies in values]
             label = f"{side} {split}"
             lines += plots.seeds(per_epoch, label, side, dashes)
-            lines.append(plots.dotted(theirs[f"{side}_{split}"], f"paper, {network}, {label}"))
+            lines.append(plots.dotted(theirs[f"{side}_{split}"], f"paper, {paper.where(network)}, {label}"))
         drops = [stats.decay(_accuracies(row, "test")) for row in of_side]
         falls[side] = [drop for drop in drops if math.isfinite(drop)]
     gaps = [small - large for small, large in pairs(runs, lambda row: (_accuracies(row, "test") or [None])[-1])]
@@ -164,9 +164,9 @@ def accuracy_figure(rows: Sequence[Row]) -> list[Section]:
         f"points (SB) and {spread(falls['LB'])} (LB), in the paper by {plain(stats.decay(small))} and "
         f"{plain(stats.decay(large))}.",
     ]
-    panel = plots.Panel(stats.where(runs[0]), "epoch", "accuracy (%)", lines)
+    panel = plots.Panel(stats.where(runs[0]), "epoch", plots.ACCURACY, lines)
     figure = plots.panels(plots.beside_paper(panel, runs[0]["network"], network))
-    caption = "Training solid, test dashed; thin lines are seeds, thick ones their mean. Dots: the paper's curve."
+    caption = f"Training is solid, test dashed, the paper's curve of {paper.where(network)} dotted."
     return [Section("Accuracy per epoch (Fig. 2)", findings, figure=figure, caption=caption, name="fig2")]
 
 
@@ -186,9 +186,10 @@ def sharpness_figure(rows: Sequence[Row], sharper: Claim, flatter: Claim) -> lis
         for side, marker in (("SB", "o"), ("LB", "s")):
             for curve in along(rows, side, epsilon).values():
                 losses, sharpness = (list(map(positive, values)) for values in curve)
-                lines.append(plots.Line(losses, sharpness, side, side, width=1.0, marker=marker))
-            lines.append(plots.dotted(theirs[f"{side}_{name}"], f"paper, {network}, {side}"))
-        panels.append(_against_loss(f"epsilon {name}", "sharpness (% of 1 + f)", lines))
+                lines.append(plots.Line(losses, sharpness, side, side, width=1.0, marker=marker, seeds=1))
+            lines.append(plots.dotted(theirs[f"{side}_{name}"], f"paper, {paper.where(network)}, {side}"))
+        title = f"{stats.where(rows[0])}, full space, epsilon {name}"
+        panels.append(_against_loss(title, plots.SHARPNESS, lines))
     here, there = (
         f"from {plain(max(losses, default=math.nan))} to {plain(min(losses, default=math.nan))}"
         for losses in ([loss for losses, _ in of_sides["LB"].values() for loss in losses], theirs["LB_1e-3"].x)
@@ -199,7 +200,7 @@ def sharpness_figure(rows: Sequence[Row], sharper: Claim, flatter: Claim) -> lis
         f"As the loss falls, SB gets flatter in the end: rank correlation {spread(falls(rows, 'SB').tolist())}: "
         f"{flatter.verdict}.",
     ]
-    caption = "One line for each seed; the loss falls to the right, as in the paper."
+    caption = "One point for each epoch measured; the loss falls to the right, as in the paper. Dotted: the paper."
     title = "Sharpness against cross entropy along training (Fig. 6)"
     return [Section(title, findings, figure=plots.panels(panels), caption=caption, name="fig6")]
 
@@ -214,12 +215,13 @@ def equal_loss_figure(rows: Sequence[Row], at_lowest: Claim) -> list[Section]:
             continue
         lines = []
         for seed in sorted({seed for of_seeds in logs.values() for seed in of_seeds}):
-            ratios = [math.exp(logs[level].get(seed, math.nan)) for level in LEVELS]
-            lines.append(plots.Line(LEVELS, ratios, "one seed", "here", width=0.8, marker=".", alpha=0.6))
+            ratios = [math.exp(logs[level].get(seed, math.nan)) for level in means]
+            lines.append(plots.Line(list(means), ratios, "one seed", "here", width=0.8, marker=".", alpha=0.6))
         label = "geometric mean over the seeds that reach the loss"
         lines.append(plots.Line(list(means), list(map(math.exp, means.values())), label, "here", width=1.9))
-        lines.append(plots.Line([LEVELS[0], LEVELS[-1]], [1, 1], "equally sharp", "paper, other", ":", 1.0))
-        panels.append(_against_loss(f"epsilon {name}", "sharpness of LB / SB", lines))
+        lines.append(plots.Line([max(means), min(means)], [1, 1], "equally sharp", "#999999", "--", 1.0))
+        title = f"{stats.where(rows[0])}, full space, epsilon {name}"
+        panels.append(_against_loss(title, "sharpness of LB / SB (times)\nabove 1: LB is sharper", lines))
         most = max(map(len, logs.values()))
         by_most = [level for level, of_seeds in logs.items() if len(of_seeds) == most]
         findings += [
@@ -235,7 +237,8 @@ def equal_loss_figure(rows: Sequence[Row], at_lowest: Claim) -> list[Section]:
     )
     caption = (
         "Each run where its training loss first crosses the level, interpolated in both logarithms between the "
-        "epochs at which it was measured. The paper compares SB and LB at the end of training only."
+        "epochs at which it was measured; it falls to the right. The paper compares SB and LB at the end of "
+        "training only."
     )
     title = "SB and LB at the same training loss"
     return [Section(title, findings, figure=plots.panels(panels), caption=caption, name="equal_loss")]
@@ -243,7 +246,9 @@ def equal_loss_figure(rows: Sequence[Row], at_lowest: Claim) -> list[Section]:
 
 def _against_loss(title: str, label: str, lines: "Sequence[plots.Line]") -> "plots.Panel":
     """Axes on which the training loss falls to the right."""
-    return plots.Panel(title, "training loss f (nats)", label, lines, log_x=True, log_y=True, flip_x=True)
+    return plots.Panel(
+        title, "training loss f (nats), falling to the right", label, lines, log_x=True, log_y=True, flip_x=True
+    )
 
 
 def speedup_figure(rows: Sequence[Row]) -> list[Section]:
@@ -260,9 +265,9 @@ def speedup_figure(rows: Sequence[Row]) -> list[Section]:
         plots.Line(efficiency, even, "break-even, $B_s / (f_s(P) B_l)$", "here"),
         *(plots.Line([0.04, 1], [ratio, ratio], "$I_l / I_s$, one seed", "LB", "-", 0.9) for ratio in ratios),
     ]
-    title = "LB is faster where its line lies below the break-even"
+    title = f"{stats.where(rows[0])}: LB is faster where its line lies below the break-even"
     x_label = "parallel efficiency of small batches, $f_s(P)$"
-    panel = plots.Panel(title, x_label, "iterations, LB / SB", lines, log_x=True, log_y=True)
+    panel = plots.Panel(title, x_label, "iterations, LB / SB (times)", lines, log_x=True, log_y=True)
     pays = [small_batch / (large_batch * ratio) for ratio in ratios]
     finding = (
         f"To the best test accuracy that both reach, LB ({large_batch}) takes {spread(ratios)} times the "

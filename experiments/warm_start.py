@@ -96,20 +96,21 @@ def figures(rows: list[Row]) -> list[Section]:
     if not better:
         return lost
     network, theirs = paper.nearest("fig5_warmstart", kept[0]["network"])
+    here, there = stats.where(kept[0]), f"paper, {paper.where(network)}"
     lines = [
-        *plots.seeds(starts(kept, sb_accuracy(kept)), "SB there", "SB", marker="o"),
+        *plots.seeds(starts(kept, sb_accuracy(kept)), "SB at that epoch", "SB", marker="o"),
         *plots.seeds(starts(kept, test_accuracy), "LB begun there", "LB", marker="s"),
-        plots.dotted(theirs["SB_test"], f"paper, {network}, SB"),
-        plots.dotted(theirs["LB_piggyback_test"], f"paper, {network}, LB"),
+        plots.dotted(theirs["SB_test"], f"{there}, SB"),
+        plots.dotted(theirs["LB_piggyback_test"], f"{there}, LB"),
     ]
-    panel = plots.Panel(f"test accuracy, {stats.where(kept[0])}", EPOCH, "accuracy (%)", lines, log_x=True)
+    panel = plots.Panel(f"test accuracy, {here}", EPOCH, plots.ACCURACY, lines, log_x=True)
     panels = plots.beside_paper(panel, kept[0]["network"], network)
     for epsilon, name in EPSILONS:
         shown = [(x, list(map(positive, y))) for x, y in starts(kept, column("full", epsilon))]
         lines = plots.seeds(shown, "LB begun there", "LB", marker="s")
-        lines.append(plots.dotted(theirs[f"sharp_{name}"], f"paper, {network}, LB"))
+        lines.append(plots.dotted(theirs[f"sharp_{name}"], f"{there}, LB"))
         title = f"full space, epsilon {name}"
-        panels.append(plots.Panel(title, EPOCH, "sharpness (% of 1 + f)", lines, log_x=True, log_y=True))
+        panels.append(plots.Panel(title, EPOCH, plots.SHARPNESS, lines, log_x=True, log_y=True))
     in_paper = [b >= a for a, b in zip(theirs["SB_test"].y, theirs["LB_piggyback_test"].y, strict=True)]
     as_good, flatter = claims(kept)
     findings = [
@@ -119,7 +120,10 @@ def figures(rows: list[Row]) -> list[Section]:
         f"The later LB begins, the flatter it ends: {flatter.here or DASH} over seeds and epsilons: "
         f"{flatter.verdict}.",
     ]
-    caption = "Above the epoch of SB from whose parameters LB began, with a new optimiser state."
+    caption = (
+        "Above the epoch of SB from whose parameters LB began, with a new optimiser state. Dotted: the "
+        "paper's network of that name."
+    )
     title = "Large batches begun from small-batch iterates (Fig. 5)"
     return [*lost, Section(title, findings, figure=plots.panels(panels), caption=caption, name="fig5")]
 

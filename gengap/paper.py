@@ -174,6 +174,16 @@ def figure(name: str) -> dict[str, dict[str, Curve]]:
     return {network: dict(curves) for network, curves in stored[name].items()}
 
 
+def where(network: str) -> str:
+    """A network and the data set that the paper has it on.
+
+    >>> where("C1")
+    'C1 on CIFAR-10'
+    """
+    names = {"mnist": "MNIST", "timit": "TIMIT", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+    return f"{network} on {names[DATASET[network]]}"
+
+
 def nearest(name: str, network: str) -> tuple[str, dict[str, Curve]]:
     """The curves of a figure for a network, or where it shows others only, for the one most like it.
 

@@ -77,7 +77,7 @@ def test_a_path_is_drawn_over_the_papers_and_no_label_is_in_the_way(finished, na
         for split in ("train", "test"):
             both = [row[path][f"{split}_{what}"] for row in rows if row["of"] == "pair"]
             assert lines[split].get_ydata() == pytest.approx(factor * np.mean(both, axis=0))
-            assert len(lines[f"paper, F1, {split}"].get_xdata()) > 20
+            assert len(lines[f"paper, F1 on MNIST, {split}"].get_xdata()) > 20
         assert not ax.texts and ax.get_legend() is None
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["-1", "0\nSB", "1\nLB", "2"]
     assert len(section.figure.legends) == 1

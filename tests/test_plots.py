@@ -9,21 +9,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from gengap import hessian, plots
+from gengap import plots, sheet
 
 PAIR = {"SB": {0: 1.0, 1: 2.0}, "LB": {0: 100.0, 1: 50.0}}
 S, T = np.linspace(-1, 3, 9), np.linspace(-1, 1, 5)
 BOWL = S[None] ** 2 + T[:, None] ** 2 + 1e-3
-DENSITY = hessian.Density(np.linspace(0, 10, 101), np.zeros(101), np.full(101, 1e-3), 4)
-# peaks at 0.5 and, a thousand times lower, at 9, with 1e-39 between them
-for centre, height in ((0.5, 1.0), (9.0, 1e-3)):
-    DENSITY.density[:] += height * np.exp(-0.5 * ((DENSITY.eigenvalues - centre) / 0.2) ** 2)
-DENSITY.density[:] = np.maximum(DENSITY.density, 1e-39)
 HISTORY = {"train_accuracy": np.array([0.5, 0.75, 1.0]), "test_accuracy": np.array([0.4, 0.6, 0.8])}
 EVERY = {
     "path": lambda ax: plots.path([0.0, 0.5, 1.0], [1.0, 2.0, 3.0], ax=ax),
     "plane": lambda ax: plots.plane(S, T, BOWL, points={"SB": (0.0, 0.0)}, ax=ax),
-    "density": lambda ax: plots.density(DENSITY, ax=ax),
     "sharpness": lambda ax: plots.sharpness({"F1": PAIR}, ax=ax),
     "accuracy": lambda ax: plots.accuracy({"SB": [HISTORY]}, ax=ax),
 }
@@ -77,7 +71,7 @@ def test_a_path_has_the_numbers_given_and_the_mean_of_seeds(ax):
     assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[1, 2, 3, 4], [3, 4, 5, 6]]
     ends = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2]
     assert ends == [[0, 0], [1, 1]]
-    assert words(ax.get_legend()) == ["train", "test"]
+    assert words(ax.get_legend()) == ["train", "test", "thin: one seed", "thick: mean of 2 seeds"]
     with pytest.raises(ValueError, match="'train' has the shape"):
         plots.path(alphas, {"train": [1, 2, 3]}, ax=ax)
 
@@ -113,21 +107,6 @@ def test_levels_are_half_decades_of_at_most_six_decades_and_can_be_shared(ax):
     assert ax.collections[0].levels.tolist() == [1e-4, 1e-2, 1.0]
     with pytest.raises(ValueError, match="none that is positive"):
         plots.plane(S, T, -BOWL, ax=ax)
-
-
-def test_a_density_ends_below_its_lowest_peak(ax):
-    plots.density(DENSITY, ax=ax)
-    assert drawn(ax, "density of the eigenvalues") == pytest.approx(np.stack(DENSITY[:2], 1))
-    low, high = ax.get_ylim()
-    assert ax.get_yscale() == "log" and low == pytest.approx(1e-4, rel=0.1) and 1 < high < 3
-    with pytest.raises(ValueError, match="not finite"):
-        plots.density(DENSITY._replace(density=np.full(101, np.nan)), ax=ax)
-
-
-def test_a_density_without_an_inner_peak_is_drawn(ax):
-    falling = 10.0 ** -np.arange(101.0)
-    plots.density(DENSITY._replace(density=falling, sem=0 * falling), ax=ax)
-    assert ax.get_ylim() == pytest.approx((0.1, 2.0))
 
 
 def test_sharpness_joins_the_two_of_a_seed_and_has_the_paper_beside(ax):
@@ -173,7 +152,13 @@ def test_accuracy_is_in_percent_with_the_mean_over_the_epochs_that_all_have(ax):
     assert drawn(ax, "SB test") == pytest.approx(np.array([[1, 35], [2, 55]]))
     assert drawn(ax, "paper, SB test").tolist() == [[1, 60], [2, 80]]
     assert [len(line.get_xdata()) for line in ax.lines] == [3, 2, 2, 3, 2, 2, 2]
-    assert words(ax.get_legend()) == ["SB train", "SB test", "paper, SB test"]
+    assert words(ax.get_legend()) == [
+        "SB train",
+        "SB test",
+        "paper, SB test",
+        "thin: one seed",
+        "thick: mean of 2 seeds",
+    ]
 
 
 def test_a_seed_that_diverged_ends_in_a_cross_and_is_in_no_mean(ax):
@@ -183,7 +168,7 @@ def test_a_seed_that_diverged_ends_in_a_cross_and_is_in_no_mean(ax):
     assert drawn(ax, "LB train") == pytest.approx(np.array([[1, 50], [2, 75], [3, 100]]))
     crosses = [line.get_xydata().tolist() for line in ax.lines if line.get_label() == "diverged"]
     assert crosses == [[[2, 10]], [[3, pytest.approx(80)]]]
-    assert words(ax.get_legend()) == ["LB train", "LB test", "diverged"]
+    assert words(ax.get_legend()) == ["LB train", "LB test", "diverged", "every line: one seed"]
 
 
 def test_the_words_of_a_papers_label_say_how_its_dots_look():
@@ -229,7 +214,7 @@ def test_a_figure_of_axes_has_one_legend_below_that_names_each_thing_once():
 def test_panels_have_the_lines_scales_and_marks_asked_for():
     line = plots.Line([1.0, 10.0], [0.5, None], "here", marker="o")
     first = plots.Panel("title", "x", "y", [line], log_x=True, log_y=True, flip_x=True)
-    second = plots.Panel("", "x", "y", [line], marks={2.0: "threshold,\nhere", 2.1: "threshold, paper"})
+    second = plots.Panel("t", "x", "y", [line], marks={2.0: "threshold,\nhere", 2.1: "threshold, paper"})
     figure = plots.panels([first, second])
     left, right = figure.axes
     np.testing.assert_array_equal(drawn(left, "here"), [[1, 0.5], [10, np.nan]])
@@ -239,27 +224,79 @@ def test_panels_have_the_lines_scales_and_marks_asked_for():
     assert words(figure.legends[0]) == ["here", "threshold, here", "threshold, paper"]
 
 
-def test_intervals_and_grids_are_drawn():
-    values = [(0.1, 0.0, 0.2), (0.5, np.nan, np.nan)]
-    figure = plots.intervals(["a", "b"], {"x": {"tau": values}, "y": {"tau": values[::-1]}})
+def test_intervals_are_drawn_in_plain_numbers_or_as_factors():
+    values = [(0.1, 0.05, 0.2), (0.5, np.nan, np.nan)]
+    panels = {("accuracy", "points"): {"tau": values}, ("sharpness", "times"): {"SB": values[::-1]}}
+    figure = plots.intervals(["a", "b"], panels)
     left, right = figure.axes
-    assert drawn(left, "tau")[:, 0].tolist() == [0.1, 0.5] and drawn(right, "tau")[:, 0].tolist() == [0.5, 0.1]
+    assert drawn(left, "tau")[:, 0].tolist() == [0.1, 0.5] and drawn(right, "SB")[:, 0].tolist() == [0.5, 0.1]
     named = [[label.get_text() for label in ax.get_yticklabels()] for ax in (left, right)]
     assert named == [["a", "b"], ["", ""]]
-    table = plots.grid(["a", "b"], ["x"], [["·"], ["× 3"]]).axes[0].tables[0]
-    assert table[1, 0].get_text().get_text() == "·" and table[2, 0].get_text().get_text() == "× 3"
-    assert table[1, 0].get_facecolor() != table[2, 0].get_facecolor()
+    assert (left.get_xscale(), right.get_xscale()) == ("linear", "log")
+    assert [list(ax.lines[-1].get_xdata()) for ax in (left, right)] == [[0, 0], [1, 1]]
+    assert [ax.get_title() for ax in (left, right)] == ["accuracy", "sharpness"]
+    assert next(line for line in right.lines if line.get_label() == "SB").get_color() == sheet.ROLES["SB"]
+
+
+def test_the_legend_says_what_is_a_seed_and_what_a_mean():
+    figure, (ax,) = plots.axes(1)
+    plots.path([0, 1], {"SB train": [[0, 1], [1, 2]], "LB train": [[0, 1], [1, 2], [2, 3]]}, ax=ax)
+    assert words(figure.legends[0])[2:] == ["thin: one seed", "thick: mean of 2 to 3 seeds"]
+    figure, (ax,) = plots.axes(1)
+    plots.path([0, 1], {"SB train": [[0, 1]]}, ax=ax)
+    assert words(figure.legends[0]) == ["SB train", "every line: one seed"]
+    plots.path([0, 1], {"a": [0, 1]}, ax=(alone := plots.axes(1)[1][0]))
+    assert words(alone.figure.legends[0]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.002, 0.02, ["0.002", "0.005", "0.01", "0.02"]),
+        (80, 900, ["100", "200", "500"]),
+        (0.02, 2, ["0.03", "0.1", "0.3", "1"]),
+        (1e-6, 10, ["$10^{-6}$", "$10^{-5}$", "0.0001", "0.001", "0.01", "0.1", "1", "10"]),
+    ],
+)
+def test_the_numbers_of_a_logarithmic_axis_are_plain(ax, low, high, ticks):
+    plots.logarithmic(ax, "x", low, high)
+    ax.get_figure().draw_without_rendering()
+    shown = [label.get_text() for label in ax.get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert shown == ticks and not any(label.get_text() for label in ax.get_xticklabels(minor=True))
+
+
+def test_an_inset_shows_the_test_accuracy_of_later_epochs(ax):
+    plots.accuracy({"SB": [HISTORY]}, zoom=True, ax=ax)
+    (inset,) = ax.child_axes
+    assert [line.get_ydata().tolist() for line in inset.lines] == [pytest.approx([40, 60, 80])]
+    assert inset.get_xlim() == (0.75, 3) and "test" in inset.get_title()
+
+
+def test_accuracy_against_updates_has_a_logarithmic_axis(ax):
+    plots.accuracy({"SB": [HISTORY], "LB": [HISTORY]}, updates={"SB": 45, "LB": 10}, ax=ax)
+    assert drawn(ax, "SB train")[:, 0].tolist() == [45, 90, 135]
+    assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "updates")
+
+
+def test_planes_can_share_a_colour_bar():
+    figure, places = plots.axes(2)
+    for ax, beside in zip(places, ([], places), strict=True):
+        plots.plane(S, T, BOWL, at=[0.1, 1, 10], label="loss (nats)", beside=beside, ax=ax)
+    assert [ax.get_ylabel() for ax in figure.axes[2:]] == ["loss (nats)"]
+
+
+@pytest.mark.parametrize("empty_one", ["title", "x_label", "y_label"])
+def test_a_panel_without_a_title_or_a_label_is_refused(empty_one):
+    panel = plots.Panel("title", "x", "y", [])._replace(**{empty_one: ""})
+    with pytest.raises(ValueError, match="it must have all three"):
+        plots.panels([panel])
 
 
 def history(*shares):
     return {"train_accuracy": np.array(shares, float), "test_accuracy": np.array(shares, float) / 2}
 
 
-def density(x, y, sem):
-    return hessian.Density(*(np.array(values, float) for values in (x, y, sem)), 1)
-
-
-NAN, MOST, LEAST, SIZES = float("nan"), 1.7e308, 5e-324, np.linspace(0.5, 1.5, 5)
+NAN, MOST, LEAST = float("nan"), 1.7e308, 5e-324
 # Nothing of these may be refused, nor warned of.
 DRAWN = {
     "a path of one point": lambda ax: plots.path([0.5], {"a": [[1.0], [2.0]]}, ax=ax),
@@ -272,10 +309,6 @@ DRAWN = {
     "a wide plane": lambda ax: plots.plane(S * 5e307, T, BOWL, ax=ax),
     "a plane with holes": lambda ax: plots.plane(S, T, np.where(BOWL > 2, np.inf, BOWL), ax=ax),
     "a flat plane": lambda ax: plots.plane(S, T, np.ones_like(BOWL), ax=ax),
-    "a density of one draw": lambda ax: plots.density(DENSITY._replace(sem=np.full(101, NAN)), ax=ax),
-    "a density of one number": lambda ax: plots.density(density([1], [1], [NAN]), ax=ax),
-    "a density, in part": lambda ax: plots.density(density(range(5), SIZES, [NAN, 1, 1, np.inf, 1]), ax=ax),
-    "a high density": lambda ax: plots.density(density(range(5), [0, MOST, 0, 2, 0], [MOST] * 5), ax=ax),
     "sharp": lambda ax: plots.sharpness({"F1": {"SB": {0: MOST}, "LB": {0: 1.0, 1: 1e308}}}, ax=ax),
     "sharp and flat": lambda ax: plots.sharpness({"F1": {"SB": {0: LEAST}, "LB": {0: MOST, 1: 1e-200}}}, ax=ax),
     "a network without seeds": lambda ax: plots.sharpness({"F1": {}, "C1": {"SB": {}, "LB": {0: 1.0}}}, ax=ax),
@@ -288,18 +321,20 @@ DRAWN = {
     "a seed that was lost at once": lambda ax: plots.accuracy({"SB": [history(NAN, NAN)]}, ax=ax),
     "great accuracy": lambda ax: plots.accuracy({"SB": [history(MOST), history(MOST)]}, ax=ax),
     "the paper alone": lambda ax: plots.accuracy({}, paper={("SB", "test"): ([1, 2], [3, 4])}, ax=ax),
-    "no lines": lambda ax: plots.panels([plots.Panel("", "x", "y", [], log_x=True, log_y=True, flip_x=True)]),
+    "no lines": lambda ax: plots.panels([plots.Panel("t", "x", "y", [], log_x=True, log_y=True, flip_x=True)]),
     "nothing above 0": lambda ax: log_log([0, -1], [0, NAN]),
     "long lines": lambda ax: log_log([LEAST, 1, MOST], [1, LEAST, MOST]),
     "one point": lambda ax: log_log([MOST], [MOST]),
     "an empty line": lambda ax: log_log([], []),
-    "intervals of five": lambda ax: plots.intervals(["a"], {"x": {name: [(0, -MOST, NAN)] for name in "abcde"}}),
-    "no series": lambda ax: plots.intervals(["a"], {"x": {}}),
+    "intervals of five": lambda ax: plots.intervals(
+        ["a"], {("x", "y"): {name: [(0, -MOST, NAN)] for name in "abcde"}}
+    ),
+    "no series": lambda ax: plots.intervals(["a"], {("x", "y"): {}}),
 }
 
 
 def log_log(x, y):
-    return plots.panels([plots.Panel("", "x", "y", [plots.Line(x, y, "a")], log_x=True, log_y=True, flip_x=True)])
+    return plots.panels([plots.Panel("t", "x", "y", [plots.Line(x, y, "a")], log_x=True, log_y=True, flip_x=True)])
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -334,11 +369,6 @@ REFUSED = {
     r"s has the shape \(0,\)": lambda ax: plots.plane([], [], np.zeros((0, 0)), ax=ax),
     r"at is \[1.0\]; it must be two levels or more": lambda ax: plots.plane(S, T, BOWL, at=[1.0], ax=ax),
     r"at is \[0, 1\]; .* from above 0 upwards": lambda ax: plots.plane(S, T, BOWL, at=[0, 1], ax=ax),
-    r"spectrum.eigenvalues has the shape \(0,\)": lambda ax: plots.density(density([], [], []), ax=ax),
-    r"spectrum.density has the shape \(1,\); it must be \(2,\)": lambda ax: plots.density(
-        density([1, 2], [1], [1, 1]), ax=ax
-    ),
-    "the density is not finite": lambda ax: plots.density(density([1, 2], [1, np.inf], [1, 1]), ax=ax),
     "values 'F1' must be numbers: int too large": lambda ax: plots.sharpness({"F1": {"SB": {0: 10**400}}}, ax=ax),
     "values must be network -> side -> seed -> value": lambda ax: plots.sharpness({}, ax=ax),
     "values must be network -> side -> seed": lambda ax: plots.sharpness({"F1": {"SB": {}}}, ax=ax),
@@ -349,16 +379,13 @@ REFUSED = {
     "the number of panels is 0; it must be 1 or more": lambda ax: plots.panels([]),
     "the number of panels is 0; it must be 1": lambda ax: plots.intervals(["a"], {}),
     r"panels 'x' has the shape \(1, 0\); it must be \(1 or more, 3\)": lambda ax: plots.intervals(
-        [], {"x": {"s": []}}
+        [], {("x", "y"): {"s": []}}
     ),
     r"panels 'x' has the shape \(1, 3\); it must be \(2, 3\)": lambda ax: plots.intervals(
-        ["a", "b"], {"x": {"s": [(0, 0, 1)]}}
+        ["a", "b"], {("x", "y"): {"s": [(0, 0, 1)]}}
     ),
     r"line 'a' has the shape \(2,\); it must be \(1,\)": lambda ax: log_log([1], [1, 2]),
     r"curve 'a' has the shape \(1,\); it must be \(2,\)": lambda ax: plots.seeds([([1, 2], [1])], "a", "here"),
-    "cells must be words, one at least, in 0 rows and 1 columns": lambda ax: plots.grid([], ["x"], []),
-    "cells must be words, one at least, in 1 rows and 0 columns": lambda ax: plots.grid(["a"], [], [[]]),
-    "cells must be words, one at least, in 2 rows and 1": lambda ax: plots.grid(["a", "b"], ["x"], [["1"], []]),
 }
 
 
@@ -372,12 +399,6 @@ def test_what_cannot_be_drawn_is_refused_by_its_name(empty, words):
 def test_seeds_of_one_point_are_dots_and_those_without_any_left_out():
     lines = plots.seeds([([0.5], [1.0]), ([0.5], [MOST]), ([], [])], "a", "here")
     assert [(line.marker, line.y.tolist()) for line in lines] == [(".", [1.0]), (".", [1e250]), (".", [5e249])]
-
-
-def test_a_density_of_one_draw_has_no_band(ax):
-    plots.density(DENSITY._replace(sem=np.full(101, NAN)), ax=ax)
-    assert words(ax.get_legend()) == ["density of the eigenvalues"] and not ax.collections
-    assert ax.get_ylim() == pytest.approx((1e-4, 2.0), rel=0.1)
 
 
 def test_an_axis_with_nothing_above_0_stays_linear():

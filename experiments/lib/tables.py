@@ -127,12 +127,17 @@ def sharpness_figure(rows: Sequence[Row]) -> Section:
             }
             columns = SPACES[space][1].get(group[0]["network"], {})
             known[label] = {side: columns[side][epsilon] for side in columns if epsilon in columns[side]}
-        plots.sharpness(values, paper=known, ax=ax)
+        theirs = dict.fromkeys(row["network"] for row in rows if row["network"] in SPACES[space][1])
+        plots.sharpness(values, paper=known, papers=", ".join(map(paper.where, theirs)), ax=ax)
         ax.set_title(f"{WORDS[space]}, epsilon {epsilon:g}")
-    words = (
-        "Metric 2.1 of every minimum on a logarithmic axis; a line joins the two of a seed. In random subspaces a "
-        "point is the mean over the draws. Beside them the paper's mean and standard deviation."
-    )
+    ranges = [ax.get_ylim() for ax in axes if ax.has_data()]
+    for ax in axes if ranges else ():
+        ax.set_title(ax.get_title() or "sharpness")
+        plots.logarithmic(ax, "y", min(low for low, _ in ranges), max(high for _, high in ranges))
+    words = "Metric 2.1 of every minimum, on one logarithmic axis in all panels; a line joins SB and LB of a seed."
+    draws = [row.get(f"{column('random', epsilon)}_draws", ()) for row in rows for _, epsilon in places]
+    if any(len(of_row) > 1 for of_row in draws):
+        words += " In random subspaces a point is the mean over the draws."
     return Section("Sharpness of every minimum", figure=figure, caption=words, name="sharpness")
 
 
@@ -151,9 +156,13 @@ def accuracy_figure(rows: Sequence[Row]) -> Section:
         is_the_papers = paper.DATASET.get(network) == group[0]["dataset"]
         digitised = paper.figure("fig2_curves").get(network, {}) if is_the_papers else {}
         curves = {tuple(name.split("_")): (curve.x, curve.y) for name, curve in digitised.items()}
-        plots.accuracy(histories, paper=curves, ax=ax)
+        steps = {
+            row["side"]: row["steps"] / row["epochs"] for row in group if row.get("epochs") and row.get("steps")
+        }
+        updates = steps if not curves and set(steps) == set(sides) else None
+        plots.accuracy(histories, paper=curves, updates=updates, zoom=bool(curves), ax=ax)
         ax.set_title(words)
-    words = "Training solid, test dashed; thin lines are seeds, thick ones their mean; dotted: the paper's Fig. 2."
+    words = "Training is solid, test dashed."
     return Section("Accuracy per epoch (Fig. 2)", figure=figure, caption=words, name="accuracy")
 
 
