@@ -122,7 +122,8 @@ def finish(ax: Axes, grid: Literal["x", "y", "both", ""] = "y") -> Axes:
     handles = [artists[label] for label in labels]
     if sheet and labels:
         sheet.legends.clear()
-        rows = -(-len(labels) // (3 if max(map(len, labels)) > 22 else 4))
+        fitting = max(1, min(4, int(7 / (0.065 * max(map(len, labels)) + 0.6))))  # columns in 7 inches
+        rows = -(-len(labels) // fitting)
         sheet.legend(handles, labels, handlelength=2.6, ncols=-(-len(labels) // rows), columnspacing=1.4,
                      loc="outside lower center", fontsize=_RC["font.size"], frameon=False)  # fmt: skip
     elif labels:
@@ -148,7 +149,8 @@ def logarithmic(ax: Axes, which: str, *limits: float) -> None:
     axis = getattr(ax, f"{which}axis")
     ax.set(**{f"{which}scale": "log", f"{which}lim": limits or None})
     decades = np.ptp(np.log10(axis.get_view_interval()))
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.3 else (1,)))
+    finest = (1, 2, 3, 4, 6, 8) if decades < 0.6 else (1, 2, 5) if decades < 1.3 else (1, 3)
+    axis.set_major_locator(LogLocator(subs=finest if decades < 2.3 else (1,)))
     axis.set_major_formatter(tick)
     if decades < 2.3:
         axis.set_minor_locator(NullLocator())
