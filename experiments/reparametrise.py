@@ -183,8 +183,8 @@ def _reparametrised(rows: list[Row]) -> report.Section | None:
         down = [math.exp(stats.log_ratio(value, low)) for low, value, _ in ranges]
         turned, pairs = _turned(kept, space)
         findings += [
-            f"In {words} maps make the same function up to {_range(up)} times sharper and up to {_range(down)} "
-            f"times flatter ({len(up)} minima). They make it ten times sharper: {claim.verdict}.",
+            f"{words.capitalize()}: maps make the same function up to {_range(up)} times sharper and up to "
+            f"{_range(down)} times flatter ({len(up)} minima). They make it ten times sharper: {claim.verdict}.",
             f"There, mapping one of the two turns the order of SB and LB round in {turned} of {pairs} pairs.",
         ]
     findings += _open_question(kept)
@@ -205,7 +205,7 @@ def claims(rows: list[Row]) -> list[Claim]:
         least = [min(ratios[place] for place in ratios if place[0] == seed) for seed in {s for s, _ in ratios}]
         ends = [plain(math.exp(end(ratios.values()))) for end in (min, max)] if ratios else []
         verdict = stats.verdict([ratio - math.log(10) for ratio in least])
-        words = f"the same function can be made ten times sharper in {NAMES[space]}"
+        words = f"the same function can be made ten times sharper, {NAMES[space]}"
         here = f"{' to '.join(ends)} times" if ends else ""
         claims.append(Claim("Dinh et al.", words, {}, here, [verdict]))
     return claims

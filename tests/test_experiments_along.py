@@ -213,11 +213,11 @@ def test_a_curve_along_training_is_of_one_network():
 
 def test_claims_along_training():
     assert verdicts(trajectory, seeds(ROWS["trajectory"])) == ["holds", "holds", "holds"]
-    assert verdicts(trajectory, ROWS["trajectory"]) == ["undecided", "undecided", "undecided"]  # one seed
+    assert verdicts(trajectory, ROWS["trajectory"]) == ["no test", "no test", "no test"]  # one seed
     other = along("SB", (10.0, 50.0, 90.0)) + along("LB", (30.0, 20.0, 10.0))
     assert verdicts(trajectory, seeds(other)) == ["does not hold", "does not hold", "does not hold"]
     not_finite = along("SB", (30.0, 20.0, 10.0), (None, None, None)) + along("LB", (30.0, 20.0, 10.0))
-    assert verdicts(trajectory, not_finite) == ["undecided", "not tested", "not tested"]
+    assert verdicts(trajectory, not_finite) == ["no test", "not tested", "not tested"]
 
 
 def test_a_loss_and_a_sharpness_of_0_count():
@@ -239,7 +239,7 @@ def test_sharpness_is_compared_at_one_loss():
 
 def test_claims_of_batch_sizes():
     rows = ROWS["batch_size"]
-    assert verdicts(batch_size, rows) == ["undecided", "undecided"]  # one seed
+    assert verdicts(batch_size, rows) == ["no test", "no test"]  # one seed
     assert verdicts(batch_size, seeds(rows)) == ["holds", "holds"]
     assert verdicts(batch_size, seeds(of_batch_sizes(lambda share: 0.9)))[0] == "does not hold"
     (section,) = batch_size.figures(rows[::-1])
@@ -249,8 +249,8 @@ def test_claims_of_batch_sizes():
 def test_claims_of_warm_starts():
     rows = ROWS["warm_start"]
     assert verdicts(warm_start, seeds(rows)) == ["holds", "holds"]  # 0.2, 0.1 and -0.1 above
-    assert verdicts(warm_start, rows) == ["undecided", "undecided"]
-    assert warm_start.claims(rows)[0].here == "63.33 % | 70.00 %"
+    assert verdicts(warm_start, rows) == ["no test", "no test"]
+    assert warm_start.claims(rows)[0].here == "63.33 | 70.00 %"
     assert "in 2 of 3 starts" in words(warm_start.figures(rows))
     not_finite = [trained("SB", [None, 0.8]), row("LB", epoch=1, test_accuracy=0.7)]
     assert verdicts(warm_start, not_finite) == ["not tested", "not tested"]

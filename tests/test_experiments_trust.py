@@ -71,7 +71,7 @@ def test_maps_are_drawn_and_their_sharpness_compared():
         and "ten times as sharp in 4 of 4 draws" in text
     )
     full = reparametrise.claims(rows)[0]
-    assert full.here == "20.00 to 20.00 times" and full.verdict.word == "undecided"
+    assert full.here == "20.00 to 20.00 times" and full.verdict.word == "no test"
     assert reparametrise.claims([])[1].verdict.word == "not tested"
 
 
@@ -135,7 +135,7 @@ def test_choices_are_measured_at_the_minima_and_at_the_stages(tmp_path, monkeypa
     assert run.rows[-2]["train_loss"] < run.rows[-4]["train_loss"]
     (section,) = choices.figures(run.rows)
     assert len(section.table) == 6 and section.table.iloc[0]["LB, 0.001"] == "9.22"
-    assert "of both" in words([section]) and "nan" not in report.terminal([section])
+    assert "of the paper's SB and LB" in words([section]) and "nan" not in report.terminal([section])
 
 
 @pytest.mark.parametrize(

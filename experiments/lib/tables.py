@@ -235,8 +235,8 @@ def _sharpness_table(rows: Sequence[Row], space: Space) -> Section:
                 line[f"{side}, here"] = spread(list(of_seed.values()))
                 averages[side] = statistics.fmean(of_seed.values()) if of_seed else math.nan
             line["larger / smaller"] = _ratio(averages["LB"], averages["SB"], "LB", "SB")
-            for side, losses in of_side(group, "train_loss").items():
-                line[f"training loss, {side}"] = plain(statistics.fmean(losses.values())) if losses else DASH
+            losses = [list(of_seed.values()) for of_seed in of_side(group, "train_loss").values()]
+            line["training loss"] = " | ".join(plain(statistics.fmean(of)) if of else DASH for of in losses)
             lines.append(line | {"n": str(max(map(len, values.values())))})
             place = f"{of}, epsilon {epsilon:g}"
             sentences.append(f"{place}: {compare(values['LB'], values['SB'], SHARPER)}.")
