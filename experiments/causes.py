@@ -23,11 +23,11 @@ from experiments.lib import command, settings
 from experiments.lib.claims import Claim
 from experiments.lib.rows import converged, diverged, means, pairs, test_accuracy, value_of
 from experiments.lib.settings import Training
-from experiments.lib.tables import epsilons_of
+from experiments.lib.tables import epsilons_of, gap_in_words
 from gengap import checks, comparison, methods, minima, plots, records, report, stats
 from gengap.comparison import Metric, column
 from gengap.records import Row
-from gengap.report import plain, spread
+from gengap.report import plain, spread, times
 
 FACTORS = ("updates", "noise", "ghosts", "rate")
 MEANING = {
@@ -192,15 +192,15 @@ def claims(rows: list[Row]) -> list[Claim]:
     return [
         Claim(
             "sec. 4",
-            "with SB's noise and as many updates LB tests better than with the updates alone",
-            "not tested there",
+            "LB with as many updates as SB tests better with SB's noise than without it (with | without)",
+            {},
             means(accuracies, " %"),
             [stats.verdict([noisy - still for noisy, still in accuracies])],
         ),
         Claim(
             "sec. 4",
-            "with SB's noise and as many updates LB is flatter than with the updates alone",
-            "not tested there",
+            "LB with as many updates as SB is flatter with SB's noise than without it (with | without)",
+            {},
             means(sharpnesses),
             [stats.verdict([stats.log_ratio(still, noisy) for noisy, still in sharpnesses])],
         ),
@@ -255,22 +255,20 @@ def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.
         words: [stats.interval(effect) for effect in effects[:, k]] for k, words in enumerate(columns.values())
     }
     accuracy, full, random, *_ = (dict(zip(terms, effects[:, k], strict=True)) for k in range(len(columns)))
-    gap = float((values["SB"][0] - values["LB"][0]).mean())
     small, large = (dict(enumerate(values[side][0].tolist())) for side in settings.SIDES)
     closes, flattens = _movers(accuracy, 1), _movers(full, -1)
-    both = [factor for factor in FACTORS if factor in closes and factor in flattens]
+    both = [factor for factor in closes if factor in flattens]
     rank = stats.trend(*([values[run][k].mean() for run in FACTORIAL] for k in (0, 1)))
     findings = [
-        f"The gap: SB tests {plain(abs(gap))} points {'above' if gap >= 0 else 'below'} LB, "
-        f"{stats.compare(small, large, 'SB higher than LB')}.",
-        _moved("Test accuracy", accuracy, in_points=True),
-        _moved("Sharpness in the full space", full),
-        _moved("Sharpness in random subspaces", random),
-        "Named are, the strongest first, factors whose 95 % t interval over at least three seeds is on one side.",
-        "What closes the gap and what flattens in the full space is "
-        f"{'the same' if set(closes) == set(flattens) else 'not the same'}: {_list(both)} {_do(both)} both. Over "
-        f"the means of the sixteen cells, test accuracy and sharpness have a rank correlation of {plain(rank)}.",
-        *(f"That {claim.claim}: {claim.here}, {claim.verdict}." for claim in tested if claim.verdict.n),
+        *gap_in_words(small, large),
+        *_moved("test accuracy", accuracy, in_points=True),
+        *_moved("sharpness in the full space", full),
+        *_moved("sharpness in random subspaces", random),
+        "A factor is named where its 95 % t interval over at least three seeds is on one side of no change; the "
+        "strongest comes first.",
+        f"Factors that raise test accuracy and flatten in the full space: {', '.join(both) or 'none'}.",
+        f"The rank correlation of test accuracy and sharpness over the means of the cells is {plain(rank)}.",
+        *(f"{claim.claim}: {claim.here}, {claim.verdict}." for claim in tested if claim.verdict.n),
     ]
     table = {words: [_cell(interval) for interval in of_terms] for words, of_terms in intervals.items()}
     caption = (
@@ -304,16 +302,26 @@ def _movers(effects: Mapping[str, np.ndarray], sign: int) -> list[str]:
     return sorted(sure, key=lambda factor: -abs(effects[factor].mean()))
 
 
-def _moved(what: str, effects: Mapping[str, np.ndarray], *, in_points: bool = False) -> str:
-    def words(factor: str) -> str:
-        value, low, high = stats.interval(effects[factor])
-        change = f"{value:+.2f} points" if in_points else f"times {plain(10**value)}"
-        low, high = (low, high) if in_points else (10**low, 10**high)
-        ends = f", {plain(low)} to {plain(high)}" if math.isfinite(low) else ""
-        return f"{factor} ({change}{ends})"
+def _moved(what: str, effects: Mapping[str, np.ndarray], *, in_points: bool = False) -> list[str]:
+    """A sentence for the factors that raise a response, and one for those that lower it."""
 
-    up, down = (_list([words(factor) for factor in _movers(effects, sign)]) for sign in (1, -1))
-    return f"{what} rises with {up}; it falls with {down}."
+    def words(factor: str) -> str:
+        change = stats.interval(effects[factor])
+        if in_points:
+            return f"{factor} ({change.value:+.2f} points{_ends(change.low, change.high)})"
+        size = sorted(10 ** abs(end) for end in (change.low, change.high))
+        return f"{factor} (by a factor of {plain(10 ** abs(change.value))}{_ends(*size)})"
+
+    sentences = []
+    for sign, verb in ((1, "raise"), (-1, "lower")):
+        named = [words(factor) for factor in _movers(effects, sign)]
+        who = f"Factors that {verb} {what}: {', '.join(named)}" if named else f"No factor {verb}s {what}"
+        sentences.append(f"{who}.")
+    return sentences
+
+
+def _ends(low: float, high: float) -> str:
+    return f", {plain(low)} to {plain(high)}" if math.isfinite(low) else ""
 
 
 def _table(whole: Mapping[str, list[Row]]) -> report.Section:
@@ -328,12 +336,7 @@ def _table(whole: Mapping[str, list[Row]]) -> report.Section:
         for title, other in zip(titles, others, strict=True):
             line[title] = spread([_value(row, other) for row in rows])
         lines.append({**line, "updates": str(rows[0]["steps"]), "n": str(len(rows))})
-    small, large = (whole[side][0] for side in settings.SIDES)
-    finding = (
-        f"{small['network']} on {small['dataset']}, batches of {small['batch_size']} (SB) and "
-        f"{large['batch_size']} (LB), epsilon {max(epsilons_of(all_rows, 'full'), default=math.nan):g}."
-    )
-    return report.Section("Every run; mean ± standard deviation over n seeds", [finding], report.frame(lines))
+    return report.Section("Every run; mean ± standard deviation over n seeds", table=report.frame(lines))
 
 
 def _escapes(rows: Sequence[Row], begun: Mapping[int, Row]) -> report.Section:
@@ -383,15 +386,18 @@ def _escape_findings(
 ) -> list[str]:
     """How the end of an escape differs from that of LB, and from where it began."""
     sentences = []
-    for measured, adjective, comparative in (("distance", "far", "farther"), (full, "sharp", "sharper")):
-        logs = {
-            seed: log
+    for measured, adjective, comparative in (("distance", "far away", "farther away"), (full, "sharp", "sharper")):
+        logs = [
+            log
             for seed, row in last[name].items()
             if math.isfinite(log := _response(row, measured) - _response(last["LB"].get(seed, {}), measured))
-        }
-        times = 10 ** float(np.mean(list(logs.values()))) if logs else math.nan
-        compared = stats.compare(logs, dict.fromkeys(logs, 0.0), f"{name} {comparative} than LB")
-        sentences.append(f"At the end {name} is {plain(times)} times as {adjective} as LB: {compared}.")
+        ]
+        more, factor, less = times(10 ** float(np.mean(logs)) if logs else math.nan, name, "LB")
+        compared = stats.verdict([log if more == name else -log for log in logs])
+        sentences += [
+            f"At the end {more} is {factor} times as {adjective} as {less}.",
+            f"{more} is {comparative}: {compared}.",
+        ]
     falls = [_response(begun[seed], full) - _response(row, full) for seed, row in last[name].items()]
     return [*sentences, f"{name} ends flatter than the LB minimum that it began at: {stats.verdict(falls)}."]
 
@@ -399,14 +405,6 @@ def _escape_findings(
 def _cell(interval: stats.Interval) -> str:
     ends = f" ({interval.low:+.2f} to {interval.high:+.2f})" if math.isfinite(interval.low) else ""
     return report.DASH if math.isnan(interval.value) else f"{interval.value:+.2f}{ends}"
-
-
-def _do(factors: Sequence[str]) -> str:
-    return "do" if len(factors) > 1 or _list(factors) in ("updates", "ghosts") else "does"
-
-
-def _list(words: Sequence[str]) -> str:
-    return ", ".join(words) or "nothing"
 
 
 if __name__ == "__main__":

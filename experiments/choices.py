@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from experiments.lib import command, settings
+from experiments.lib import command, settings, tables
 from experiments.lib.settings import Problem, Training
 from experiments.lib.tables import epsilons_of
 from gengap import (
@@ -38,7 +38,7 @@ from gengap import (
 )
 from gengap.comparison import Metric, column
 from gengap.records import Row
-from gengap.report import plain
+from gengap.report import plain, times
 
 
 class Config(NamedTuple):
@@ -193,15 +193,17 @@ def figures(rows: list[Row]) -> list[report.Section]:
         return []
     epsilons = epsilons_of(rows, "random")
     places = [(side, epsilon) for side in settings.SIDES for epsilon in epsilons]
-    theirs = {(s, epsilon): paper.TABLE_4["F1"][s].get(epsilon, (np.nan,))[0] for s, epsilon in places}
-    lines = [{"choice": "the paper's Table 4", "note": ""} | _table_cells(theirs)]
+    in_paper = paper.TABLE_4.get(rows[0]["network"], paper.TABLE_4["F1"])
+    theirs = {(s, epsilon): in_paper[s].get(epsilon, (np.nan,))[0] for s, epsilon in places}
+    heading = tables.paper_heading(rows)
+    lines = [{"choice": f"Table 4, {heading}", "note": ""} | _table_cells(theirs)] if heading else []
     ratios: dict[str, dict[tuple[str, float], float]] = {}
     for name in dict.fromkeys(row["choice"] for row in rows):
         of_side = {row["side"]: row for row in rows if row["choice"] == name}
         values = {(s, e): _float(of_side.get(s, {}).get(column("random", e))) for s, e in places}
         ratios[name] = {place: value / theirs[place] for place, value in values.items()}
         lines.append({"choice": name, "note": NOTES.get(name, STAGE), **_table_cells(values)})
-    findings = [_nearest(ratios, epsilon) for epsilon in epsilons]
+    findings = [sentence for epsilon in epsilons if heading for sentence in _nearest(ratios, epsilon)]
     stages = [row for row in rows if row["choice"] not in NOTES]
     losses = [
         f"{small['choice']}: SB {plain(small['train_loss'])}, LB {plain(large['train_loss'])}"
@@ -209,8 +211,8 @@ def figures(rows: list[Row]) -> list[report.Section]:
         for large in stages
         if (small["side"], large["side"]) == settings.SIDES and small["choice"] == large["choice"]
     ]
-    findings += [f"f(x) at the stages, in nats: {'; '.join(losses)}."] if losses else []
-    title = "What moves Table 4: sharpness in random subspaces under other choices, mean over the draws"
+    findings += [f"The training losses at the stages, in nats, are: {'; '.join(losses)}."] if losses else []
+    title = "Table 4 under other choices: sharpness in random subspaces, mean over the draws"
     return [report.Section(title, findings, report.frame(lines))]
 
 
@@ -222,18 +224,24 @@ def _table_cells(values: dict[tuple[str, float], float]) -> dict[str, str]:
     return {f"{side}, {epsilon:g}": plain(value) for (side, epsilon), value in values.items()}
 
 
-def _nearest(ratios: dict[str, dict[tuple[str, float], float]], epsilon: float) -> str:
+def _nearest(ratios: dict[str, dict[tuple[str, float], float]], epsilon: float) -> list[str]:
     """Which choices come near the paper's values at an epsilon."""
     finite = {name: r for name, r in ratios.items() if np.isfinite(r["LB", epsilon]) and r["LB", epsilon] > 0}
     both = [name for name, r in ratios.items() if all(0.5 <= r[side, epsilon] <= 2 for side in settings.SIDES)]
-    text = f"At epsilon {epsilon:g} {' and '.join(both) or 'no choice'} comes within a factor of two of both"
+    comes = f"{' and '.join(both)} {'come' if len(both) > 1 else 'comes'}" if both else "no choice comes"
+    found = [f"At epsilon {epsilon:g} {comes} within a factor of two of the paper's SB and LB."]
     if finite:
         nearest = min(finite, key=lambda name: abs(np.log(finite[name]["LB", epsilon])))
-        text += (
-            f"; nearest for LB is {nearest}, at {finite[nearest]['LB', epsilon]:.2g} times the paper's value, "
-            f"SB at {finite[nearest]['SB', epsilon]:.2g} times"
+        found.append(
+            f"The choice nearest to the paper's LB is {nearest}. There LB is "
+            f"{_than_paper(finite[nearest]['LB', epsilon])}, SB {_than_paper(finite[nearest]['SB', epsilon])}."
         )
-    return f"{text}."
+    return found
+
+
+def _than_paper(ratio: float) -> str:
+    word, factor, _ = times(ratio, "larger", "smaller")
+    return f"{factor} times {word} than the paper's"
 
 
 if __name__ == "__main__":

@@ -178,8 +178,8 @@ def claims(rows: list[Row]) -> list[Claim]:
             settings_tested = {tuple(row[name] for name in AXES) for row in runs}
             words = f"tau {tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})"
             verdicts = [stats.Verdict(tau.word, len(settings_tested))]
-    claim = "sharpness goes with the gap over a grid of n settings (95 % interval of tau)"
-    return [Claim("sec. 1", claim, "two batch sizes only", words, verdicts)]
+    claim = "sharpness goes with the gap (Kendall's tau over n settings, with its 95 % interval)"
+    return [Claim("sec. 1", claim, {}, words, verdicts)]
 
 
 def _gaps(runs: list[Row]) -> list[float]:
@@ -220,22 +220,27 @@ def figures(rows: list[Row]) -> list[report.Section]:
     above = [name for name in order if taus[name][0].word == "holds"]
     below = [name for name in order if taus[name][0].word == "does not hold"]
     findings = [
-        f"{len(runs)} runs; the gap between training and test accuracy runs from {plain(min(gaps))} to "
-        f"{plain(max(gaps))} points.",
-        f"Highest Kendall's tau: {best}, {plain(taus[best][0].value)}.",
-        f"The 95 % interval of tau is above 0 for {'; '.join(above) or 'none'}; below 0 for "
-        f"{'; '.join(below) or 'none'}.",
+        f"The gap between training and test accuracy is {plain(min(gaps))} to {plain(max(gaps))} points over "
+        f"{len(runs)} runs.",
+        f"The measure with the highest Kendall's tau, {plain(taus[best][0].value)}, is: {best}.",
+        f"The 95 % interval of tau is above 0 for: {'; '.join(above) or 'none'}.",
+        f"It is below 0 for: {'; '.join(below) or 'none'}.",
     ]
-    for name in order:
-        tau, psi = taus[name]
-        findings.append(f"{name}: tau {_interval(tau)}, Psi {_interval(psi) if psi else '-'}.")
+    lines = [
+        {
+            "measure": name,
+            "Kendall's tau": _interval(tau),
+            "granulated Psi": _interval(psi) if psi else report.DASH,
+        }
+        for name, (tau, psi) in ((name, taus[name]) for name in reversed(order))
+    ]
     caption = (
         "Above 0: the larger the measure, the larger the gap. Bars: 95 % bootstrap intervals over settings, each "
         f"with all its seeds; each is for one measure, none for the highest of {len(order)}. None below five "
         "settings. Psi as in Jiang et al. (2020)."
     )
     title = "Which measure predicts the gap"
-    return [report.Section(title, findings, figure=figure, caption=caption, name="correlated")]
+    return [report.Section(title, findings, report.frame(lines), figure, caption, "correlated")]
 
 
 def _interval(interval: stats.Interval) -> str:

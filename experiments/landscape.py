@@ -24,6 +24,7 @@ from experiments.lib import command, settings
 from experiments.lib.claims import Claim
 from experiments.lib.rows import means
 from experiments.lib.settings import Problem, Training
+from experiments.lib.tables import paper_heading
 from gengap import checks, data, flat, landscape, minima, objective, paper, plots, records
 from gengap.records import Row
 from gengap.report import Section, apart, percent, plain, spread
@@ -192,14 +193,14 @@ def claims(rows: list[Row]) -> list[Claim]:
         Claim(
             "sec. 2.2",
             "LB is steep along few directions: the mean rise is below 5 % of the steepest",
-            "e.g. 5 % of the space",
+            {},
             f"{plain(statistics.fmean(shares))} %" if shares else "",
             [verdict([5 - share for share in shares])],
         ),
         Claim(
             "Fig. 3",
-            "the loss rises more steeply beyond LB",
-            "F1 0.002 | 1.71",
+            "the loss rises more steeply beyond LB than beyond SB",
+            {of: means([beyond(*curve["train_xent"])]) for of, curve in paper.figure("fig3_linear").items()},
             means(rises),
             [verdict([large - small for small, large in rises])],
         ),
@@ -213,11 +214,10 @@ def straight(runs: Sequence[Row]) -> Section:
     here, there = ([plain(v) for v in pair] for pair in (map(statistics.fmean, (near, far)), beyond(*theirs)))
     between = [_barrier(row["alphas"], row["linear"]["train_loss"]) for row in runs]
     findings = [
-        *_ends(runs, "linear"),
-        f"A quarter of the way beyond each the training loss rises by {here[0]} (SB) and {here[1]} (LB), "
-        f"in the paper by {there[0]} and {there[1]}. Steeper beyond LB: {claims(list(runs))[1].verdict}.",
-        f"Between them the training loss rises above the higher end by {spread(between)}, in the paper by "
-        f"{plain(_barrier(*theirs))}.",
+        f"A quarter of the way beyond each the training loss rises by {here[0]} (SB) and {here[1]} (LB)"
+        f"{_paper(runs, f'{there[0]} and {there[1]}')}. It is steeper beyond LB: {claims(list(runs))[1].verdict}.",
+        f"Between them the training loss rises above the higher end by {spread(between)}"
+        f"{_paper(runs, plain(_barrier(*theirs)))}.",
     ]
     caption = (
         "Cross entropy and accuracy at alpha x_LB + (1 - alpha) x_SB: 0 is the small-batch minimum, 1 the "
@@ -235,11 +235,10 @@ def curved(runs: Sequence[Row]) -> Section:
     side = 1 if theirs_between > 0.1 else -1
     outside = [max(v for v in row["curvilinear"]["train_loss"] if v is not None) for row in runs]
     findings = [
-        *_ends(runs, "curvilinear"),
-        f"Between the minima the training loss rises above the higher end by {spread(between)}, in the paper by "
-        f"{plain(theirs_between)}. {'More' if side > 0 else 'Less'} than 0.1 nats, as there: "
+        f"Between the minima the training loss rises above the higher end by {spread(between)}"
+        f"{_paper(runs, plain(theirs_between))}. It rises by {'more' if side > 0 else 'less'} than 0.1 nats: "
         f"{verdict([side * (rise - 0.1) for rise in between])}.",
-        f"Its highest value is {spread(outside)}; the paper's cannot pass 16.12, where Keras clips it.",
+        f"Its highest value is {spread(outside)}. In the paper Keras clips it at 16.12.",
     ]
     caption = (
         "Cross entropy and accuracy at sin(alpha pi / 2) x_LB + cos(alpha pi / 2) x_SB; at -1 it is -x_LB, at 2 "
@@ -292,14 +291,15 @@ def connection(runs: Sequence[Row]) -> Section:
         for name in names
     )
     if max(straight) < 0.01:
-        real = "there is no barrier to go round (less than 0.01)"
+        real = "there is no barrier (less than 0.01 nats)"
     elif max(curve) < 0.1 * max(straight):
-        real = "the barrier on the straight line is not one of the landscape (a tenth of it, or less, is left)"
+        real = "a curve avoids the barrier of the straight line (a tenth of it, or less, is left)"
     else:
-        real = "the curve does not get round it (more than a tenth of it is left)"
+        real = "the curve does not avoid the barrier (more than a tenth of it is left)"
     findings = [
         f"The training loss rises above the higher end by {spread(straight)} nats on the straight line "
-        f"and by {spread(curve)} on the curve: {real}."
+        f"and by {spread(curve)} on the curve.",
+        f"{real[0].upper()}{real[1:]}.",
     ]
     caption = (
         "Loss along the straight line and along a quadratic Bézier curve whose control point was trained for a "
@@ -324,8 +324,9 @@ def on_planes(planes: Sequence[dict[str, Any]]) -> Section:
         f"{100 * np.nanmean(np.array(plane['loss'], float) < 0.1):.0f} % {plane['name']}" for plane in planes[1:]
     ]
     findings = [
-        f"The training loss is below 0.1 nats on this share of the square drawn: {', '.join(shares)}. Filters of "
-        "both have the same length as those of the minimum, so that the two squares compare (Li et al. 2018)."
+        f"The share of the square with a training loss below 0.1 nats is {', '.join(shares)}.",
+        "The filters of both directions are as long as those of the minimum, so that the squares compare (Li et "
+        "al. 2018).",
     ]
     caption = (
         "Training loss in nats, two shades for each factor of ten, and lines at the powers of ten. In the first "
@@ -359,17 +360,16 @@ def neighbourhood(runs: Sequence[Row]) -> Section:
     ratios = [row["distance"]["SB from start"] / row["distance"]["LB from start"] for row in runs]
     low, high = paper.DISTANCE_RATIO
     findings = [
-        f"SB ends {spread(ratios)} times as far from the start as LB; the paper has {low:g} to {high:g}: "
-        f"{verdict([min(log_ratio(ratio, low), log_ratio(high, ratio)) for ratio in ratios])}.",
+        f"SB ends {spread(ratios)} times as far from the start as LB. It is {low:g} to {high:g} times, as the "
+        f"paper says: {verdict([min(log_ratio(ratio, low), log_ratio(high, ratio)) for ratio in ratios])}.",
         f"SB and LB end {spread([row['distance']['SB from LB'] for row in runs])} from each other (Euclidean).",
         f"At a distance of {plain(length)}, that of the corners of the metric's box, the loss rises by "
         f"{spread(highest['SB'])} (SB) and {spread(highest['LB'])} (LB) nats in the steepest direction found.",
         f"The mean rise in random directions is {spread(percent['mean_over_highest']['SB'])} % (SB) and "
         f"{spread(percent['mean_over_highest']['LB'])} % (LB) of that. It would be k / n if f rose along k of n "
-        "orthogonal directions and equally along each. The rise is more than twice the median rise along "
-        f"{spread(percent['share']['SB'])} % (SB) and {spread(percent['share']['LB'])} % (LB) of the random "
-        "directions (minima whose median is above 0). The paper has 'e.g. 5 %' of the space for LB, without "
-        "saying how it sampled.",
+        "orthogonal directions, and equally along each.",
+        f"The rise is more than twice the median rise along {spread(percent['share']['SB'])} % (SB) and "
+        f"{spread(percent['share']['LB'])} % (LB) of the random directions (minima whose median is above 0).",
     ]
     caption = (
         "Rises in random directions, each line one minimum, and in the steepest direction that an ascent found "
@@ -380,16 +380,10 @@ def neighbourhood(runs: Sequence[Row]) -> Section:
     return Section(title, findings, None, plots.panels([panel]), caption, "neighbourhood")
 
 
-def _ends(runs: Sequence[Row], path: str) -> list[str]:
-    """How far the ends of a path are from the minima's own losses."""
-    errors = []
-    for row in runs:
-        for alpha, side in ((0.0, "SB"), (1.0, "LB")):
-            for where in np.flatnonzero(np.isclose(row["alphas"], alpha, atol=1e-6)):
-                for split in ("train", "test"):
-                    loss = row["ends"][side][split]
-                    errors.append(abs(row[path][f"{split}_loss"][where] - loss) / loss)
-    return [f"At the ends it has the minima's own losses to {max(errors):.1g} (relative)."] if errors else []
+def _paper(runs: Sequence[Row], words: str) -> str:
+    """A clause with what the paper has for the network; empty beside data that it has nothing for."""
+    heading = paper_heading(runs[:1])
+    return f", in the {heading} by {words}" if heading else ""
 
 
 def beyond(alphas: Sequence[float], losses: Sequence[float | None]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.lib import command, settings
+from experiments.lib import command, settings, tables
 from experiments.lib.claims import Claim
 from experiments.lib.rows import Value, by_seed, converged, diverged, means, test_accuracy
 from experiments.lib.settings import Training
@@ -26,7 +26,7 @@ from gengap import comparison, methods, minima, paper, plots, records, report, s
 from gengap.comparison import Metric, column
 from gengap.methods import PLAIN, Method
 from gengap.records import Row
-from gengap.report import plain, spread, theirs
+from gengap.report import plain, spread
 
 RUNS = {("SB", "epochs"): "SB", ("LB", "epochs"): "LB", ("LB", "updates"): "LB, updates of SB"}
 """LB has as many epochs as SB, or as many updates"""
@@ -170,30 +170,39 @@ def claims(rows: list[Row]) -> list[Claim]:
     groups, full = _grouped(rows), column("full", _epsilon(rows))
     augmented = _paired(test_accuracy, groups["LB", "augmentation"], groups["LB", "plain"])
     conservative = _paired(test_accuracy, groups["LB", "conservative"], groups["LB", "plain"])
-    sharpnesses = _paired(full, groups["LB", "conservative"], groups["SB", "plain"])
+    sharpnesses, trained = (
+        _paired(full, groups["SB", "plain"], groups["LB", "conservative"]),
+        paper.TABLE_7.items(),
+    )
     return [
         Claim(
             "Table 6",
-            "with augmentation LB tests better than without",
-            "C1 82.5 | 77.3 %",
+            "LB tests better with augmentation than without it (with | without)",
+            _in_paper(paper.TABLE_6),
             means(augmented, " %"),
             [stats.verdict([remedied - bare for remedied, bare in augmented])],
         ),
         Claim(
             "Table 7",
-            "with conservative training LB tests better than without",
-            "C1 78.4 | 77.3 %",
+            "LB tests better with conservative training than without it (with | without)",
+            _in_paper(paper.TABLE_7),
             means(conservative, " %"),
             [stats.verdict([remedied - bare for remedied, bare in conservative])],
         ),
         Claim(
             "sec. 5",
-            "with conservative training LB is still sharper than SB",
-            "C1 520 | 29",
+            "LB with conservative training is still sharper than SB",
+            {name: means([(paper.TABLE_3[name]["SB"][1e-3][0], of["LB"][1e-3][0])]) for name, of in trained},
             means(sharpnesses),
-            [stats.verdict([stats.log_ratio(large, small) for large, small in sharpnesses])],
+            [stats.verdict([stats.log_ratio(large, small) for small, large in sharpnesses])],
         ),
     ]
+
+
+def _in_paper(table: Mapping[str, Any]) -> dict[str, str]:
+    """The paper's mean test accuracies of LB with a remedy and without one, of each network."""
+    both = {name: (of["LB"]["test"][0], paper.TABLE_2[name]["LB"]["test"][0]) for name, of in table.items()}
+    return {name: means([pair], " %") for name, pair in both.items()}
 
 
 Groups = Mapping[tuple[str, str], list[Row]]
@@ -234,7 +243,7 @@ def _beside(groups: Groups, names: Sequence[str], epsilon: float, tested: Sequen
         "Does what tests better end flatter?",
         [
             *_findings(groups, names, full),
-            *(f"That {claim.claim}: {claim.here}, {claim.verdict}." for claim in tested if claim.verdict.n),
+            *(f"{claim.claim}: {claim.here}, {claim.verdict}." for claim in tested if claim.verdict.n),
         ],
         figure=plots.intervals(order, panels, start=math.nan),
         caption="Markers: means over seeds, of sharpness geometric ones. Bars: from the lowest seed to the "
@@ -258,14 +267,8 @@ def _span(rows: Sequence[Row], value: Value) -> tuple[float, float, float]:
 
 def _findings(groups: Groups, names: Sequence[str], full: str) -> list[str]:
     """The gap without a remedy, and the best remedy of LB."""
-    findings = []
-    small, large = (by_seed(groups[run, "plain"], test_accuracy) for run in ("SB", "LB"))
-    if differences := [small[seed] - large[seed] for seed in small if seed in large]:
-        gap = float(np.mean(differences))
-        findings.append(
-            f"Without a remedy SB tests {plain(abs(gap))} points {'above' if gap >= 0 else 'below'} LB: "
-            f"{stats.compare(small, large, 'SB higher than LB')}."
-        )
+    of_plain = (by_seed(groups[run, "plain"], test_accuracy) for run in ("SB", "LB"))
+    findings = [f"Without a remedy, {sentence}" for sentence in tables.gap_in_words(*of_plain)]
     for run in ("LB", "LB, updates of SB"):
         accuracies, sharpnesses = (
             {name: list(by_seed(groups[run, name], value).values()) for name in names}
@@ -277,20 +280,23 @@ def _findings(groups: Groups, names: Sequence[str], full: str) -> list[str]:
         best = max(known, key=lambda name: float(np.mean(accuracies[name])))
         above = [a - b for a, b in _paired(test_accuracy, groups[run, best], groups["LB", "plain"])]
         rank = stats.trend(*([float(np.mean(v[name])) for name in known] for v in (accuracies, sharpnesses)))
-        findings.append(
-            f"{run}: best of {len(known)} is {best} with {spread(accuracies[best])} %, {spread(above)} points "
-            "above plain LB of as many epochs. It was chosen on these seeds, so that they do not test it. Over "
-            f"the remedies, test accuracy and sharpness have a rank correlation of {plain(rank)}."
-        )
+        of = "LB with as many epochs as SB" if run == "LB" else "LB with as many updates as SB"
+        findings += [
+            f"Of {len(known)} remedies of {of}, {best} tests best: {spread(accuracies[best])} %, {spread(above)} "
+            "points above plain LB with as many epochs. It was chosen on these seeds, which do not test it.",
+            f"Over the remedies of {of}, the rank correlation of test accuracy and sharpness is {plain(rank)}.",
+        ]
     return findings
 
 
 def _table(groups: Groups, names: Sequence[str], epsilon: float) -> report.Section:
     first, lines = next(rows[0] for rows in groups.values() if rows), []
-    network, dataset = first["network"], first["dataset"]
+    heading = tables.paper_heading([first])
+    in_paper = {"test": heading, epsilon: f"sharpness, {heading}"} if heading else {}
     for name in names:
         for run in RUNS.values():
             rows, known = groups[run, name], PAPER.get((name, run), {})
+            theirs = {words: tables.of_paper(known, first, run[:2], key) for key, words in in_paper.items()}
             if not rows:
                 continue
             gaps = [small - other for small, other in _paired(test_accuracy, groups["SB", "plain"], rows)]
@@ -299,21 +305,19 @@ def _table(groups: Groups, names: Sequence[str], epsilon: float) -> report.Secti
                     "remedy": name,
                     "run": run,
                     "test accuracy, %": spread(list(by_seed(rows, test_accuracy).values())),
-                    "paper": theirs(known, network, run[:2], "test"),
                     "below plain SB, points": spread(gaps),
                     "sharpness": spread(list(by_seed(rows, column("full", epsilon)).values())),
-                    "paper, sharpness": theirs(known, network, run[:2], epsilon),
+                    **theirs,
                     "updates": plain(float(np.mean([row["steps"] for row in rows]))),
                     "gradients": plain(float(np.mean([row["gradients"] for row in rows]))),
                     "seconds": plain(float(np.mean([row["seconds"] for row in rows]))),
                     "n": str(len(rows)),
                 }
             )
-    finding = (
-        f"{network} on {dataset}; sharpness in the full space, epsilon {epsilon:g}. The paper's numbers are those "
-        f"of Tables 6 and 7, for {network} on {paper.DATASET.get(network, 'no data set')}."
-    )
-    return report.Section("Every remedy; mean ± standard deviation over n seeds", [finding], report.frame(lines))
+    findings = [f"Sharpness is in the full space at epsilon {epsilon:g}."]
+    findings += ["The paper's numbers are those of Tables 6 and 7."] if heading else []
+    title = f"Every remedy, {stats.where(first)}; mean ± standard deviation over n seeds"
+    return report.Section(title, findings, report.frame(lines))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def claims(rows: list[Row]) -> list[Claim]:
         of = {setting: _pairs(at_end(rows), reason, setting) for setting in _settings(rows, reason)}
         verdicts = [stats.verdict([large - small for small, large in both]) for both in of.values()]
         here = next((means(both) for both in of.values() if both), "")
-        found.append(Claim("sec. 2.1", claim, "named, not measured", here, verdicts))
+        found.append(Claim("sec. 2.1", claim, {}, here, verdicts))
     return found
 
 
@@ -209,12 +209,12 @@ def _compared(rows: Sequence[Row], reason: str) -> list[str]:
             "end": _pairs(at_end(rows), reason, setting),
             "equal loss": _pairs(at_equal_loss(rows), reason, setting),
         }
-        parts = [
-            f"at {'the end of training' if state == 'end' else state} {means(both) or DASH} (SB | LB), SB lower: "
-            f"{stats.verdict([large - small for small, large in both])}"
+        sentences += [
+            f"{names[reason].capitalize()} {at}, at {'the end of training' if state == 'end' else state}: "
+            f"{means(both) or DASH} (SB | LB). SB is lower: "
+            f"{stats.verdict([large - small for small, large in both])}."
             for state, both in of.items()
         ]
-        sentences.append(f"{names[reason].capitalize()} {at}: {'; '.join(parts)}.")
     return sentences
 
 
@@ -232,8 +232,9 @@ def _bits(rows: Sequence[Row]) -> Section:
     totals = pairs(at_end(rows), lambda row: number(next(iter(row["reasons"]["bits"].values()))["total"]))
     findings = [
         *_compared(rows, "bits"),
-        f"The whole length, of the data and of the network, is least at {plain(_best(rows))} bits each: "
-        f"{means(totals, ' bits')} (SB | LB). With many parameters it is that of the parameters.",
+        f"The whole length, of the data and of the network, is least at {plain(_best(rows))} bits per parameter: "
+        f"{means(totals, ' bits')} (SB | LB).",
+        "With many parameters nearly all of it is the length of the parameters.",
     ]
     caption = (
         "Each parameter is rounded to a grid over the range of its leaf, with a random offset. The lower "
@@ -261,8 +262,8 @@ def _evidence(rows: Sequence[Row]) -> Section:
     }
     findings = [
         *_compared(rows, "evidence"),
-        f"At the first prior the data determine {plain(mean['determined'])} parameters. Negative eigenvalues have "
-        f"{plain(100 * mean['negative'])} % of tr |H|; they count as 0.",
+        f"At the first prior the data determine {plain(mean['determined'])} parameters.",
+        f"Negative eigenvalues have {plain(100 * mean['negative'])} % of tr |H|; they count as 0.",
         *(_parts_of(rows, setting) for setting in _settings(rows, "evidence") if float(setting)),
         _lost(rows, "evidence", "evidences"),
     ]
@@ -285,7 +286,7 @@ def _parts_of(rows: Sequence[Row], setting: str) -> str:
 def _lost(rows: Sequence[Row], reason: str, words: str) -> str:
     found = [of for row in rows for of in row.get("reasons", {}).get(reason, {}).values()]
     lost = sum(of.get("converged") is False for of in found)
-    return f"{lost} of {len(found)} {words} have not converged, and count nowhere."
+    return f"{lost} of {len(found)} {words} have not converged, and are left out."
 
 
 def _energy(rows: Sequence[Row]) -> Section:
@@ -323,16 +324,16 @@ def _controls(rows: Sequence[Row]) -> Section:
     epsilon = next((name for name in at_end(rows)[0] if name.startswith("sharpness_full_")), column("full", 1e-3))
     ends, equal = (pairs(of, epsilon) for of in (at_end(rows), at_equal_loss(rows)))
     findings = [
-        f"The map {name}, which leaves the function as it is, moves {', '.join(changed[name]) or 'none'}."
+        f"The map {name} leaves the function as it is, and changes {', '.join(changed[name]) or 'none of these'}."
         for name in MAPS
     ]
     for words, both in (("at the end of training", ends), ("at equal training loss", equal)):
         findings.append(
-            f"Metric 2.1 in the full space {words}: {means(both, ' %')} (SB | LB), SB flatter: "
+            f"Sharpness in the full space {words}: {means(both, ' %')} (SB | LB). SB is flatter: "
             f"{stats.verdict([stats.log_ratio(large, small) for small, large in both])}."
         )
     losses = pairs(at_equal_loss(rows), "train_loss")
-    findings.append(f"The training losses of the control of equal loss are {means(losses)} (SB | LB).")
+    findings.append(f"At equal training loss the losses are {means(losses)} (SB | LB).")
     return Section("Controls: reparametrisation, and equal loss", findings, frame(lines), name="controls")
 
 

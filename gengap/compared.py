@@ -142,7 +142,7 @@ class Comparison:
     def report(self, directory: str | PathLike) -> Path:
         """Write a page, `report.html`, with its Markdown and its figures, and return its path."""
         title = f"Comparison of {' and '.join(self.points)}"
-        sections = [report.Section("What came out", self.notes, self.table())]
+        sections = [report.Section("Results", self.notes, self.table())]
         for name, (words, onto) in zip(_CAPTIONS, self._figures().items(), strict=False):
             figure, (ax,) = plots.axes(1)
             onto(ax)

@@ -17,12 +17,15 @@ from typing import NamedTuple
 __all__ = [
     "DATASET",
     "DISTANCE_RATIO",
+    "NAMES",
+    "NETWORKS",
     "TABLE_2",
     "TABLE_3",
     "TABLE_4",
     "TABLE_6",
     "TABLE_7",
     "Curve",
+    "beside",
     "figure",
     "nearest",
 ]  # fmt: skip
@@ -34,6 +37,19 @@ RemedyTable = dict[str, dict[str, dict[str | float, MeanStd]]]
 
 #: Table 1: the data set each network is trained on, by its TFDS name ("timit" is not in TFDS).
 DATASET = {"F1": "mnist", "F2": "timit", "C1": "cifar10", "C2": "cifar10", "C3": "cifar100", "C4": "cifar100"}
+
+#: The data sets by the names that the paper gives them.
+NAMES = {"mnist": "MNIST", "timit": "TIMIT", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+
+#: Table 1 and appendix B: the networks in words.
+NETWORKS = {
+    "F1": "five dense layers of 512 ReLUs with batch norm",
+    "F2": "seven dense layers of 512 ReLUs with batch norm",
+    "C1": "two convolutions and two dense layers, with batch norm and dropout",
+    "C2": "a VGG of thirteen convolutions and one dense layer, with batch norm and dropout",
+    "C3": "C1 with 100 classes",
+    "C4": "C2 with 100 classes",
+}
 
 #: Section 2.2.1, in words: the range of |x_SB - x_0| / |x_LB - x_0|, Euclidean.
 DISTANCE_RATIO = (3.0, 10.0)
@@ -180,8 +196,15 @@ def where(network: str) -> str:
     >>> where("C1")
     'C1 on CIFAR-10'
     """
-    names = {"mnist": "MNIST", "timit": "TIMIT", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-    return f"{network} on {names[DATASET[network]]}"
+    return f"{network} on {NAMES[DATASET[network]]}"
+
+
+def beside(network: str, dataset: str) -> bool:
+    """Whether the paper has numbers for a network that may stand beside those of a data set.
+
+    They may beside every data set of the paper, by its TFDS name, and beside "digits", a small MNIST.
+    """
+    return network in DATASET and dataset.split(":")[0] in (*NAMES, "digits")
 
 
 def nearest(name: str, network: str) -> tuple[str, dict[str, Curve]]:

@@ -11,20 +11,20 @@ import os
 import re
 import statistics
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import markdown_it
 
-from gengap import plots, records
+from gengap import paper, plots, records
 from gengap.records import Row, Run
-from gengap.stats import comparable
+from gengap.stats import comparable, where
 
 __all__ = [
     "DASH", "Section", "apart", "first_findings", "frame", "html", "markdown", "number", "origins", "percent",
-    "plain", "positive", "spread", "terminal", "theirs", "write",
+    "plain", "positive", "spread", "terminal", "theirs", "times", "write",
 ]  # fmt: skip
 
 DASH = "-"
@@ -35,7 +35,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .85rem;
         font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .6rem; white-space: nowrap; text-align: left; } th { border-bottom: 1px solid #555; }
-img { width: 100%; max-width: 56rem; } pre { overflow-x: auto; font-size: .8rem; }
+img { width: 100%; max-width: 56rem; } pre { white-space: pre-wrap; font-size: .8rem; }
 li, p { overflow-wrap: break-word; }
 @media print { body { margin: 0; max-width: none; font-size: 10pt; } img, tr { break-inside: avoid; } }
 """
@@ -106,7 +106,7 @@ def first_findings(directory: str | os.PathLike, width: int = 100) -> str:
 
 def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
     """The sections as Markdown; figures are links into `figures/`."""
-    lines = [f"# {title}", ""]
+    lines = [f"# {title}", "", *(f"- **{term}**: {_literal(words)}" for term, words in _terms(run).items()), ""]
     for section in sections:
         lines += [f"## {section.title}", ""]
         lines += [*(f"- {_literal(sentence)}" for sentence in section.findings), ""]
@@ -115,10 +115,104 @@ def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
             lines += [cells.to_markdown(index=False, disable_numparse=True), ""]
         if section.figure is not None:
             lines += [f"![{section.title}](figures/{section.name}.svg)", "", _literal(section.caption), ""]
-    lines += ["## What was asked", "", "```json", json.dumps(run.config, indent=1), "```", ""]
+    if run.config:
+        lines += ["## Settings", "", "```json", json.dumps(run.config), "```", ""]
     if run.rows:
-        lines += ["## Where the rows come from", "", origins(run.rows).to_markdown(index=False), ""]
+        known = origins(run.rows).astype(object).fillna(DASH)
+        lines += ["## Provenance", "", known.to_markdown(index=False), ""]
     return "\n".join(lines)
+
+
+def _terms(run: Run) -> dict[str, str]:
+    """What the words of a report mean, and what was trained, as far as the run has it: term -> meaning."""
+    networks = [f"{name} is {paper.NETWORKS[name]}" for name in _values(run, "network") if name in paper.NETWORKS]
+    known = {
+        "SB, LB": _of_batches(run),
+        "Network": f"{'; '.join(networks)}." if networks else "",
+        "Sharpness": _of_sharpness(run),
+        "Training": _of_training(run.config),
+        "Verdicts": _VERDICTS if _values(run, "seed") else "",
+        "Digits": _ROUNDING if "digits" in _values(run, "dataset") else "",
+    }
+    return {term: words for term, words in known.items() if words}
+
+
+_VERDICTS = (
+    "a claim holds where the 95 % t interval over n seeds is on its side, and does not hold where it is on the "
+    'other. Else, and with two seeds, it is undecided. One seed is no test. "4 of 5" counts the seeds in which '
+    "the claim is true."
+)
+_ROUNDING = (
+    "their minima depend on rounding. From the same settings two CPUs find other minima, above all with SB, and a "
+    "verdict near the end of its interval can become undecided."
+)
+
+
+def _values(run: Run, name: str) -> list[Any]:
+    return list(dict.fromkeys(row[name] for row in run.rows if name in row))
+
+
+def _of_batches(run: Run) -> str:
+    """What SB and LB are, with their batch sizes for each network and data set."""
+    sizes = []
+    for words, rows in _grouped(run.rows, where).items():
+        of_side = _grouped(
+            (row for row in rows if row.get("batch_size") and row.get("side")), lambda row: row["side"]
+        )
+        counts = [" or ".join(map(str, dict.fromkeys(row["batch_size"] for row in of))) for of in of_side.values()]
+        if counts:
+            sizes.append(f"{words}: {' and '.join(counts)} examples")
+    if not sizes and "small_batch" in run.config:
+        sizes = [" and ".join(_size(run.config[f"{side}_batch"]) for side in ("small", "large"))]
+    if not sizes:
+        return ""
+    text = "minima that training with small and with large batches finds, from the same starting points"
+    return f"{text} ({'; '.join(sizes)}). Where nothing else is said, a pair of numbers is SB | LB."
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _size(batch: float) -> str:
+    return f"{batch} examples" if isinstance(batch, int) else f"{100 * batch:g} % of the training set"
+
+
+def _of_sharpness(run: Run) -> str:
+    """What sharpness and epsilon are, where the run has them."""
+    columns = [
+        name.split("_") for row in run.rows for name in row if re.fullmatch(r"sharpness_\w+_[\d.]+e-\d+", name)
+    ]
+    epsilons, spaces = dict.fromkeys(float(c[-1]) for c in columns), {column[1] for column in columns}
+    if not epsilons:
+        return ""
+    text = (
+        "Metric 2.1 of Keskar et al. (2016): the most by which the training loss f rises in a box around a "
+        "minimum x, as 100 (max f - f) / (1 + f). The box reaches epsilon (|x_i| + 1) to each side along each "
+        "parameter x_i. "
+        f"Epsilon is {' or '.join(f'{epsilon:g}' for epsilon in epsilons)}."
+    )
+    dim = f"{run.config['dim']} " if "dim" in run.config else ""
+    return f"{text} In random subspaces the box lies along {dim}random directions." if "random" in spaces else text
+
+
+def _of_training(config: Mapping[str, Any]) -> str:
+    """How the settings train, in words."""
+    if "optimizer" not in config or "learning_rate" not in config:
+        return ""
+    names = {"adam": "Adam", "sgd": "SGD with a momentum of 0.9", "adagrad": "Adagrad"}
+    parts = [f"{names[config['optimizer']]} with a learning rate of {config['learning_rate']:g}"]
+    at_most = "at most " if config["patience"] or config["target"] else ""
+    parts.append(f"{at_most}{config['epochs']} epochs")
+    if config["patience"]:
+        parts.append(f"until the training loss has not improved for {config['patience']} epochs")
+    if config["target"]:
+        parts.append(f"until the training loss is below {config['target']:g} nats")
+    seeds = config["num_seeds"]
+    return f"{', '.join(parts)}; {seeds} seed{'s' * (seeds != 1)}."
 
 
 def html(text: str, directory: str | os.PathLike) -> str:
@@ -202,6 +296,15 @@ def spread(values: Sequence[float]) -> str:
     if abs(mean) >= 100:
         return f"{mean:.0f} ± {deviation:.0f}"
     return f"{plain(mean)} ± {plain(deviation)}"
+
+
+def times(ratio: float, first: str, second: str) -> tuple[str, str, str]:
+    """A ratio of two things as the larger one, how many times the smaller it is, and the smaller one.
+
+    >>> times(0.25, "SB", "LB")
+    ('LB', '4.00', 'SB')
+    """
+    return (second, plain(1 / ratio), first) if 0 < ratio < 1 else (first, plain(ratio), second)
 
 
 def plain(value: float | None) -> str:

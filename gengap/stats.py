@@ -88,7 +88,7 @@ class Verdict(NamedTuple):
     """What is said of a claim; as text "holds (n = 5, 5 of 5)".
 
     Attributes:
-      word: "holds", "does not hold", "undecided", or "not tested" where there is no seed.
+      word: "holds", "does not hold", "undecided", "no test" of one seed, or "not tested" where there is none.
       n: seeds.
       wins: of them on the claimed side.
       losses: on the other side; the rest is tied.
@@ -103,7 +103,7 @@ class Verdict(NamedTuple):
     def tally(self) -> str:
         """n, and the count of the sign test, which leaves ties out: "n = 5, 5 of 5"."""
         sides = self.wins + self.losses
-        return f"n = {self.n}" + (f", {self.wins} of {sides}" if sides else "")
+        return f"n = {self.n}" + (f", {self.wins} of {sides}" if sides and self.n > 1 else "")
 
     def __str__(self) -> str:
         return f"{self.word} ({self.tally})" if self.n else self.word
@@ -113,7 +113,7 @@ def verdict(margins: Values) -> Verdict:
     """Whether a claim holds, from by how much it holds in each seed.
 
     It holds where the 95 % t interval of the margins is above 0, and does not hold where it is below. It is
-    undecided where the interval has 0 in it, where a margin is infinite, and below three seeds.
+    undecided where the interval has 0 in it, where a margin is infinite, and with two seeds. One seed is no test.
 
     Args:
       margins: one a seed, above 0 where the claim is true of it: a paired difference, or the distance to a bound.
@@ -124,7 +124,7 @@ def verdict(margins: Values) -> Verdict:
     """
     x = np.asarray(margins, float)
     x = x[~np.isnan(x)]
-    word = interval(x).word if len(x) > 2 else "undecided" if len(x) else "not tested"
+    word = interval(x).word if len(x) > 2 else ("not tested", "no test", "undecided")[len(x)]
     return Verdict(word, len(x), int((x > 0).sum()), int((x < 0).sum()))
 
 
@@ -133,7 +133,7 @@ def weakest(verdicts: Iterable[Verdict]) -> Verdict:
 
     So it holds where it holds for all that were tested, and does not hold where it does not for one.
     """
-    order = ("does not hold", "undecided", "holds")
+    order = ("does not hold", "undecided", "no test", "holds")
     tested = [verdict for verdict in verdicts if verdict.n]
     return min(tested, key=lambda v: (order.index(v.word), v.wins - v.losses), default=Verdict("not tested", 0))
 
@@ -256,13 +256,13 @@ def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> 
     Args:
       high: values by seed of the side expected to be larger.
       low: values by seed of the other side.
-      words: the claim, such as "LB sharper than SB".
+      words: the claim, such as "LB is sharper than SB".
 
     Returns:
-      A clause with the count, and with p from two seeds up.
+      A clause with the count and p; below two seeds that are not tied that there is no test.
 
-    >>> compare({0: 3.0, 1: 2.0}, {0: 1.0, 1: 1.0}, "LB sharper than SB")
-    'LB sharper than SB in 2 of 2 seeds (sign test, p = 0.25 one-sided)'
+    >>> compare({0: 3.0, 1: 2.0}, {0: 1.0, 1: 1.0}, "LB is sharper than SB")
+    'LB is sharper than SB in 2 of 2 seeds (sign test, p = 0.25 one-sided)'
     """
     pairs = [(high[seed], low[seed]) for seed in high if seed in low]
     if not pairs:
@@ -270,11 +270,10 @@ def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> 
     wins, ties = sum(a > b for a, b in pairs), sum(a == b for a, b in pairs)
     n = len(pairs) - ties
     tied = f", {ties} tied and left out" if ties else ""
-    count = f"{words} in {wins} of {n} seed{'s' * (n != 1)}{tied}"
     if n < 2:
-        return count
+        return f"{words}: no test{tied}"
     p = scipy.stats.binomtest(wins, n, alternative="greater").pvalue
-    return f"{count} (sign test, p = {p:.2g} one-sided)"
+    return f"{words} in {wins} of {n} seeds{tied} (sign test, p = {p:.2g} one-sided)"
 
 
 class Signs(NamedTuple):

@@ -35,7 +35,7 @@ def table_of(rows):
 
 def verdicts(rows):
     table = table_of(rows).table
-    return dict(zip(table["claim"], table[""], strict=True))
+    return dict(zip(table["claim"], table["verdict"], strict=True))
 
 
 def found(rows, words):
@@ -58,8 +58,8 @@ def test_claims_of_the_tables_are_tested_over_seeds():
     rows[1] |= {"test_accuracy": 0.95}
     assert found(rows, "SB tests better") == "undecided"
     assert line(rows, "SB tests better")["seeds"] == "n = 3, 2 of 3"
-    assert found(rows, "LB is sharper, full") == "holds"
-    assert found(rows, "LB is sharper, random") == "does not hold"
+    assert found(rows, "LB is sharper than SB in the full") == "holds"
+    assert found(rows, "LB is sharper than SB in random") == "does not hold"
     assert set(verdicts(rows[2:]).values()) == {"undecided", "not tested"}  # two seeds
     assert found(rows, "SB ends farther") == "holds"
     assert found(rows, "LB gets sharper") == "not tested"
@@ -69,8 +69,8 @@ def test_claims_of_the_tables_are_tested_over_seeds():
 def test_a_claim_of_several_epsilons_has_the_verdict_of_the_weakest():
     rows = seeds(pair(0, (0.9, 0.8), (1.0, 9.0), (1.0, 9.0)))
     rows[1]["sharpness_full_5e-4"] = 0.5
-    assert found(rows, "LB is sharper, full") == "undecided"
-    assert line(rows, "LB is sharper, full")["seeds"] == "n = 3, 2 of 3"
+    assert found(rows, "LB is sharper than SB in the full") == "undecided"
+    assert line(rows, "LB is sharper than SB in the full")["seeds"] == "n = 3, 2 of 3"
 
 
 def test_each_network_and_each_run_is_tested_for_itself():
@@ -79,15 +79,16 @@ def test_each_network_and_each_run_is_tested_for_itself():
     other = [one | {"network": "C1", "test_accuracy": 1 - one["test_accuracy"]} for one in rows]
     table = table_of([*rows, *other]).table
     own = table[table["claim"] == "SB tests better than LB"]
-    assert own[["of", "seeds", ""]].values.tolist() == [
+    assert own[["of", "seeds", "verdict"]].values.tolist() == [
         ["F1 on digits", "n = 3, 3 of 3", "holds"],
         ["C1 on digits", "n = 3, 0 of 3", "does not hold"],
     ]
-    (cell,) = claims.side_by_side([table_of([*rows, *other])]).table.query("paper == 'Table 2'").iloc[:, -1]
-    assert cell.startswith("F1 on digits: holds (90.00 % | 80.00 %; n = 3, 3 of 3); C1 on digits: does not hold")
+    both = claims.side_by_side([*rows, *other], paper.CLAIMS)[1].table.set_index("where").loc["Table 2"]
+    assert both[["F1 on digits", "n, F1 on digits"]].tolist() == ["holds: 90.00 | 80.00 %", "3"]
+    assert both["C1 on digits"] == "does not hold: 10.00 | 20.00 %"
     for change in ({"network": "C1"}, {"run": "digits/other"}, {"dataset": "mnist"}):
         mixed = [one | (change if one["side"] == "LB" else {}) for one in rows]
-        assert "holds" not in set(table_of(mixed).table.query("paper == 'Table 2'")[""])
+        assert "holds" not in set(table_of(mixed).table.query("where == 'Table 2'")["verdict"])
 
 
 def test_rows_of_two_settings_are_gathered_with_their_runs(tmp_path):
@@ -96,27 +97,37 @@ def test_rows_of_two_settings_are_gathered_with_their_runs(tmp_path):
             for one in seeds(pair(0, (0.9, 0.8), (1.0, 9.0), (1.0, 9.0)), count):
                 run.add(one)
     rows = [one for name in "ab" for one in claims.gathered(records.read(tmp_path / name), name)]
-    own = table_of(rows).table.query("paper == 'Table 2'")
+    own = table_of(rows).table.query("where == 'Table 2'")
     assert own["of"].tolist() == ["F1 on digits, digits/a", "F1 on digits, digits/b"]
-    assert own["seeds"].tolist() == ["n = 2, 2 of 2", "n = 1, 1 of 1"]
+    assert own["seeds"].tolist() == ["n = 2, 2 of 2", "n = 1"]
 
 
 def test_data_sets_stand_side_by_side():
     rows = seeds(pair(0, (0.9, 0.8), (1.0, 9.0), (2.0, 1.0)))
     other = [one | {"dataset": "mnist", "test_accuracy": 1 - one["test_accuracy"]} for one in rows]
-    table = claims.side_by_side([table_of(rows), table_of(other)]).table.set_index("claim")
-    assert table.loc["SB tests better than LB", "F1 on digits"] == "holds (90.00 % | 80.00 %; n = 3, 3 of 3)"
-    assert (
-        table.loc["SB tests better than LB", "F1 on mnist"] == "does not hold (10.00 % | 20.00 %; n = 3, 0 of 3)"
-    )
+    ran, section = claims.side_by_side([*rows, *other], paper.CLAIMS)
+    assert ran.table["data set"].tolist() == ["digits", "mnist"]
+    assert set(ran.table["experiments and their seeds"]) == {"digits: 3"}
+    table = section.table.set_index("claim")
+    better = table.loc["SB tests better than LB"]
+    assert better["F1 on digits"] == "holds: 90.00 | 80.00 %" and better["n, F1 on mnist"] == "3"
+    assert better["F1 on mnist"] == "does not hold: 10.00 | 20.00 %"
+    assert better["paper, F1 on MNIST"] == "98.03 | 97.81 %"
     assert set(table.loc["LB gets sharper as its loss falls", ["F1 on digits", "F1 on mnist"]]) == {report.DASH}
+
+
+def test_the_papers_numbers_are_those_of_the_network_and_none_beside_other_data():
+    rows = seeds(pair(0, (0.9, 0.8), (1.0, 9.0), (2.0, 1.0)))
+    assert line(rows, "SB tests better")["paper"] == "98.03 | 97.81 %"
+    assert line([one | {"network": "C1"} for one in rows], "SB tests better")["paper"] == "80.04 | 77.26 %"
+    assert line([one | {"dataset": "mine"} for one in rows], "SB tests better")["paper"] == report.DASH
 
 
 def test_a_value_that_is_a_lower_bound_tests_nothing():
     rows = pair(0, (0.9, 0.8), (1.0, 9.0), (1.0, 9.0))
     rows[1] |= dict.fromkeys(("sharpness_full_1e-3", "sharpness_full_5e-4", "sharpness_random_1e-3"))
-    assert found(rows, "LB is sharper, full") == "not tested"
-    assert found(seeds(rows), "LB is sharper, random") == "holds"  # at the other epsilon
+    assert found(rows, "LB is sharper than SB in the full") == "not tested"
+    assert found(seeds(rows), "LB is sharper than SB in random") == "holds"  # at the other epsilon
     rows[0]["diverged_at"] = 3
     assert found(rows, "SB tests better") == "not tested" and found(seeds(rows), "LB does not overfit") == "holds"
 
@@ -150,4 +161,4 @@ def test_a_claim_without_rows_is_not_tested(part):
 
 def test_the_table_is_part_of_a_report():
     text = report.terminal([table_of(pair(0, (0.9, 0.8), (1.0, 9.0), (1.0, 9.0)))])
-    assert "The paper's claims, F1 on digits" in text and "90.00 % | 80.00 %" in text
+    assert "The paper's claims, F1 on digits" in text and "90.00 | 80.00 %" in text

@@ -286,19 +286,19 @@ def test_one_seed_has_no_sign_test():
     every = records.read(ROOT / "published/digits/default").rows
     first = [row for row in every if row["seed"] == 0]
     several, alone = (" ".join(report.terminal(digits.figures(rows), 10_000).split()) for rows in (every, first))
-    assert "LB sharper than SB in 5 of 5 seeds (sign test, p = 0.031 one-sided)" in several
-    assert "LB sharper than SB in 1 of 1 seed" in alone
-    assert "sign test" not in alone and "p =" not in alone and "1 seeds" not in alone
+    assert "LB is sharper than SB in 5 of 5 seeds (sign test, p = 0.031 one-sided)" in several
+    assert "LB is sharper than SB: no test." in alone and "no test (n = 1)" in alone
+    assert "sign test" not in alone and "p =" not in alone and "of 1" not in alone
 
 
 @pytest.mark.parametrize(
     ("ties", "words"),
-    [(0, "a over b in 1 of 1 seed"), (2, "a over b in 1 of 1 seed, 2 tied and left out")],
+    [(0, "a over b: no test"), (2, "a over b: no test, 2 tied and left out")],
 )
 def test_one_seed_that_is_not_tied_has_no_sign_test(ties, words):
     low = dict.fromkeys(range(ties + 1), 0.0)
     assert stats.compare(low | {ties: 1.0}, low, "a over b") == words
-    assert stats.compare(low, low, "a over b") == f"a over b in 0 of 0 seeds, {ties + 1} tied and left out"
+    assert stats.compare(low, low, "a over b") == f"a over b: no test, {ties + 1} tied and left out"
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ def test_every_figure_is_drawn_and_says_what_it_shows(finished):
         assert section.figure is not None and section.caption and section.findings
         assert "nan" not in " ".join(section.findings)
     said = {section.name: " ".join(section.findings) for section in sections}
-    assert "in the paper by 0.002 and 1.71" in said["fig3"]
-    assert "the paper has 3 to 10" in said["neighbourhood"]
+    assert "in the paper (MNIST) by 0.002 and 1.71" in said["fig3"]
+    assert "3 to 10 times, as the paper says" in said["neighbourhood"]
 
 
 @pytest.mark.parametrize(("name", "path"), [("fig3", "linear"), ("fig7", "curvilinear")])

@@ -78,12 +78,13 @@ def test_what_is_said_of_known_numbers():
         rows += [same, made(seed, "LB", "equal loss", bits=1.0, evidence=5.01, energy=10.0)]
     rows.append(made(0, "SB", theories.MAPS[0], bits=2.0, evidence=7.0, energy=9.5, converged=False))
     text = words(theories.figures(rows))
-    assert "at the end of training 2.01 | 3.00 (SB | LB), SB lower: holds (n = 3, 3 of 3)" in text
-    assert "at equal loss 2.01 | 1.00 (SB | LB), SB lower: does not hold (n = 3, 0 of 3)" in text
+    assert "at the end of training: 2.01 | 3.00 (SB | LB). SB is lower: holds (n = 3, 3 of 3)" in text
+    assert "at equal loss: 2.01 | 1.00 (SB | LB). SB is lower: does not hold (n = 3, 0 of 3)" in text
     assert "determine 12.00 parameters. Negative eigenvalues have 25.00 %" in text
     assert "1 of 10 free energies have not converged" in text
-    moved = f"map {theories.MAPS[0]}, which leaves the function as it is, moves {theories.REASONS['evidence']}"
-    assert moved in text and f"map {theories.MAPS[1]}, which leaves the function as it is, moves none" in text
+    same = "leaves the function as it is, and changes"
+    assert f"map {theories.MAPS[0]} {same} {theories.REASONS['evidence']}." in text
+    assert f"map {theories.MAPS[1]} {same} none of these." in text
     bits, evidence, energy = theories.claims(rows)
     assert [claim.verdict.word for claim in (bits, evidence, energy)] == ["holds", "does not hold", "undecided"]
     assert [claim.verdict.word for claim in theories.claims([])] == ["not tested"] * 3

@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "program": {"hosts"},
     "progress": set(),
     "records": {"cluster", "hosts", "origins", "processes", "progress"},
-    "report": {"plots", "records", "stats"},
+    "report": {"paper", "plots", "records", "stats"},
     "sheet": set(),
     "sharpness": {
         "ascent",

@@ -104,19 +104,21 @@ def test_the_sentences_name_the_best_and_the_table_has_the_papers_rows():
     accuracy |= {("plain", "LB"): 0.77, ("augmentation", "LB"): 0.79, ("SAM", "LB"): 0.82}
     sharpness = {key: 1000 * (1 - value) for key, value in accuracy.items()}
     scatter, table = remedies.figures(made(accuracy, sharpness))
-    assert "SB tests 3.00 points above LB: SB higher than LB in 2 of 2 seeds" in scatter.findings[0]
-    assert scatter.findings[1].startswith("LB: best of 3 is SAM with 82.00 ± 0.00 %")
-    assert "5.00 ± 0.00 points above plain LB" in scatter.findings[1]
-    assert "p =" not in scatter.findings[1] and "chosen on these seeds" in scatter.findings[1]
-    assert "rank correlation of -1.00" in scatter.findings[1]
-    assert scatter.findings[3:] == [
-        "That with augmentation LB tests better than without: 79.00 % | 77.00 %, undecided (n = 2, 2 of 2)."
-    ]
+    gap, verdict, best, rank, *_, claim = scatter.findings
+    assert gap == "Without a remedy, SB tests 3.00 points better than LB."
+    assert verdict == "Without a remedy, SB tests better than LB: undecided (n = 2, 2 of 2)."
+    assert best.startswith("Of 3 remedies of LB with as many epochs as SB, SAM tests best: 82.00 ± 0.00 %")
+    assert "5.00 ± 0.00 points above plain LB" in best and "chosen on these seeds" in best and "p =" not in best
+    assert rank.endswith("test accuracy and sharpness is -1.00.")
+    assert claim == (
+        "LB tests better with augmentation than without it (with | without): 79.00 | 77.00 %, undecided (n = 2, 2 "
+        "of 2)."
+    )
     rows = table.table.set_index(["remedy", "run"])
     mean, std = paper.TABLE_6["C1"]["LB"]["test"]
-    assert rows.loc[("augmentation", "LB"), "paper"] == f"{mean:.2f} ± {std:.2f}"
-    assert rows.loc[("augmentation", "LB"), "paper, sharpness"] == "231.77 ± 30.50"
-    assert rows.loc[("SAM", "LB"), "paper"] == "-" == rows.loc[("augmentation", "SB"), "paper, sharpness"]
+    assert rows.loc[("augmentation", "LB"), "paper (CIFAR-10)"] == f"{mean:.2f} ± {std:.2f}"
+    assert rows.loc[("augmentation", "LB"), "sharpness, paper (CIFAR-10)"] == "231.77 ± 30.50"
+    assert rows.loc[("SAM", "LB"), "paper (CIFAR-10)"] == "-"
     assert rows.loc[("SAM", "LB"), "below plain SB, points"].startswith("-2.00")
     assert "nan" not in report.terminal([scatter, table], 1000)
 
@@ -144,9 +146,9 @@ def test_the_claims():
         if row["budget"] == "updates":
             row |= {"test_accuracy": 0.0, "sharpness_full_1e-3": 0.0}  # are in no claim
     augmented, conservative, sharper = remedies.claims(rows)
-    assert (augmented.here, augmented.verdict.word) == ("85.15 % | 80.00 %", "holds")
-    assert (conservative.here, conservative.verdict.word) == ("75.15 % | 80.00 %", "does not hold")
-    assert (sharper.here, sharper.verdict.word) == ("46.00 | 5.00", "holds")
+    assert (augmented.here, augmented.verdict.word) == ("85.15 | 80.00 %", "holds")
+    assert (conservative.here, conservative.verdict.word) == ("75.15 | 80.00 %", "does not hold")
+    assert (sharper.here, sharper.verdict.word) == ("5.00 | 46.00", "holds")
     assert [(claim.here, claim.verdict.word) for claim in remedies.claims([])] == [("", "not tested")] * 3
 
 
@@ -199,7 +201,7 @@ def test_f2_is_made_for_features_of_timits_shape(tmp_path, monkeypatch):
     assert 7 < loss(params) < 9  # ln 1973 = 7.59 for a guess
     rows = [tables_rows.row("F2", side, 0, 1.0, [1.0], dataset="timit") for side in ("SB", "LB")]
     (table,) = [section for section in timit.figures(rows) if section.title.startswith("Table 2")]
-    assert table.table["SB, paper"].tolist() == ["99.99 ± 0.03", "64.02 ± 0.20"]
+    assert table.table["SB, paper (TIMIT)"].tolist() == ["99.99 ± 0.03", "64.02 ± 0.20"]
 
 
 def test_a_file_of_arrays_is_a_data_set(tmp_path):

@@ -46,7 +46,7 @@ def test_figures_that_are_apart_say_whose_they_are(three):
 def test_the_terminal_gets_lines_of_its_width(three, width):
     text = report.terminal(sections(three), width)
     assert max(map(len, text.splitlines())) <= width
-    assert "LB, here" in text and "What came out" in text
+    assert "LB, here" in text and "Results: F1 on mnist" in text
 
 
 class Balanced(HTMLParser):
@@ -84,7 +84,7 @@ def test_the_page_is_self_contained_and_balanced(three, tmp_path):
     found = parsed(text)
     assert found.links and all(link.startswith("data:image/svg+xml;base64,") for link in found.links)
     assert "http" not in re.sub(r'src="[^"]*"', "", text)
-    for words in ("Table 3", "What was asked", "Where the rows come from", "abc123"):
+    for words in ("Table 3", "SB, LB", "Settings", "Provenance", "abc123"):
         assert any(words in data for data in found.data), words
     assert found.tags.count("table") == 5 and found.tags.count("img") == 2
 

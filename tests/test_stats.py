@@ -29,8 +29,8 @@ def test_the_sign_test_sums_a_binomial(pairs) -> None:
 
 
 def test_a_single_seed_has_no_p_value() -> None:
-    assert stats.compare({0: 1.0}, {0: 2.0}, "sharper") == "sharper in 0 of 1 seed"
-    assert stats.compare({0: 1.0}, {0: 1.0}, "sharper") == "sharper in 0 of 0 seeds, 1 tied and left out"
+    assert stats.compare({0: 1.0}, {0: 2.0}, "sharper") == "sharper: no test"
+    assert stats.compare({0: 1.0}, {0: 1.0}, "sharper") == "sharper: no test, 1 tied and left out"
 
 
 @pytest.mark.parametrize("count", [3, 5])
@@ -72,6 +72,7 @@ def test_a_verdict_is_the_side_of_the_interval() -> None:
     assert stats.verdict([-1, -1, -1.9]) == ("does not hold", 3, 0, 3)
     assert stats.verdict([1, 1, 1.92]).word == "undecided"
     assert stats.verdict([1.0, 1.0]) == ("undecided", 2, 2, 0)
+    assert stats.verdict([1.0]) == ("no test", 1, 1, 0) and str(stats.verdict([1.0])) == "no test (n = 1)"
     assert stats.verdict([]) == stats.verdict([math.nan]) == ("not tested", 0, 0, 0)
     assert str(stats.verdict([1, 1, 1, 0.0, -0.5])) == "undecided (n = 5, 3 of 4)"
     assert stats.verdict([0.0] * 5) == ("undecided", 5, 0, 0)

@@ -6,24 +6,23 @@ of sharpnesses or distances.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from experiments.lib.rows import converged
-from gengap import records, report, stats
+from gengap import paper, records, report, stats
 from gengap.records import Row
 
 WORDS = {
     "holds": "hold",
     "does not hold": "do not hold",
-    "undecided": "undecided",
-    "not tested": "not tested",
+    "undecided": "are undecided",
+    "no test": "have one seed, which is no test",
+    "not tested": "are not tested",
 }
 RULE = (
-    "A claim holds where the 95 % t interval over n seeds is on its side, and does not hold where it is on the "
-    "other. Else, and with fewer than three seeds, it is undecided. The interval is of paired differences, for "
-    "sharpness and distance of logarithms. A claim with several epsilons has the verdict of the weakest. Beside n "
-    "stands in how many of the seeds that are not tied it is true."
+    "The interval of a verdict is that of paired differences, for sharpness and distance of logarithms.",
+    "With several epsilons a claim has the verdict of the weakest; the numbers are those of the largest.",
 )
 
 
@@ -33,14 +32,14 @@ class Claim(NamedTuple):
     Attributes:
       where: the section, table or figure of the paper.
       claim: in words, with the rule of the test.
-      theirs: the paper's numbers.
+      theirs: the paper's numbers of each network.
       here: our numbers in words; empty where there are none.
       verdicts: of each epsilon where there are several.
     """
 
     where: str
     claim: str
-    theirs: str
+    theirs: Mapping[str, str]
     here: str = ""
     verdicts: Sequence[stats.Verdict] = ()
 
@@ -67,31 +66,67 @@ def table(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> report
       parts: names of experiments -> what tests claims with their rows.
     """
     lines, counts = [], Counter[str]()
+    for of, claim, theirs in _tested(rows, parts):
+        verdict = claim.verdict
+        counts[verdict.word] += 1
+        line = {"where": claim.where, "claim": claim.claim, "paper": theirs or report.DASH, "of": of}
+        line |= {"here": claim.here or report.DASH, "seeds": verdict.tally if verdict.n else report.DASH}
+        lines.append(line | {"verdict": verdict.word})
+    counted = ", ".join(f"{counts[word]} {words}" for word, words in WORDS.items() if counts[word])
+    of = ", ".join(sorted({stats.where(row) for row in rows if "network" in row}))
+    findings = [f"Of {len(lines)} claims, {counted}.", *RULE]
+    return report.Section(f"The paper's claims, {of}", findings, report.frame(lines))
+
+
+def _tested(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> Iterator[tuple[str, Claim, str]]:
+    """The network, data set and run of each claim that is tested, the claim, and the paper's number beside it."""
     for names, tests in parts.items():
         of_part = [row for row in converged(rows) if row["part"] in names]
         groups = stats.comparable(of_part) or {report.DASH: []}
         for of_groups in zip(*map(tests, groups.values()), strict=True):
-            for of, claim in zip(groups, of_groups, strict=True):
-                verdict = claim.verdict
-                counts[verdict.word] += 1
-                line = {"paper": claim.where, "claim": claim.claim, "there": claim.theirs, "of": of}
-                line |= {"here": claim.here or report.DASH, "seeds": verdict.tally if verdict.n else report.DASH}
-                lines.append(line | {"": verdict.word})
-    counted = ", ".join(f"{words}: {counts[word]}" for word, words in WORDS.items() if counts[word])
-    of = ", ".join(sorted({stats.where(row) for row in rows if "network" in row}))
-    findings = [f"Of {len(lines)} claims, {counted}.", RULE]
-    return report.Section(f"The paper's claims, {of}", findings, report.frame(lines))
+            for (of, group), claim in zip(groups.items(), of_groups, strict=True):
+                network = group[0]["network"] if group and paper.beside(*_place(group[0])) else ""
+                yield of, claim, claim.theirs.get(network, "")
 
 
-def side_by_side(tables: Iterable[report.Section]) -> report.Section:
-    """The claims with a column of verdicts and numbers for each of several tables of claims."""
-    columns, sentences = {}, []
-    for section in tables:
-        of, lines = section.title.removeprefix("The paper's claims, "), section.table
-        assert lines is not None
-        several = lines.duplicated("claim", keep=False) & (lines["of"] != report.DASH)
-        cells = lines[""] + " (" + lines["here"] + "; " + lines["seeds"] + ")"
-        cells = (lines["of"] + ": ").where(several, "") + cells.where(lines[""] != "not tested", report.DASH)
-        columns[of] = cells.groupby([lines["paper"], lines["claim"], lines["there"]], sort=False).agg("; ".join)
-        sentences.append(f"{of}: {section.findings[0][0].lower()}{section.findings[0][1:]}")
-    return report.Section("The paper's claims", [*sentences, RULE], report.frame(columns).reset_index())
+def _place(row: Row) -> tuple[str, str]:
+    return row["network"], row["dataset"]
+
+
+def side_by_side(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> list[report.Section]:
+    """Which network ran on which data, and the claims with columns of each of these: the paper's, here, and n.
+
+    Args:
+      rows, parts: as of `table`.
+    """
+    tested = list(_tested(rows, parts))
+    places = [of for of in dict.fromkeys(of for of, *_ in tested) if of != report.DASH]
+    networks = {of: of.split(" on ")[0] for of in places}
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for of, claim, _ in tested:
+        line = lines.setdefault((claim.where, claim.claim), {"where": claim.where, "claim": claim.claim})
+        for place in sorted(places, key=lambda place: networks[place]):
+            if (network := networks[place]) in paper.DATASET:
+                column = f"paper, {network} on {paper.NAMES[paper.DATASET[network]]}"
+                line[column] = claim.theirs.get(network, report.DASH)
+            own, verdict = place == of and claim.here, claim.verdict
+            cell = f"{verdict.word}: {claim.here}" if own else line.get(place, report.DASH)
+            line |= {place: cell, f"n, {place}": str(verdict.n) if own else line.get(f"n, {place}", report.DASH)}
+    columns = report.frame(list(lines.values()))
+    ran = report.Section("Which network ran on which data", table=_ran(rows))
+    return [ran, report.Section("The claims", RULE, columns)]
+
+
+def _ran(rows: Sequence[Row]) -> Any:
+    """A line for each network, data set and device, with the seeds of each experiment."""
+    seeds: dict[tuple[str, str, str], dict[str, set[int]]] = {}
+    for row in rows:
+        key = (*_place(row), row.get("origin", {}).get("device", report.DASH))
+        seeds.setdefault(key, {}).setdefault(row["part"], set()).add(row["seed"])
+    return report.frame(
+        [
+            dict(zip(("network", "data set", "device"), key, strict=True))
+            | {"experiments and their seeds": ", ".join(f"{part}: {len(of)}" for part, of in parts.items())}
+            for key, parts in sorted(seeds.items())
+        ]
+    )

@@ -2,8 +2,8 @@
 
     make published
 
-One report for each run. Below `paper/` there is one for each data set, as `make paper` makes it of all its runs,
-and one with the claims of all data sets side by side.
+One report for each run. Below `paper/` there is one for each data set, as `make paper` makes it of all its runs.
+`claims.md` has the claims of all data sets side by side.
 """
 
 import importlib
@@ -33,16 +33,14 @@ def main(root: Path = Path("published")) -> None:
         sys.stdout.write(f"{path.parent}: {len(run.rows)} rows\n")
     whole = {d: rows for d, rows in sorted(rows_of.items()) if any(row["part"] in paper.TABLES for row in rows)}
     for dataset, rows in whole.items():
-        name = "default" if dataset == "digits" else f"dataset={dataset}"
-        _write(root / "paper" / name, paper.figures(rows), dataset, rows)
-    if whole:
-        section = claims.side_by_side(claims.table(rows, paper.CLAIMS) for rows in whole.values())
-        _write(root / "paper" / "side_by_side", [section], list(whole), list(itertools.chain(*whole.values())))
-
-
-def _write(out: Path, sections: list[report.Section], dataset: str | list[str], rows: list[records.Row]) -> None:
-    run = records.Run(out, "paper", {"dataset": dataset}, rows, [0.0])
-    sys.stdout.write(f"{report.write('paper', sections, run, out)}\n")
+        out = root / "paper" / ("default" if dataset == "digits" else f"dataset={dataset}")
+        run = records.Run(out, "paper", {"dataset": dataset}, rows, [0.0])
+        sys.stdout.write(f"{report.write('paper', paper.figures(rows), run, out)}\n")
+    if rows := list(itertools.chain(*whole.values())):
+        run = records.Run(root, "paper", {}, rows, [0.0])
+        text = report.markdown("The paper's claims", claims.side_by_side(rows, paper.CLAIMS), run)
+        (root / "claims.md").write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{root / 'claims.md'}\n")
 
 
 if __name__ == "__main__":

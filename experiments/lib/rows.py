@@ -44,8 +44,8 @@ def of_side(rows: Sequence[Row], value: Value) -> dict[str, dict[int, float]]:
 
 
 def means(pairs: Sequence[tuple[float, float]], unit: str = "") -> str:
-    """The means of pairs in words: "98.11 % | 97.94 %"."""
-    return " | ".join(plain(float(np.mean(side))) + unit for side in zip(*pairs, strict=True)) if pairs else ""
+    """The means of pairs in words: "98.11 | 97.94 %"; empty of none."""
+    return " | ".join(plain(float(np.mean(side))) for side in zip(*pairs, strict=True)) + unit if pairs else ""
 
 
 def test_accuracy(row: Row) -> float | None:

@@ -3,8 +3,8 @@
 import math
 import re
 import statistics
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,22 +13,25 @@ from experiments.lib.rows import converged, diverged, means, of_side, pairs, tes
 from gengap import paper, plots, stats
 from gengap.comparison import column
 from gengap.records import Row
-from gengap.report import DASH, Section, frame, number, percent, plain, spread, theirs
+from gengap.report import DASH, Section, frame, number, percent, plain, spread, theirs, times
 from gengap.stats import comparable, compare
 
 Space = Literal["full", "random"]
 SPACES: dict[Space, tuple[str, paper.SharpnessTable]] = {
     "full": ("Table 3. Sharpness in the full space", paper.TABLE_3),
-    "random": ("Table 4. In random subspaces", paper.TABLE_4),
+    "random": ("Table 4. Sharpness in random subspaces", paper.TABLE_4),
 }
+SHARPER, BETTER = "LB is sharper than SB", "SB tests better than LB"
+_MEANS = "mean ± standard deviation over n seeds"
 WORDS: dict[Space, str] = {"full": "full space", "random": "random subspaces"}
-DATASETS = {"mnist": "MNIST", "timit": "TIMIT", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
 def figures(rows: list[Row]) -> list[Section]:
     """The headline and the tables beside the paper's, sharpness of every seed, accuracy per epoch (Fig. 2)."""
     kept = converged(rows)
-    sections = [Section("What came out", [headline(kept), *(s for lost in diverged(rows) for s in lost.findings)])]
+    of = next(iter(groups), "") if len(groups := comparable(kept)) == 1 else ""
+    lost = [sentence for section in diverged(rows) for sentence in section.findings]
+    sections = [Section(f"Results{of and ': '}{of}", [*headline(kept), *lost])]
     if kept:
         sections.append(_accuracy_table(kept))
         sections += [_sharpness_table(kept, space) for space in SPACES if epsilons_of(kept, space)]
@@ -43,39 +46,55 @@ def claims(rows: list[Row]) -> list[Claim]:
     decays = [stats.decay([percent(share) for share in history]) for history in histories]
     drops = [drop for drop in decays if math.isfinite(drop)]
     ratios = [stats.log_ratio(small, large) for small, large in pairs(rows, "distance")]
+    more, factor, less = times(math.exp(float(np.mean(ratios))) if ratios else math.nan, "SB", "LB")
+    overfits = stats.decay(paper.figure("fig2_curves")["C1"]["LB_test"].y)
     return [
         Claim(
             "Table 2",
-            "SB tests better than LB",
-            "F1 98.0 | 97.8 %, C1 80.0 | 77.3 %",
+            BETTER,
+            in_paper(paper.TABLE_2, "test", " %"),
             means(accuracies, " %"),
             [stats.verdict([small - large for small, large in accuracies])],
         ),
         Claim(
             "sec. 2.1",
-            "LB does not overfit: its test accuracy ends within 0.5 points of its peak",
-            "no decay seen; C1's curve in Fig. 2 by 0.46",
-            f"{plain(float(np.mean(drops)))} points, {plain(max(drops))} at most" if drops else "",
+            "LB does not overfit: its test accuracy ends at most 0.5 points below its peak (mean)",
+            {"C1": f"{plain(overfits)} points"},
+            f"{plain(float(np.mean(drops)))} points" if drops else "",
             [stats.verdict([0.5 - drop for drop in drops])],
         ),
-        Claim("Table 3", "LB is sharper, full space", "F1 1.2 | 205, C1 29 | 707", *_sharper(rows, "full")),
         Claim(
-            "Table 4", "LB is sharper, random subspaces", "F1 0.11 | 9.2, C1 2.2 | 137", *_sharper(rows, "random")
+            "Table 3",
+            "LB is sharper than SB in the full space",
+            in_paper(paper.TABLE_3, 1e-3),
+            *_sharper(rows, "full"),
+        ),
+        Claim(
+            "Table 4",
+            "LB is sharper than SB in random subspaces",
+            in_paper(paper.TABLE_4, 1e-3),
+            *_sharper(rows, "random"),
         ),
         Claim(
             "sec. 2.2",
-            "SB ends farther from the start than LB",
-            "3 to 10 times",
-            f"{plain(math.exp(float(np.mean(ratios))))} times" if ratios else "",
+            "SB ends farther from the start than LB (the paper: 3 to 10 times as far)",
+            {},
+            f"{more} {factor} times as far as {less}" if ratios else "",
             [stats.verdict(ratios)],
         ),
     ]
 
 
+def in_paper(table: Mapping[str, Any], key: Any, unit: str = "") -> dict[str, str]:
+    """The means of SB and of LB in one of the paper's tables, of each network: {"F1": "98.03 | 97.81 %"}."""
+    return {network: means([(sides["SB"][key][0], sides["LB"][key][0])], unit) for network, sides in table.items()}
+
+
 def _sharper(rows: list[Row], space: Space) -> tuple[str, list[stats.Verdict]]:
-    values = [pairs(rows, column(space, epsilon)) for epsilon in epsilons_of(rows, space)]
+    """The means at the largest epsilon that has any, and the verdict at each."""
+    values = [pairs(rows, column(space, epsilon)) for epsilon in sorted(epsilons_of(rows, space), reverse=True)]
     verdicts = [stats.verdict([stats.log_ratio(large, small) for small, large in both]) for both in values]
-    return "; ".join(filter(None, map(means, values))), verdicts
+    return next(filter(None, map(means, values)), ""), verdicts
 
 
 def epsilons_of(rows: Sequence[Row], space: Space) -> list[float]:
@@ -84,32 +103,47 @@ def epsilons_of(rows: Sequence[Row], space: Space) -> list[float]:
     return list(dict.fromkeys(float(name[1]) for name in names if name))
 
 
-def headline(rows: Sequence[Row]) -> str:
-    """How sharpness and accuracy of LB compare with those of SB, a sentence for each network."""
+def headline(rows: Sequence[Row]) -> list[str]:
+    """How sharpness and accuracy of LB compare with those of SB, in sentences of one idea each."""
     if not rows:
-        return "No rows yet."
+        return ["No rows yet."]
+    groups = comparable(rows)
     sentences = []
-    for of, group in comparable(rows).items():
-        parts = []
-        epsilon = max(epsilons_of(group, "full"), default=math.nan)
-        small, large = of_side(group, column("full", epsilon)).values()
-        if small and large and statistics.fmean(small.values()) > 0:
-            ratio = statistics.fmean(large.values()) / statistics.fmean(small.values())
-            losses = [statistics.fmean(of_seed.values()) for of_seed in of_side(group, "train_loss").values()]
-            parts.append(
-                f"LB minima are {plain(ratio)} times as sharp as SB minima (full space, epsilon {epsilon:g}; "
-                f"measured at a training loss of {plain(losses[0])} for SB and {plain(losses[1])} for LB), "
-                f"{compare(large, small, 'LB sharper than SB')}"
-            )
-        small, large = of_side(group, "test_accuracy").values()
-        if differences := [100 * (small[seed] - large[seed]) for seed in small if seed in large]:
-            gap = statistics.fmean(differences)
-            parts.append(
-                f"the test accuracy of LB is {plain(abs(gap))} points {'lower' if gap >= 0 else 'higher'}, "
-                f"{compare(small, large, 'SB higher than LB')}"
-            )
-        sentences.append(f"{of}: {'; '.join(parts) or 'nothing to compare yet'}.")
-    return " ".join(sentences)
+    for of, group in groups.items():
+        found = [*_sharper_in_words(group), *gap_in_words(*of_side(group, test_accuracy).values())] or [
+            "There is nothing to compare yet."
+        ]
+        sentences += found if len(groups) == 1 else [f"{of}: {sentence}" for sentence in found]
+    return sentences
+
+
+def _sharper_in_words(group: Sequence[Row]) -> list[str]:
+    epsilon = max(epsilons_of(group, "full"), default=math.nan)
+    small, large = of_side(group, column("full", epsilon)).values()
+    if not small or not large or statistics.fmean(small.values()) <= 0:
+        return []
+    ratio = statistics.fmean(large.values()) / statistics.fmean(small.values())
+    more, factor, less = times(ratio, "LB", "SB")
+    losses = [statistics.fmean(of_seed.values()) for of_seed in of_side(group, "train_loss").values()]
+    shared = [stats.log_ratio(large[seed], small[seed]) for seed in small if seed in large]
+    return [
+        f"{more} minima are {factor} times as sharp as {less} minima (full space, epsilon {epsilon:g}).",
+        f"{SHARPER}: {stats.verdict(shared)}.",
+        f"Their training losses are {plain(losses[0])} (SB) and {plain(losses[1])} (LB).",
+    ]
+
+
+def gap_in_words(small: Mapping[int, float], large: Mapping[int, float]) -> list[str]:
+    """By how much SB tests better than LB, or LB than SB; the accuracies are in percent, by seed."""
+    differences = [small[seed] - large[seed] for seed in small if seed in large]
+    if not differences:
+        return []
+    gap = statistics.fmean(differences)
+    better, worse = ("SB", "LB") if gap >= 0 else ("LB", "SB")
+    return [
+        f"{better} tests {plain(abs(gap))} points better than {worse}.",
+        f"{BETTER}: {stats.verdict(differences)}.",
+    ]
 
 
 def sharpness_figure(rows: Sequence[Row]) -> Section:
@@ -166,57 +200,80 @@ def accuracy_figure(rows: Sequence[Row]) -> Section:
     return Section("Accuracy per epoch (Fig. 2)", figure=figure, caption=words, name="accuracy")
 
 
+def paper_heading(rows: Iterable[Row]) -> str:
+    """What the columns of the paper's numbers are called, with its data sets; empty where there are none."""
+    known = (paper.NAMES[paper.DATASET[row["network"]]] for row in rows if _of_paper(row))
+    return f"paper ({', '.join(names)})" if (names := dict.fromkeys(known)) else ""
+
+
+def of_paper(table: Mapping[Any, Any], row: Row, side: str, key: Any) -> str:
+    """The paper's number for the network of a row, where it may stand beside its data set."""
+    return theirs(table if _of_paper(row) else {}, row["network"], side, key)
+
+
+def _of_paper(row: Row) -> bool:
+    return paper.beside(row["network"], row["dataset"])
+
+
 def _accuracy_table(rows: Sequence[Row]) -> Section:
-    lines, sentences = [], []
+    lines, heading = [], paper_heading(rows)
     for of, group in comparable(rows).items():
-        network, dataset = group[0]["network"], group[0]["dataset"]
         for split in ("train", "test"):
             line = {"network": of, "accuracy, %": split}
             values = of_side(group, f"{split}_accuracy")
             for side, of_seed in values.items():
-                line[f"{side}, paper"] = theirs(paper.TABLE_2, network, side, split)
+                if heading:
+                    line[f"{side}, {heading}"] = of_paper(paper.TABLE_2, group[0], side, split)
                 line[f"{side}, here"] = spread([100 * share for share in of_seed.values()])
             lines.append(line | {"n": str(max(map(len, values.values())))})
-        small, large = of_side(group, "test_accuracy").values()
-        sentences.append(f"{of}: {compare(small, large, 'SB tests better than LB')}.")
-        if paper.DATASET.get(network, dataset) != dataset.split(":")[0]:
-            sentences.append(f"The paper has {network} on {DATASETS[paper.DATASET[network]]}.")
-    title = "Table 2. Accuracy; mean ± standard deviation over n seeds"
-    return Section(title, sentences, frame(lines))
+    return Section(f"Table 2. Accuracy; {_MEANS}", table=frame(lines))
 
 
 def _sharpness_table(rows: Sequence[Row], space: Space) -> Section:
     title, table = SPACES[space]
-    lines, sentences = [], []
+    lines, sentences, heading = [], [], paper_heading(rows)
     for of, group in comparable(rows).items():
         for epsilon in epsilons_of(group, space):
             name = column(space, epsilon)
             line, averages = {"network": of, "epsilon": f"{epsilon:g}"}, {}
             values = of_side(group, name)
             for side, of_seed in values.items():
-                line[f"{side}, paper"] = theirs(table, group[0]["network"], side, epsilon)
+                if heading:
+                    line[f"{side}, {heading}"] = of_paper(table, group[0], side, epsilon)
                 line[f"{side}, here"] = spread(list(of_seed.values()))
                 averages[side] = statistics.fmean(of_seed.values()) if of_seed else math.nan
-            line["LB / SB"] = plain(averages["LB"] / averages["SB"] if averages["SB"] else math.nan)
-            for side, losses in of_side(group, "train_loss").items():
-                line[f"f, {side}"] = plain(statistics.fmean(losses.values())) if losses else DASH
+            line["larger / smaller"] = _ratio(averages["LB"], averages["SB"], "LB", "SB")
+            losses = [list(of_seed.values()) for of_seed in of_side(group, "train_loss").values()]
+            line["training loss"] = " | ".join(plain(statistics.fmean(of)) if of else DASH for of in losses)
             lines.append(line | {"n": str(max(map(len, values.values())))})
             place = f"{of}, epsilon {epsilon:g}"
-            sentences.append(f"{place}: {compare(values['LB'], values['SB'], 'LB sharper than SB')}.")
+            sentences.append(f"{place}: {compare(values['LB'], values['SB'], SHARPER)}.")
             if lost := sum(number(row.get(name)) is None for row in group):
                 sentences.append(
                     f"{place}: {lost} of {len(group)} met a loss that is not finite, and are in no mean."
                 )
-    return Section(f"{title}; mean ± standard deviation over n seeds", sentences, frame(lines))
+    return Section(f"{title}; {_MEANS}", sentences, frame(lines))
+
+
+def _ratio(a: float, b: float, first: str, second: str) -> str:
+    """The larger of two numbers over the smaller, and which is which: "LB / SB = 2.74"."""
+    if not (a > 0 and b > 0):
+        return DASH
+    more, factor, less = times(a / b, first, second)
+    return f"{more} / {less} = {factor}"
 
 
 def _distance_table(rows: Sequence[Row]) -> Section:
     lines = []
     for of, group in comparable(rows).items():
         small, large = of_side(group, "distance").values()
-        ratios = [small[seed] / large[seed] for seed in small if large.get(seed, 0) > 0]
-        cells = [spread(list(small.values())), spread(list(large.values())), spread(ratios), str(len(ratios))]
-        lines.append({"network": of, **dict(zip(("SB", "LB", "SB / LB", "n"), cells, strict=True))})
+        ratios = [small[seed] / large[seed] for seed in small if small[seed] > 0 and large.get(seed, 0) > 0]
+        over = "SB / LB" if not ratios or statistics.fmean(ratios) >= 1 else "LB / SB"
+        turned = ratios if over == "SB / LB" else [1 / ratio for ratio in ratios]
+        line = {"network": of, "SB": spread(list(small.values())), "LB": spread(list(large.values()))}
+        line["larger / smaller"] = f"{over} = {spread(turned)}" if ratios else DASH
+        lines.append(line | {"n": str(len(ratios))})
     low, high = paper.DISTANCE_RATIO
-    sentences = [f"The paper gives SB / LB in words only, for no network in particular: {low:g} to {high:g}."]
-    return Section("Distance of the minimum from the starting point, Euclidean", sentences, frame(lines))
+    sentences = [f"The paper says in words that SB / LB is {low:g} to {high:g}, for no network in particular."]
+    of_any = sentences if paper_heading(rows) else []
+    return Section("Euclidean distance from the starting point to the minimum", of_any, frame(lines))
