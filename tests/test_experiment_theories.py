@@ -83,7 +83,7 @@ def test_what_is_said_of_known_numbers():
     assert "determine 12.00 parameters. Negative eigenvalues have 25.00 %" in text
     assert "1 of 10 free energies have not converged" in text
     same = "leaves the function as it is, and changes"
-    assert f"map {theories.MAPS[0]} {same} {theories.REASONS['evidence']}." in text
+    assert f"map {theories.MAPS[0]} {same} {theories.REASONS['evidence']}" in text
     assert f"map {theories.MAPS[1]} {same} none of these." in text
     bits, evidence, energy = theories.claims(rows)
     assert [claim.verdict.word for claim in (bits, evidence, energy)] == ["holds", "does not hold", "undecided"]
