@@ -91,22 +91,24 @@ def test_an_experiment_says_how_it_is_run(name: str) -> None:
 def test_the_readme_says_what_flattens_as_the_factorial_has_it() -> None:
     found = (ROOT / "published/causes/default/report.md").read_text()
 
-    def factors(what: str, moves: str) -> dict[str, str]:
+    def factors(moves: str, what: str) -> dict[str, str]:
         """Each factor that moves a sharpness and by how much, the strongest first."""
-        line = re.search(rf"- Sharpness in {what} .*?{moves} with (.*?)[;\n]", found)
+        line = re.search(rf"- Factors that {moves} {what}: (.*)", found)
         assert line
-        return dict(re.findall(r"(\w+) \(times ([\d.]+)", line[1]))
+        return dict(re.findall(r"(\w+) \((?:by a factor of )?([-+\d.]+)", line[1]))
 
-    full, random = factors("the full space", "falls"), factors("random subspaces", "falls")
+    full = factors("lower", "sharpness in the full space")
+    random = factors("lower", "sharpness in random subspaces")
     assert list(full)[:3] == ["rate", "noise", "updates"] and list(random) == ["updates", "rate"]
     said = " ".join((ROOT / "README.md").read_text().split())
-    assert f"most in random subspaces (times {random['updates']}, the rate {random['rate']})" in said
+    assert f"by a factor of {random['updates']}, the rate by {random['rate']}." in said
     assert (
-        f"the rate (times {full['rate']}) and noise (times {full['noise']}) flatten more than updates "
-        f"(times {full['updates']}); both lower the test accuracy"
+        f"the rate ({full['rate']}) and noise ({full['noise']}) flatten more than updates ({full['updates']}); but "
+        "both lower the test accuracy"
     ) in said
-    assert re.search(r"- Test accuracy .*falls with .*noise .*rate ", found)
-    assert f"noise sharpens random subspaces (times {factors('random subspaces', 'rises')['noise']})" in said
+    assert {"noise", "rate"} <= factors("lower", "test accuracy").keys()
+    noise = factors("raise", "sharpness in random subspaces")["noise"]
+    assert f"noise sharpens random subspaces by {noise}." in said
 
 
 def results(name: str, flags: str, out: Path) -> list[dict]:
