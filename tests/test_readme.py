@@ -103,8 +103,8 @@ def test_the_readme_says_what_flattens_as_the_factorial_has_it() -> None:
     said = " ".join((ROOT / "README.md").read_text().split())
     assert f"by a factor of {random['updates']}, the rate by {random['rate']}." in said
     assert (
-        f"the rate ({full['rate']}) and noise ({full['noise']}) flatten more than updates ({full['updates']}); but "
-        "both lower the test accuracy"
+        f"the rate ({full['rate']}) and noise ({full['noise']}) flatten more than updates ({full['updates']}); "
+        "but both lower the test accuracy"
     ) in said
     assert {"noise", "rate"} <= factors("lower", "test accuracy").keys()
     noise = factors("raise", "sharpness in random subspaces")["noise"]
