@@ -143,8 +143,9 @@ _VERDICTS = (
     "the claim is true."
 )
 _ROUNDING = (
-    "their minima depend on rounding. From the same settings two CPUs find other minima, above all with SB, and a "
-    "verdict near the end of its interval can become undecided."
+    "their SB minima depend on rounding. From the same settings one core and two find SB minima that differ in "
+    "sharpness by up to a factor of two, and LB minima by 0.5 %. A verdict near the end of its interval can "
+    "become undecided."
 )
 
 
