@@ -16,7 +16,7 @@ import pytest
 from experiments import digits
 from experiments.lib import command
 from experiments.lib.command import cache_compilations
-from gengap import minima, records, report, stats
+from gengap import hosts, minima, records, report, stats
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,6 +91,49 @@ def test_flags_reach_the_run_and_its_report_the_directory(monkeypatch, tmp_path,
     monkeypatch.setenv("TFDS_DATA_DIR", "before")
     toy(["--out", "elsewhere", "--data-dir", "sets", "--jobs", "3"], run)
     assert given[2] == (Toy(), Path("elsewhere"), False, 3) and os.environ["TFDS_DATA_DIR"] == "sets"
+
+
+def test_where_memory_runs_out_one_sentence_says_what_helps(tmp_path, capsys):
+    def run(*args, **known):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB.")
+
+    line = ends(capsys, 2, toy, ["--out", str(tmp_path / "run")], run)
+    assert "--chunk" in line and "--shard" in line and "9 GiB" in line
+
+    def broken(*args, **known):
+        raise jax.errors.JaxRuntimeError("INTERNAL: of another kind")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another kind"):
+        toy(["--out", str(tmp_path / "run")], broken)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--hosts", "auto"], "--hosts is auto; it must come with --shard"),
+        (["--hosts", "auto", "--shard", "--cluster", "slurm"], "--hosts is auto; it must come with --shard"),
+        (["--shard", "--jobs", "2"], "--jobs is 2; with --shard"),
+        (["--shard", "--hosts", "auto"], "--hosts: the processes do not find each other"),
+    ],
+)
+def test_a_row_on_all_devices_is_refused_where_that_cannot_be(tmp_path, capsys, flags, words):
+    assert ends(capsys, 2, toy, [*flags, "--out", str(tmp_path / "run")]).startswith(words)
+
+
+def test_with_shard_rows_are_computed_one_by_one_on_all_devices(monkeypatch, tmp_path):
+    monkeypatch.delenv(hosts.SHARD, raising=False)
+    monkeypatch.setattr(hosts, "devices", lambda: 8 if os.environ.get(hosts.SHARD) else 1)
+    given = []
+
+    def run(config, out, *, fresh, jobs):
+        given.append((jobs, hosts.devices()))
+        return records.Run(out, "toy", {}, [{"seed": 0}], [0.0])
+
+    monkeypatch.setattr(command, "_show", lambda *args: None)
+    monkeypatch.setenv(hosts.SHARD, "")  # so that it is put back after the test
+    toy(["--out", str(tmp_path / "run")], run)
+    toy(["--shard", "--out", str(tmp_path / "run")], run)
+    assert given == [(None, 1), (1, 8)]
 
 
 def test_a_terminal_that_has_only_ascii_gets_ascii(monkeypatch):

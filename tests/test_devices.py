@@ -44,6 +44,12 @@ def test_each_device_takes_an_eighth_of_every_chunk(found, mesh, chunk):
     assert share < (SHARE if chunk != "77" else 0.16)
 
 
+def test_each_chunk_sums_the_gradient_over_the_devices(found):
+    """What docs/scaling.md says of messages: the parameters and the statistics of batch norm, no more."""
+    parameters = found["parameters"]
+    assert all(parameters < found["flops"]["Auto"][chunk]["reduced"] < 1.1 * parameters for chunk in ("800", "80"))
+
+
 def test_each_device_takes_an_eighth_of_a_training_step(found):
     """Only where the examples of a batch lie is gathered, not their 48 numbers each."""
     one, eight = found["step"]["one"], found["step"]["eight"]

@@ -66,13 +66,19 @@ def test_rows_are_those_of_one_process(pair):
 def test_only_the_first_writes(pair):
     directory = pair[1]
     assert len((directory / "run0" / "rows.jsonl").read_text().splitlines()) == 4
-    assert not (directory / "run1").exists()
-    assert len(list((directory / "minima").iterdir())) == 1
+    assert len(list((directory / "minima0").iterdir())) == 1
+    assert not (directory / "run1").exists() and not (directory / "minima1").exists()
 
 
 def test_what_the_first_refuses_is_refused_in_both(pair):
     first, second = pair[0]
     assert first["refused"] == second["refused"] and "num_seeds" in first["refused"]
+
+
+def test_training_examples_must_divide_and_test_examples_may_be_copied(pair):
+    for found in pair[0]:
+        assert found["uneven"].startswith("train_size is 239") and "such as 238" in found["uneven"]
+        assert found["copied"]
 
 
 def test_one_process_decides_for_itself():

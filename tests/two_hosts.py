@@ -25,6 +25,12 @@ def dataset():
     return data.from_arrays(x[:240], y[:240], x[240:], y[240:], num_classes=10)
 
 
+def odd_test():
+    """A test set that two devices cannot divide."""
+    ds = dataset()
+    return {"x_test": ds.x_test[:59], "y_test": ds.y_test[:59]}
+
+
 def measured(ds, store):
     """Everything of a minimum that two processes and one have to agree on."""
     key = jax.random.key(0)
@@ -51,8 +57,8 @@ def main(address, count, index, directory):
     hosts.join(address, int(count), int(index))
     out = Path(directory)
     ds = data.spread(dataset())
-    found = {"first": hosts.is_first(), "measured": measured(ds, out / "minima")}
-    again = minima.find(MODEL, ds, jax.random.key(0), RECIPE, store=out / "minima")
+    found = {"first": hosts.is_first(), "measured": measured(ds, out / f"minima{index}")}
+    again = minima.find(MODEL, ds, jax.random.key(0), RECIPE, store=out / f"minima{index}")
     found["again"] = again.history["train_loss"].tolist()
     # Each has a directory of its own, as machines without a shared disk.
     cells = [{"side": side, "seed": seed} for seed in range(2) for side in ("SB", "LB")]
@@ -62,6 +68,11 @@ def main(address, count, index, directory):
         records.fill("fake", fake.CONFIG._replace(num_seeds=1), cells, row, out / "run0", jobs=1)
     except ValueError as error:
         found["refused"] = str(error)
+    try:
+        data.spread(data.head(dataset(), 239))
+    except ValueError as error:
+        found["uneven"] = str(error)
+    found["copied"] = data.spread(dataset()._replace(**odd_test())).x_test.is_fully_replicated
     sys.stdout.write(json.dumps(found))
 
 
