@@ -15,7 +15,7 @@ from gengap import program
 
 __all__ = [
     "as_array", "check_between", "check_counts", "check_key", "check_positive", "check_untraced",
-    "sample_keys", "warn", "warn_not_finite",
+    "numbers_of", "sample_keys", "warn", "warn_not_finite",
 ]  # fmt: skip
 
 
@@ -68,6 +68,14 @@ def as_array(name: str, value: Any) -> Any:
         array = None
     if array is None or array.dtype.kind in "OUS" or array.ndim == 0:
         raise ValueError(f"{name} is of type {type(value).__name__}; it must be one array, with an example a row")
+    return array
+
+
+def numbers_of(name: str, values: Any) -> Any:
+    """A list of numbers as an array of floats, found to have at least one."""
+    array = jnp.asarray(values, float) if program.is_traced(values) else np.asarray(values, float)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"{name} has the shape {array.shape}; it must be a list of at least one number")
     return array
 
 

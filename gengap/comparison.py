@@ -226,7 +226,7 @@ def compare(
         label = progress and f"{progress}: {name}, {i + 1} of {len(given)}"
         own = _own(measures, loss, params, of_seed)  # first, since a fault in them should cost no minutes
         row = measure(loss, params, of_seed, metric, test=test, progress=label)
-        row |= _beside(loss, params, of_seed, start, metric, with_hessian) | own
+        row |= _beside(loss, params, of_seed, start, metric, with_hessian, label) | own
         rows.append({"minimum": name, "seed": seed, **row, "origin": origins.dated(time.monotonic() - began)})
     sizes = [column("full", epsilon).rpartition("_")[2] for epsilon in metric.epsilons]
     spaces = [(size, f"sharpness_full_{size}", f"sharpness_random_{size}") for size in sizes]
@@ -285,7 +285,13 @@ def _say_how_long(
 
 
 def _beside(
-    loss: Callable, params: PyTree, key: Array, start: PyTree, metric: Metric, with_hessian: bool
+    loss: Callable,
+    params: PyTree,
+    key: Array,
+    start: PyTree,
+    metric: Metric,
+    with_hessian: bool,
+    progress: str | None,
 ) -> dict[str, Any]:
     """What a comparison has of a minimum beside `measure`."""
     f, x, _ = flat.of(loss, params)
@@ -295,8 +301,10 @@ def _beside(
         rise = jnp.abs(slope) @ sharpness.box(params, None, epsilon)
         row[column("full", epsilon).replace("sharpness", "linear")] = float(100 * rise / (1 + value))
     if with_hessian and np.isfinite(value):
-        top = hessian.eigenpairs(loss, params, flat.key_for(key, "hessian"))
-        trace = hessian.trace(loss, params, flat.key_for(key, "trace"), num_samples=_TRACE_SAMPLES)
+        of_top, of_trace = (shown.part(progress, words) for words in ("Hessian eigenvalue", "Hessian trace"))
+        top = hessian.eigenpairs(loss, params, flat.key_for(key, "hessian"), progress=of_top)
+        trace_key = flat.key_for(key, "trace")
+        trace = hessian.trace(loss, params, trace_key, num_samples=_TRACE_SAMPLES, progress=of_trace)
         row |= {"hessian_top": float(top.values[0]), "hessian_top_sem": float(top.residuals[0])}
         row |= {"hessian_trace": float(trace.value), "hessian_trace_sem": float(trace.sem)}
     if start is not None:

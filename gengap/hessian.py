@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from gengap import checks, flat, lanczos, program, words
+from gengap import progress as shown
 
 __all__ = [
     "Density", "Eigenpairs", "Estimate", "Explanation", "Loss", "density", "eigenpairs", "estimate", "explain",
@@ -118,6 +119,7 @@ def eigenpairs(
     tolerance: float = 1e-4,
     max_products: int = 300,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> Eigenpairs:
     r"""The k outermost eigenvalues of the Hessian and their vectors, by Lanczos iterations from random starts.
 
@@ -133,6 +135,7 @@ def eigenpairs(
         r^2 / d where the others are at a distance d. Float32 resolves no r below some 1e-6.
       max_products: with the Hessian; what has not converged by then says so, with a RuntimeWarning.
       only: which leaves to take, by their name such as "Dense_0/kernel": the block of the Hessian that is theirs.
+      progress: as of `sharpness.full_space`.
 
     Returns:
       k pairs; NaN, with a RuntimeWarning, if the Hessian is not finite.
@@ -156,7 +159,8 @@ def eigenpairs(
     if which not in [*highest]:
         raise ValueError(f"which is {which!r}; it must be 'largest', 'smallest' or 'both'")
     times, high = lanczos.product(f), highest[which]
-    rows, slack, steps, complete = _outermost(times, x, key, high, k - high, tolerance, max_products)
+    with shown.of_measure(progress, "Hessian eigenvalues", min(len(x), max_products), "product") as line:
+        rows, slack, steps, complete = _outermost(times, x, key, high, k - high, tolerance, max_products, line)
     values, residuals = np.array([_quotient(v, *times(x, v)) for v in rows], x.dtype).T
     within = residuals <= slack
     if not np.isfinite(residuals).all():
@@ -169,7 +173,13 @@ def eigenpairs(
 
 
 def trace(
-    loss: Loss, params: PyTree, key: Key[Array, ""], *, num_samples: int = 30, only: flat.Only | None = None
+    loss: Loss,
+    params: PyTree,
+    key: Key[Array, ""],
+    *,
+    num_samples: int = 30,
+    only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> Estimate:
     """The trace of the Hessian by Hutchinson's estimator: the mean of v^T H v over random signs v.
 
@@ -178,7 +188,7 @@ def trace(
       params: where.
       key: of the signs.
       num_samples: products with the Hessian, at least 2.
-      only: as of `eigenpairs`.
+      only, progress: as of `eigenpairs`.
 
     >>> float(trace(lambda x: 2 * x @ x, jnp.zeros(3), jax.random.key(0), num_samples=2).value)
     12.0
@@ -186,8 +196,8 @@ def trace(
     keys = checks.sample_keys(key, num_samples)
     f, x, _ = flat.of(loss, params, only=only)
     form = quadratic_form(f)
-    signs = (jax.random.rademacher(key, x.shape, x.dtype) for key in keys)
-    return estimate([form(x, v) for v in signs], 2 * num_samples)
+    of_signs = lambda key: form(x, jax.random.rademacher(key, x.shape, x.dtype))  # noqa: E731
+    return estimate(shown.each(of_signs, keys, progress, "Hessian trace", "product"), 2 * num_samples)
 
 
 def density(
@@ -200,6 +210,7 @@ def density(
     points: int = 400,
     width: float | None = None,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> Density:
     """The density of the Hessian's eigenvalues by stochastic Lanczos quadrature.
 
@@ -212,7 +223,7 @@ def density(
       points: eigenvalues at which to give it, from end to end with a margin of five widths.
       width: standard deviation of the Gaussian; 1 % of the range of the eigenvalues unless given, but at least
         0.1 % of the largest absolute one.
-      only: as of `eigenpairs`.
+      only, progress: as of `eigenpairs`.
 
     Returns:
       The density; NaN, with a RuntimeWarning, if the Hessian is not finite.
@@ -230,7 +241,8 @@ def density(
         checks.check_positive({"width": width})
     f, x, _ = flat.of(loss, params, only=only)
     times = lanczos.product(f)
-    spectra = [lanczos.rule(lanczos.tridiagonal(times, x, key, num_products)) for key in keys]
+    of_start = lambda key: lanczos.rule(lanczos.tridiagonal(times, x, key, num_products))  # noqa: E731
+    spectra = shown.each(of_start, keys, progress, "Hessian density", "start")
     products = sum(len(values) for values, _ in spectra)
     nodes = np.concatenate([values for values, _ in spectra])
     low, high = nodes.min(), nodes.max()
@@ -254,6 +266,7 @@ def explain(
     tolerance: float = 1e-4,
     max_products: int = 300,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> Explanation:
     """How much of a step lies along the top eigenvectors of the Hessian, and how much of the rise they predict.
 
@@ -263,14 +276,15 @@ def explain(
     Args:
       loss, params: f and x.
       step: s, a pytree as params, such as `sharpness.full_space(..., with_step=True).step`.
-      key, k, tolerance, max_products: as of `eigenpairs`.
+      key, k, tolerance, max_products, progress: as of `eigenpairs`.
       only: the same as for the step.
 
     >>> f, x = lambda x: x[0] ** 2 + 3 * x[1] ** 2, jnp.zeros(2)
     >>> explain(f, x, jnp.array([0.1, 0.1]), jax.random.key(0), k=1)
     Explanation(4 %: gradient and Hessian at x predict 4 %, the top 1 eigenvectors 3 %, with 50 % of the step)
     """
-    pairs = eigenpairs(loss, params, key, k=k, tolerance=tolerance, max_products=max_products, only=only)
+    how: dict[str, Any] = {"max_products": max_products, "only": only, "progress": progress}
+    pairs = eigenpairs(loss, params, key, k=k, tolerance=tolerance, **how)
     f, x, layout = flat.of(loss, params, only=only)
     s, other = flat.ravel(step)
     if (other.tree, other.shapes) != (layout.tree, layout.shapes):
@@ -311,12 +325,20 @@ def estimate(samples: Sequence[Array], gradients: int) -> Estimate:
 
 
 def _outermost(
-    times: Callable, x: Array, key: Array, high: int, low: int, tolerance: float, max_products: int
+    times: Callable,
+    x: Array,
+    key: Array,
+    high: int,
+    low: int,
+    tolerance: float,
+    max_products: int,
+    line: shown.Line,
 ) -> tuple[np.ndarray, float, int, bool]:
     """Vectors of the outermost eigenvalues, the residual allowed, the products taken, and whether they suffice."""
     wanted = [*range(-1, -1 - high, -1), *range(low)]
     for krylov in lanczos.iterate(times, x, key, max(high, low)):
         size = len(krylov.T)
+        line.update(at_most=True)
         last = size in (max_products, len(x))
         if last or (size >= high + low and size % (1 + size // 50) == 0):  # `eigh` may cost more than a product
             values, S, bounds = lanczos.ritz(krylov)

@@ -15,14 +15,16 @@ A leaf that a rule cannot know is refused by its path.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey, keystr
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
-__all__ = ["Axes", "Kernel", "Units", "alone", "first_axis", "last_axis", "named", "of", "stacked"]
+__all__ = ["Axes", "Kernel", "Units", "alone", "first_axis", "last_axis", "named", "of", "outer_signs", "stacked"]
 
 Path = tuple[Any, ...]  # keys of jax.tree_util
 Shape = tuple[int, ...]
@@ -171,6 +173,17 @@ def alone(
         return loss(jax.tree.unflatten(tree, [*leaves[:i], *leaf.values(), *leaves[i + 1 :]]))
 
     return at_leaf, {"/".join(wanted): leaves[i]}, _kernel(paths[i], np.shape(leaves[i]), units)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def outer_signs(w: Float[Array, " n"], key: Key[Array, ""], shape: Shape, units: tuple[int, ...]) -> Array:
+    r"""$z \otimes W^\top r$ for random signs z and r, in the layout of a kernel w; W has its units as columns."""
+    last = tuple(range(-len(units), 0))
+    kernel = jnp.moveaxis(w.reshape(shape), units, last)
+    W = kernel.reshape(-1, math.prod(shape[axis] for axis in units))
+    z, r = jax.random.rademacher(key, (2, len(W)), w.dtype)
+    v = jnp.outer(z, jnp.dot(r, W, precision="highest"))
+    return jnp.moveaxis(v.reshape(kernel.shape), last, units).ravel()
 
 
 def _kernel(path: Path, shape: Shape, units: Units) -> Kernel | None:

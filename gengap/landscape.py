@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, PyTree
 
 from gengap import checks, flat, kernels, placement, program, words
+from gengap import progress as shown
 
 __all__ = [
     "Neighbourhood", "Path", "Plane", "along", "bezier", "connect", "curvilinear", "filter_normalised",
@@ -100,13 +101,14 @@ def _combined(weights: tuple[ArrayLike, ...], points: tuple[PyTree, ...], *, wid
     return layouts[0].unravel(total, vectors[0].dtype if wide else None)
 
 
-def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers) -> Any:
+def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers, *, progress: str | None = "auto") -> Any:
     """`fn` at many points of a path, by one compiled program.
 
     Args:
       fn: `params -> array`, or a pytree of them, such as `objective.loss_and_accuracy(...)`.
       path: from `linear`, `curvilinear`, `bezier`, or any `alpha -> params`.
       alphas: [k], where; at least one.
+      progress: as of `sharpness.full_space`.
 
     Returns:
       What `fn` returns, with a leading axis of k.
@@ -116,7 +118,7 @@ def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers) -> Any:
     [1.0, 0.0, 4.0]
     """
     evaluate = program.compiled(lambda alpha: fn(path(alpha)))
-    return _stacked([evaluate(alpha) for alpha in _coordinates("alphas", alphas)])
+    return _stacked(shown.each(evaluate, [*checks.numbers_of("alphas", alphas)], progress, "path", "point"))
 
 
 class Plane(NamedTuple):
@@ -211,24 +213,26 @@ def _filtered(params: PyTree, key: Array, kept: tuple[tuple[int, ...] | None, ..
     return jax.tree.unflatten(tree, map(scaled, leaves, directions, kept))
 
 
-def over(fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers) -> Any:
+def over(
+    fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers, *, progress: str | None = "auto"
+) -> Any:
     """`fn` on a grid of a plane, by one compiled program.
 
     Args:
       fn: `params -> array`, or a pytree of them.
       plane: from `through`, or `Plane(params, u, v)` of two directions.
       s, t: [columns] and [rows], coordinates along the two axes.
+      progress: as of `along`.
 
     Returns:
       What `fn` returns with leading axes [rows, columns], as a contour plot wants it.
     """
     flat.check_alike(*plane)
-    evaluate, columns, rows = (
-        program.compiled(lambda s, t: fn(plane(s, t))),
-        _coordinates("s", s),
-        _coordinates("t", t),
-    )
-    return _stacked([_stacked([evaluate(x, y) for x in columns]) for y in rows])
+    evaluate = program.compiled(lambda at: fn(plane(*at)))
+    columns, rows = checks.numbers_of("s", s), checks.numbers_of("t", t)
+    points = [(x, y) for y in rows for x in columns]
+    values = _stacked(shown.each(evaluate, points, progress, "plane", "point"))
+    return jax.tree.map(lambda v: v.reshape(len(rows), len(columns), *v.shape[1:]), values)
 
 
 def connect(
@@ -239,6 +243,7 @@ def connect(
     *,
     steps: int = 500,
     optimizer: optax.GradientTransformation = _ADAM,
+    progress: str | None = "auto",
 ) -> Any:
     r"""The control point of a Bézier curve of low loss: minimise $E_{\alpha \sim U(0, 1)} f(\phi_\theta(\alpha))$.
 
@@ -251,6 +256,7 @@ def connect(
       key: of the alphas and the batches.
       steps: of the optimiser, at least 1.
       optimizer: any optax transformation; Adam at 1e-3 unless given.
+      progress: as of `along`.
 
     Returns:
       The control point, a pytree as `start` but float32 (float64 where it is).
@@ -262,8 +268,10 @@ def connect(
     checks.check_counts({"steps": steps})
     state = program.compiled(partial(_half_way, optimizer))(start, end)
     descend = program.compiled(partial(_descend, optimizer, loss), donate=(1,))
-    for step in range(steps):
-        state = descend((start, end), state, jax.random.fold_in(key, step))
+    with shown.of_measure(progress, "curve", steps, "step") as line:
+        descend = line.counting(descend)
+        for step in range(steps):
+            state = descend((start, end), state, jax.random.fold_in(key, step))
     return state[0]
 
 
@@ -337,6 +345,7 @@ def neighbourhood(
     epsilon: float = 1e-3,
     num_directions: int = 100,
     max_evaluations: int = 12,
+    progress: str | None = "auto",
 ) -> Neighbourhood:
     r"""The loss in random directions and in the steepest one, at the distance of the corners of the metric's box.
 
@@ -351,6 +360,7 @@ def neighbourhood(
       epsilon: as of the sharpness.
       num_directions: random directions.
       max_evaluations: gradients spent on the steepest one; each step goes to where the gradient points.
+      progress: as of `along`.
     """
     checks.check_positive({"epsilon": epsilon})
     checks.check_counts({"num_directions": num_directions, "max_evaluations": max_evaluations})
@@ -361,7 +371,8 @@ def neighbourhood(
     flat.warn_rounded(layout, x, length * step)
     evaluate = program.compiled(lambda x, length, key: f(x + length * _direction(x, key)))
     base = evaluate(x, jnp.zeros_like(length), jax.random.clone(directions_key))
-    losses = [evaluate(x, length, jax.random.fold_in(directions_key, i)) for i in range(num_directions)]
+    in_direction = lambda i: evaluate(x, length, jax.random.fold_in(directions_key, i))  # noqa: E731
+    losses = shown.each(in_direction, range(num_directions), progress, "neighbourhood", "direction")
     climb = program.compiled(partial(_climb, f), donate=(2,))
     for _ in range(max_evaluations):
         value, step = climb(x, length, step)
@@ -387,11 +398,3 @@ def _climb(f: Callable, x: Array, length: Array, step: Array) -> tuple[Array, Ar
 
 def _stacked(results: list[PyTree]) -> Any:
     return jax.tree.map(lambda *leaves: jax.device_put(flat.stacked(leaves)), *results)
-
-
-def _coordinates(name: str, values: Numbers) -> Any:
-    """A list of numbers as an array of floats, found to have at least one."""
-    array = jnp.asarray(values, float) if program.is_traced(values) else np.asarray(values, float)
-    if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"{name} has the shape {array.shape}; it must be a list of at least one number")
-    return array

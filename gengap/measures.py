@@ -5,7 +5,6 @@ rho cannot. A value is NaN where f was not finite; `pac_bayes_sigma` counts such
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Key, PyTree, Shaped
 
 from gengap import ascent, checks, flat, kernels, objective, program, words
+from gengap import progress as shown
 from gengap.hessian import Estimate, Loss, estimate, quadratic_form
 
 __all__ = [
@@ -35,6 +35,7 @@ def worst_case(
     eta: float = 0.0,
     max_evaluations: int = 12,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> Float[Array, ""]:
     r"""$\max_{\|T^{-1}\delta\|_2 \le \rho} f(x + \delta) - f(x)$, with T = I, or |x| + eta where adaptive.
 
@@ -49,6 +50,7 @@ def worst_case(
       eta: added to that size; 0.01 in ASAM's code. The measure is invariant to rescaling with 0 only.
       max_evaluations: gradients, the one at x included.
       only: which leaves to move, by their name such as "Dense_0/kernel"; the others stay.
+      progress: as of `sharpness.full_space`.
 
     Reference: Foret et al., "Sharpness-Aware Minimization", 2021; Kwon et al., "ASAM", 2021, eq. 3.
 
@@ -57,10 +59,12 @@ def worst_case(
     """
     evaluate, x, layout = _prepared(loss, params, key, rho, eta, max_evaluations, only)
     delta, values = jnp.zeros_like(x), []
-    for i in range(max_evaluations):
-        value, gradient = evaluate(x, delta)
-        delta = _ascended(x, gradient, jax.random.fold_in(key, i), rho, eta, adaptive)
-        values.append(value)
+    with shown.of_measure(progress, "worst case", max_evaluations) as line:
+        evaluate = line.counting(evaluate)
+        for i in range(max_evaluations):
+            value, gradient = evaluate(x, delta)
+            delta = _ascended(x, gradient, jax.random.fold_in(key, i), rho, eta, adaptive)
+            values.append(value)
     flat.warn_rounded(layout, x, delta)
     return checks.warn_not_finite(_rise(values))
 
@@ -75,6 +79,7 @@ def worst_case_linf(
     eta: float = 0.0,
     max_evaluations: int = 12,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> Float[Array, ""]:
     r"""$\max_{\|T^{-1}\delta\|_\infty \le \rho} f(x + \delta) - f(x)$ by `ascent.maximise`.
 
@@ -88,14 +93,10 @@ def worst_case_linf(
     value, gradient = evaluate(x, jnp.zeros_like(x))
     radius, sign = rho * _scale(x, eta, adaptive), jnp.sign(gradient)
     flat.warn_rounded(layout, x, radius)
-    top = ascent.maximise(
-        partial(evaluate, x),
-        radius,
-        (value, gradient),
-        jnp.stack([sign, -sign]),
-        key,
-        max_evaluations=max_evaluations,
-    )
+    corners = jnp.stack([sign, -sign])
+    with shown.of_measure(progress, "worst case, box", max_evaluations) as line:
+        at_x = line.counting(partial(evaluate, x))
+        top = ascent.maximise(at_x, radius, (value, gradient), corners, key, max_evaluations=max_evaluations)
     return checks.warn_not_finite(_rise([value, jnp.where(top.finite, top.value, jnp.nan)]))
 
 
@@ -108,11 +109,12 @@ def average_case(
     adaptive: bool = False,
     num_samples: int = 30,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> Estimate:
     r"""$E\, f(x + \delta) - f(x)$ for $\delta \sim N(0, \rho^2 T^2)$, with T = I, or |x| where adaptive.
 
     Args:
-      loss, params, adaptive, only: as of `worst_case`.
+      loss, params, adaptive, only, progress: as of `worst_case`.
       key: of the perturbations.
       rho: their standard deviation.
       num_samples: perturbations, at least 2; half a gradient each.
@@ -125,7 +127,8 @@ def average_case(
     flat.warn_rounded(layout, x, rho * _scale(x, 0.0, adaptive))
     noisy = program.compiled(partial(_noisy, f, adaptive))
     base = noisy(x, jax.random.clone(key), jnp.zeros_like(rho, x.dtype))
-    return estimate([noisy(x, key, jnp.asarray(rho, x.dtype)) - base for key in keys], -(-num_samples // 2))
+    rise = lambda key: noisy(x, key, jnp.asarray(rho, x.dtype)) - base  # noqa: E731
+    return estimate(shown.each(rise, keys, progress, "average case"), -(-num_samples // 2))
 
 
 def pac_bayes_sigma(
@@ -139,6 +142,7 @@ def pac_bayes_sigma(
     steps: int = 15,
     largest: float = 2.0,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> Float[Array, ""]:
     r"""The $\sigma$ at which $N(0, \sigma^2 T^2)$ on the parameters raises the mean error by `rise`, by bisection.
 
@@ -146,7 +150,7 @@ def pac_bayes_sigma(
 
     Args:
       error: `params -> share of examples that are wrong`.
-      params, adaptive, only: as of `worst_case`.
+      params, adaptive, only, progress: as of `worst_case`.
       key: of the perturbations, the same for every sigma.
       rise: of the error.
       num_samples: perturbations for each sigma.
@@ -162,9 +166,11 @@ def pac_bayes_sigma(
     low, sigma, high = ends = [jnp.array(np.asarray(end, x.dtype)) for end in (0, largest / 2, largest)]
     noisy = program.compiled(partial(_noisy, f, adaptive))
     base = noisy(x, jax.random.clone(key), low)  # not 0.0, which would be compiled for itself
-    for _ in range(steps):
-        errors = [noisy(x, jax.random.clone(key), sigma) for key in keys]
-        low, sigma, high = _halved(low, sigma, high, errors, base, rise)
+    with shown.of_measure(progress, "PAC-Bayes sigma", steps * num_samples, "sample") as line:
+        noisy = line.counting(noisy)
+        for _ in range(steps):
+            errors = [noisy(x, jax.random.clone(key), sigma) for key in keys]
+            low, sigma, high = _halved(low, sigma, high, errors, base, rise)
     flat.warn_rounded(layout, x, sigma * _scale(x, 0.0, adaptive))
     if not program.is_traced(high) and float(high) == float(ends[-1]):
         checks.warn(f"the error does not rise by {rise} up to sigma = {largest}; the value is a lower bound")
@@ -179,6 +185,7 @@ def relative_flatness(
     layer: Sequence[str | int],
     units: kernels.Units = kernels.last_axis,
     num_samples: int = 10,
+    progress: str | None = "auto",
 ) -> Estimate:
     r"""$\kappa = \sum_{s,s'} \langle w_s, w_{s'} \rangle\, \mathrm{Tr} H_{s,s'}$ over one layer's neurons s.
 
@@ -187,7 +194,7 @@ def relative_flatness(
     $E\, W^\top r r^\top W = W^\top W$.
 
     Args:
-      loss, params: f and x.
+      loss, params, progress: as of `worst_case`.
       key: of the signs.
       layer: the path of the kernel, key for key: ("Dense_5", "kernel"), ("layers", 0, "weight"), () of an array.
       units: which axes of the kernel count neurons, as of `landscape.filter_normalised`; see `kernels`.
@@ -206,9 +213,9 @@ def relative_flatness(
     if kernel is None or kernel.layers:
         reason = "no kernel, says units" if kernel is None else "a stack; take one layer as params, and layer=()"
         raise ValueError(f"layer is {tuple(layer)}, of shape {shape}: {reason}")
-    signs = (_outer_signs(w, key, shape, kernel.units) for key in keys)
     form = quadratic_form(f)
-    return estimate([form(w, v) for v in signs], 2 * num_samples)
+    of_signs = lambda key: form(w, kernels.outer_signs(w, key, shape, kernel.units))  # noqa: E731
+    return estimate(shown.each(of_signs, keys, progress, "relative flatness", "product"), 2 * num_samples)
 
 
 def distance(params: PyTree, start: PyTree) -> Float[Array, ""]:
@@ -225,6 +232,7 @@ def fisher_trace(
     *,
     num_samples: int = 30,
     chunk: int = 5000,
+    progress: str | None = "auto",
 ) -> Estimate:
     r"""The trace of the Fisher information, $\frac1N \sum_i E_{y \sim p_i} \|\nabla \log p_i(y)\|^2$.
 
@@ -238,19 +246,21 @@ def fisher_trace(
       key: of the labels.
       num_samples: gradients, at least 2.
       chunk: the most rows of x at once.
+      progress: as of `worst_case`.
     """
     keys, x = checks.sample_keys(key, num_samples), checks.as_array("x", x)
     checks.check_counts({"chunk": chunk, "len(x)": len(x)})
     ends = np.linspace(0, len(x), -(-len(x) // chunk) + 1).astype(int)
     v, layout = flat.ravel(params)
     score = program.compiled(partial(_score, apply, layout), donate=(0,))
-    samples = []
-    for key in keys:
+
+    def of_labels(key: Array) -> Array:
         total, count = jnp.zeros_like(v), jnp.zeros((), int)
         for j, (begin, end) in enumerate(itertools.pairwise(ends)):
             total, count = score(total, count, x[begin:end], v, jax.random.fold_in(key, j))
-        samples.append(flat.unit(total)[0] ** 2 / count.astype(v.dtype))
-    return estimate(samples, num_samples)
+        return flat.unit(total)[0] ** 2 / count.astype(v.dtype)
+
+    return estimate(shown.each(of_labels, keys, progress, "Fisher trace", "gradient"), num_samples)
 
 
 class NoiseScale(NamedTuple):
@@ -274,6 +284,7 @@ def noise_scale(
     small: int = 16,
     large: int = 256,
     num_samples: int = 30,
+    progress: str | None = "auto",
 ) -> NoiseScale:
     r"""The gradient-noise scale from gradients of two batch sizes, with unbiased estimators of both parts.
 
@@ -287,6 +298,7 @@ def noise_scale(
       key: of the batches.
       small, large: the two batch sizes.
       num_samples: batches of each size; one gradient each.
+      progress: as of `worst_case`.
 
     Returns:
       The scale and its parts; the scale is NaN, with a RuntimeWarning, where the estimate of the square is not
@@ -302,12 +314,10 @@ def noise_scale(
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
     flat.layout_of(params)
-    lengths = []
-    for size, size_key in zip((small, large), jax.random.split(key), strict=True):
-        gradient_length = program.compiled(partial(_gradient_length, loss, size))
-        batch_keys = checks.sample_keys(size_key, num_samples, least=1)
-        lengths += [gradient_length(params, x, y, batch_key) for batch_key in batch_keys]
-    lengths = flat.stacked(lengths)
+    lengths_of = [program.compiled(partial(_gradient_length, loss, size)) for size in (small, large)]
+    batches = [(i, k) for i in (0, 1) for k in checks.sample_keys(jax.random.split(key)[i], num_samples, least=1)]
+    of_batch = lambda batch: lengths_of[batch[0]](params, x, y, batch[1])  # noqa: E731
+    lengths = flat.stacked(shown.each(of_batch, batches, progress, "noise scale", "gradient"))
     top = lengths.max()  # squares of small numbers would be 0
     of_small, of_large = ((lengths / (top + (top == 0))) ** 2).reshape(2, num_samples).mean(1)
     square = (large * of_large - small * of_small) / (large - small)
@@ -365,17 +375,6 @@ def _halved(
     rose = ~jnp.isfinite(mean) | (mean - base > rise)
     low, high = jnp.where(rose, low, sigma), jnp.where(rose, sigma, high)
     return low, jnp.where(jnp.isfinite(base), (low + high) / 2, jnp.nan), high
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _outer_signs(w: Array, key: Array, shape: tuple[int, ...], units: tuple[int, ...]) -> Array:
-    """z times W^T r, in the layout of the kernel."""
-    last = tuple(range(-len(units), 0))
-    kernel = jnp.moveaxis(w.reshape(shape), units, last)
-    W = kernel.reshape(-1, math.prod(shape[axis] for axis in units))
-    z, r = jax.random.rademacher(key, (2, len(W)), w.dtype)
-    v = jnp.outer(z, jnp.dot(r, W, precision="highest"))
-    return jnp.moveaxis(v.reshape(kernel.shape), last, units).ravel()
 
 
 def _score(

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -12,7 +12,9 @@ import jax
 from tqdm import tqdm
 from tqdm.std import Bar
 
-__all__ = ["Line", "in_words", "line", "named", "part", "say", "silence"]
+from gengap import program
+
+__all__ = ["Line", "each", "in_words", "line", "named", "of_measure", "part", "say", "silence"]
 
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_BEFORE_A_BAR = 2.0
@@ -61,8 +63,10 @@ class Line:
         """`work` that is waited for and counted at every call; `work` itself where nothing is shown."""
 
         def counted(*args: Any) -> Any:
-            result = jax.block_until_ready(work(*args))
-            self.update(units)
+            result = work(*args)
+            if not program.is_traced(result):
+                jax.block_until_ready(result)
+                self.update(units)
             return result
 
         return counted if self._words else work
@@ -142,6 +146,23 @@ def named(progress: str | None, measure: str) -> str | None:
     if progress != "auto":
         return progress
     return measure if _is_terminal() and not _open else None
+
+
+def of_measure(progress: str | None, measure: str, total: int, unit: str = "gradient") -> closing[Line]:
+    """The line of a measure that is called by a user."""
+    return line(named(progress, measure), total, unit)
+
+
+def each(
+    work: Callable, items: Sequence[Any], progress: str | None, measure: str, unit: str = "sample"
+) -> list[Any]:
+    """What `work` gives for each item, with the line of a measure.
+
+    >>> each(abs, [-1, 2], None, "sizes")
+    [1, 2]
+    """
+    with of_measure(progress, measure, len(items), unit) as shown:
+        return [*map(shown.counting(work), items)]
 
 
 def part(progress: str | None, words: str) -> str | None:

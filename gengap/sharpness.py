@@ -10,7 +10,6 @@ given then: look at `finite`.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -70,7 +69,7 @@ def full_space(
     (x, layout), evaluate, (base, slope), epsilons = metric.begin(loss, params, key, epsilon, counts, only=only)
     maxima, steps = [], []
     total = len(epsilons) * max_evaluations
-    with _line(progress, "full space", total, base) as line:
+    with shown.of_measure(progress, "full space", total) as line:
         evaluate = line.counting(partial(evaluate, x, None))
         for e in epsilons:
             radius = box(x, None, e)
@@ -156,7 +155,7 @@ def random_subspaces(
     draw, least = program.compiled(partial(_draw, len(x), dim, entries, tiles)), over.mesh.size if over else 1
     draws_at_once = draws_at_once or (num_draws if placement.on_accelerator(x) else least)
     total = len(epsilons) * (starts.CLIMB * num_directions + num_draws * max_evaluations)
-    with _line(progress, "random subspaces", total, centre[0]) as line:
+    with shown.of_measure(progress, "random subspaces", total) as line:
         in_full = line.counting(partial(evaluate, x, None))
         entry = starts.entry_size(entries_key, len(x), dim, entries)
         for e in epsilons:  # a corner is that far from x along each parameter
@@ -268,7 +267,7 @@ def by_layer(
     masks = [*alone, *without, np.ones_like(number, bool)]
     maxima: list[list[ascent.Maximum]] = [[] for _ in masks]
     evaluations = len(epsilons) * len(masks) * max_evaluations
-    with _line(progress, "by layer", evaluations, base) as line:
+    with shown.of_measure(progress, "by layer", evaluations) as line:
         evaluate = line.counting(partial(evaluate, x, None))
         for e in epsilons:
             radius = box(x, None, e)
@@ -287,12 +286,6 @@ def draw_keys(key: Key[Array, ""], num_draws: int) -> Key[Array, " draws"]:
     """The keys of the matrices that `random_subspaces` draws: `subspace.draw(draw_keys(key, 10)[3], n, 100)`."""
     checks.check_key(key)
     return _keys(jax.random.split(key, 4)[0], num_draws)
-
-
-def _line(progress: str | None, measure: str, total: int, base: Array) -> closing[shown.Line]:
-    """None where the measure is traced: the gradients are not computed then."""
-    words = None if program.is_traced(base) else shown.named(progress, measure)
-    return shown.line(words, total, "gradient")
 
 
 @partial(jax.jit, static_argnums=1)

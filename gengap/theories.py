@@ -16,6 +16,7 @@ import scipy
 from jaxtyping import Array, Float, Key, PyTree
 
 from gengap import checks, flat, lanczos, program, words
+from gengap import progress as shown
 from gengap.hessian import Loss
 
 __all__ = ["DescriptionLength", "Evidence", "FreeEnergy", "description_length", "evidence", "free_energy"]
@@ -104,6 +105,7 @@ def description_length(
     rise: float | Sequence[float] = 0.01,
     num_samples: int = 8,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> DescriptionLength:
     r"""The fewest bits per parameter at which the mean loss rises by at most `rise`, and the whole length in bits.
 
@@ -119,6 +121,7 @@ def description_length(
       rise: of f, or several, at the cost of one.
       num_samples: offsets, at least 2.
       only: which leaves to round, by their name such as "Dense_0/kernel"; n counts them alone.
+      progress: as of `sharpness.full_space`.
 
     Returns:
       NaN, with a RuntimeWarning, where f(x) is not finite. One says, too, where the value is but a bound.
@@ -134,7 +137,8 @@ def description_length(
     checks.check_untraced("description_length", key, x, base := program.compiled(f)(x))
     rounded, spread = program.compiled(partial(_rounded, f)), layout.ranges(x)
     bits = np.arange(1, 16.5, 0.5)
-    losses = [[rounded(x, jax.random.clone(key), spread * 2.0**-b) for b in bits.tolist()] for key in keys]
+    at_key = lambda key: [rounded(x, jax.random.clone(key), spread * 2.0**-b) for b in bits.tolist()]  # noqa: E731
+    losses = shown.each(at_key, keys, progress, "description length")
     rises = np.asarray(jax.device_get(losses), float) - float(base)
     gradients = -(-(1 + rises.size) // 2)
     mean, sem = rises.mean(0), rises.std(0, ddof=1) / math.sqrt(num_samples)
@@ -165,6 +169,7 @@ def evidence(
     num_samples: int = 8,
     num_products: int = 20,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> Evidence:
     r"""Laplace's approximation of $\ln p(\text{data}) / N$ with the prior $N(0, 1 / \alpha)$ on each parameter.
 
@@ -182,6 +187,7 @@ def evidence(
       num_samples: random starts of stochastic Lanczos quadrature, at least 2.
       num_products: with the Hessian, for each of them.
       only: which leaves have the prior, by their name such as "Dense_0/kernel"; the others are known.
+      progress: as of `description_length`.
 
     Returns:
       NaN, with a RuntimeWarning, where the loss is not finite, or curved upwards nowhere and no prior given.
@@ -197,7 +203,8 @@ def evidence(
     f, x, _ = flat.of(loss, params, only=only)
     checks.check_untraced("evidence", key, x, base := program.compiled(f)(x))
     times, square = lanczos.product(f), float(flat.unit(x)[0]) ** 2
-    spectra = [lanczos.tridiagonal(times, x, key, num_products) for key in keys]
+    of_start = lambda key: lanczos.tridiagonal(times, x, key, num_products)  # noqa: E731
+    spectra = shown.each(of_start, keys, progress, "evidence", "start")
     rules = [lanczos.rule(T) for T in spectra]
     sizes = [-(-3 * len(T) // 4) for T in spectra]
     fewer = [lanczos.rule(T[:m, :m]) for T, m in zip(spectra, sizes, strict=True)]
@@ -231,6 +238,7 @@ def free_energy(
     num_chains: int = 8,
     num_steps: int = 150,
     only: flat.Only | None = None,
+    progress: str | None = "auto",
 ) -> FreeEnergy:
     r"""$-\ln E_d \exp(-N (f(x + d) - f(x)))$ for $d \sim N(0, \mathrm{width}^2)$: minus the local entropy.
 
@@ -246,6 +254,7 @@ def free_energy(
       num_chains: chains, at least 2.
       num_steps: of each chain, each way.
       only: which leaves to move, by their name such as "Dense_0/kernel"; the others stay.
+      progress: as of `description_length`.
 
     Returns:
       The free energy. A RuntimeWarning says where it has not converged: give it more steps, or a smaller width.
@@ -272,24 +281,27 @@ def free_energy(
             energies.append(state[1])
         return state, np.asarray(jax.device_get(energies), float)
 
-    state, energies = lead((*begun, flat.key_for(key, "pilot")), np.zeros(20), np.ones(20))
-    spread = np.std(energies[np.isfinite(energies)]) if np.isfinite(energies).any() else math.nan
-    if not np.isfinite(checks.warn_not_finite(base + spread)):
-        return FreeEnergy(math.nan, math.nan, math.nan, math.nan, False, -(-evaluations // 2))
-    logs, sizes = np.linspace(math.log(min(0.5, 0.3 / max(spread, 1e-9))), 0, num_steps), np.ones(num_steps)
-    for i, beta in enumerate(np.exp(logs)):
-        state, _ = lead(state, beta[None], sizes[i : i + 1])
-        sizes[i + 1 :] = min(1, sizes[i] * math.exp(0.5 * (float(state[2]) - 0.3)))
-    time = np.cumsum(sizes**-2)  # what relaxes slower is led slower
-    time = (time - time[0]) / (time[-1] - time[0]) + np.linspace(0, 1, num_steps)
-    logs, sizes = (np.interp(np.linspace(0, 2, num_steps + 1), time, v) for v in (logs, sizes))
-    betas, sizes, works = np.append(0, np.exp(logs)), np.append(1, sizes), np.zeros((2, num_chains))
-    for i, key in enumerate(keys):
-        state, energies = lead((*begun, key), betas[:-1], sizes[:-1])
-        works[0, i] = np.diff(betas) @ energies
-        state, _ = lead(state, np.ones(num_steps // 2), np.full(num_steps // 2, sizes[-1]))
-        state, energies = lead(state, betas[:0:-1], sizes[:0:-1])
-        works[1, i] = np.diff(betas) @ energies[::-1]
+    total = 20 + num_steps + num_chains * (2 * num_steps + num_steps // 2)
+    with shown.of_measure(progress, "free energy", total, "step") as line:
+        step = line.counting(step)
+        state, energies = lead((*begun, flat.key_for(key, "pilot")), np.zeros(20), np.ones(20))
+        spread = np.std(energies[np.isfinite(energies)]) if np.isfinite(energies).any() else math.nan
+        if not np.isfinite(checks.warn_not_finite(base + spread)):
+            return FreeEnergy(math.nan, math.nan, math.nan, math.nan, False, -(-evaluations // 2))
+        logs, sizes = np.linspace(math.log(min(0.5, 0.3 / max(spread, 1e-9))), 0, num_steps), np.ones(num_steps)
+        for i, beta in enumerate(np.exp(logs)):
+            state, _ = lead(state, beta[None], sizes[i : i + 1])
+            sizes[i + 1 :] = min(1, sizes[i] * math.exp(0.5 * (float(state[2]) - 0.3)))
+        time = np.cumsum(sizes**-2)  # what relaxes slower is led slower
+        time = (time - time[0]) / (time[-1] - time[0]) + np.linspace(0, 1, num_steps)
+        logs, sizes = (np.interp(np.linspace(0, 2, num_steps + 1), time, v) for v in (logs, sizes))
+        betas, sizes, works = np.append(0, np.exp(logs)), np.append(1, sizes), np.zeros((2, num_chains))
+        for i, key in enumerate(keys):
+            state, energies = lead((*begun, key), betas[:-1], sizes[:-1])
+            works[0, i] = np.diff(betas) @ energies
+            state, _ = lead(state, np.ones(num_steps // 2), np.full(num_steps // 2, sizes[-1]))
+            state, energies = lead(state, betas[:0:-1], sizes[:0:-1])
+            works[1, i] = np.diff(betas) @ energies[::-1]
     value, (up, down) = _bennett(works), works.mean(1).tolist()
     left_out = [_bennett(np.delete(works, i, 1)) for i in range(num_chains)]
     converged = up - down <= max(6.0, 0.1 * abs(value))

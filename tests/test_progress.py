@@ -2,13 +2,14 @@
 
 import re
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gengap import progress, sharpness, train
+from gengap import hessian, landscape, measures, progress, sharpness, theories, train
 from tests import fake
 
 
@@ -146,6 +147,8 @@ def slowly(clock):
 
 
 KEY = jax.random.key(0)
+PATH = landscape.linear(jnp.zeros(3), jnp.ones(3))
+PLANE = landscape.Plane(jnp.ones(3), jnp.eye(3)[0], jnp.eye(3)[1])
 FEW = {"num_draws": 1, "dim": 2, "max_evaluations": 6, "num_directions": 1}
 MEASURES = {
     "full space": lambda f, **how: sharpness.full_space(f, jnp.ones(3), KEY, max_evaluations=6, **how),
@@ -153,9 +156,37 @@ MEASURES = {
     "by layer": lambda f, **how: sharpness.by_layer(
         lambda p: f(p["a"]), {"a": jnp.ones(3)}, KEY, max_evaluations=6, **how
     ),
+    "Hessian eigenvalues": lambda f, **how: hessian.eigenpairs(f, jnp.ones(3), KEY, k=3, **how),
+    "Hessian trace": lambda f, **how: hessian.trace(f, jnp.ones(3), KEY, **how),
+    "Hessian density": lambda f, **how: hessian.density(f, jnp.ones(3), KEY, num_products=1, **how),
+    "path": lambda f, **how: landscape.along(f, PATH, [0.0, 1.0, 2.0, 3.0], **how),
+    "plane": lambda f, **how: landscape.over(f, PLANE, [0.0, 1.0], [0.0, 2.0], **how),
+    "curve": lambda f, **how: landscape.connect(lambda x, _: f(x), *PATH.points, KEY, steps=4, **how),
+    "neighbourhood": lambda f, **how: landscape.neighbourhood(f, jnp.ones(3), KEY, **how),
+    "worst case": lambda f, **how: measures.worst_case(f, jnp.ones(3), KEY, **how),
+    "worst case, box": lambda f, **how: measures.worst_case_linf(f, jnp.ones(3), KEY, **how),
+    "average case": lambda f, **how: measures.average_case(f, jnp.ones(3), KEY, **how),
+    "PAC-Bayes sigma": lambda f, **how: measures.pac_bayes_sigma(f, jnp.ones(3), KEY, **how),
+    "relative flatness": lambda f, **how: measures.relative_flatness(
+        lambda w: f(w.sum(1)), jnp.ones((3, 1)), KEY, layer=(), **how
+    ),
+    "Fisher trace": lambda f, **how: measures.fisher_trace(
+        lambda x, rows: f(x) * rows, jnp.ones(3), jnp.ones((4, 2)), KEY, **how
+    ),
+    "noise scale": lambda f, **how: measures.noise_scale(
+        lambda x, rows, _: f(x) * rows.mean(), jnp.ones(3), jnp.ones((4, 2)), jnp.ones(4, int), KEY, **how
+    ),
+    "description length": lambda f, **how: theories.description_length(
+        f, jnp.ones(3), KEY, examples=9, rise=0.1, **how
+    ),
+    "evidence": lambda f, **how: theories.evidence(f, jnp.ones(3), KEY, examples=9, **how),
+    "free energy": lambda f, **how: theories.free_energy(
+        f, jnp.ones(3), KEY, width=0.1, examples=9, num_steps=10, **how
+    ),
 }
 
 
+@pytest.mark.filterwarnings("ignore")  # of so few samples
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_measure_shows_a_bar_with_its_name_on_a_terminal(clock, capsys, monkeypatch, name):
     slow, measure = slowly(clock), MEASURES[name]
@@ -174,10 +205,11 @@ def test_a_measure_shows_a_bar_with_its_name_on_a_terminal(clock, capsys, monkey
         assert name not in capsys.readouterr().err
 
 
-def test_a_measure_that_is_traced_shows_nothing(capsys, terminal, monkeypatch):
+@pytest.mark.parametrize("measure", [partial(sharpness.full_space, max_evaluations=6), hessian.trace])
+def test_a_measure_that_is_traced_shows_nothing(capsys, terminal, monkeypatch, measure):
     terminal(80)
-    monkeypatch.setattr(progress, "_SECONDS_BEFORE_A_BAR", 0.0)
-    jax.jit(lambda x: sharpness.full_space(lambda x: 1 + x @ x, x, KEY, max_evaluations=6).value)(jnp.ones(3))
+    monkeypatch.setattr(progress, "_SECONDS_BEFORE_A_BAR", 0.01)
+    jax.jit(lambda x: measure(lambda x: 1 + x @ x, x, KEY).value)(jnp.ones(3))
     assert capsys.readouterr() == ("", "")
 
 
