@@ -3,7 +3,7 @@
     make exp-batch_size
     make exp-batch_size ARGS="--network c1 --dataset cifar10 --epochs 100"
 
-Every batch size is trained for the same number of epochs, 100 in the paper, from the same starting points.
+All batch sizes begin at the same starting points and are trained for the same number of epochs, 100 in the paper.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,15 @@
-"""What makes the generalisation gap: everything in which large batches differ from small ones, taken apart.
+"""What causes the generalisation gap? Large batches are made like small ones, one difference at a time.
 
     make exp-causes ARGS="--dataset digits"
     make exp-causes
 
-By default F1 on 4,000 images of CIFAR-10. LB is trained in all sixteen ways of having, or not having, as many
-updates as SB, the gradient noise of SB, the batch-norm noise of SB, and a learning rate scaled by the root of the
-batch. SB and LB share starting points. Then SB, LB, and LB with that noise are begun at an LB minimum: does noise
-leave it?
+The default is F1 on 4,000 images of CIFAR-10. Small batches make more updates, have noisier gradients, compute
+batch norm from fewer examples, and have a higher learning rate for their size. LB is given each of these four, in
+all sixteen combinations: as many updates as SB, SB's gradient noise, SB's batch-norm noise, and a learning rate
+scaled by the root of the batch size. SB and LB share starting points.
+
+The second part starts at an LB minimum and goes on with SB, with LB, and with LB plus SB's gradient noise. Does
+noise leave a sharp minimum?
 """
 
 import itertools

@@ -1,10 +1,10 @@
-"""What the paper left open about Table 4, varied one choice at a time on one pair of minima.
+"""The choices that the paper leaves open about Table 4, changed one at a time on one pair of minima.
 
     make exp-choices
 
-The minima are those of `make exp-mnist` where they are there. f is the mean loss of the first 5,000 training
-images here, and each choice is measured with two draws of A. For the stages of training, SB and LB are those after
-a few epochs from the same starting point.
+It uses the minima of `make exp-mnist` if they exist, and trains them otherwise. Here f is the mean loss of the
+first 5,000 training images, and each choice is measured with two draws of A. One choice is how long to train: for
+it SB and LB are also measured after a few epochs.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
     make exp-cifar
     make exp-cifar ARGS="--dataset cifar100"
 
-At full size for a GPU or TPU. On a CPU a smaller one ends in minutes:
+The full size needs a GPU or TPU. A small run takes minutes on a CPU:
 
     make exp-cifar ARGS="--network c1 --num-seeds 1 --epochs 2 --train-size 500 --epsilons 1e-3 --num-draws 1"
 """

@@ -1,10 +1,11 @@
-"""Which measure predicts the generalisation gap: a grid of runs, rank correlations over them.
+"""Which measure predicts the generalisation gap? Rank correlations over a grid of runs.
 
     make exp-correlation
 
-A dense network with batch norm is trained over batch size, learning rate, width, weight decay and seed, each run
-to the same training loss as in Jiang et al. (2020), and every measure is taken at each end point. Kendall's tau
-and the granulated coefficient, which varies one hyperparameter at a time, rank the measures.
+A dense network with batch norm is trained at each point of a grid: batch size, learning rate, width, weight decay
+and seed. Every run stops at the same training loss, as in Jiang et al. (2020), and every measure is taken there.
+Two coefficients rank the measures: Kendall's tau over all runs, and the granulated one, which compares runs that
+differ in one hyperparameter only.
 """
 
 import itertools

@@ -1,13 +1,13 @@
-"""F1 on the digits that scikit-learn carries: the paper's comparison in minutes, on any machine.
+"""F1 on scikit-learn's digits: the paper's comparison in minutes, on any machine.
 
     make exp-digits
 
-Not an experiment of the paper, which has F1 on MNIST. Training stops after an epoch that ends with f, the mean
-loss of the training set, below 0.003 nats, so that SB and LB are measured at about the same f. The rule was chosen
-among several: where training goes on until the loss ceases to improve, large batches reach a lower loss and are
-flatter than small ones in random subspaces. For the sake of time it measures with 12 gradients and one draw of A.
+The paper has no such experiment: it trains F1 on MNIST. Training stops at the first epoch that ends with f, the
+mean training loss, below 0.003 nats. So SB and LB are compared at about the same f. This rule was chosen among
+several. If training goes on until the loss stops improving, large batches reach a lower loss, and are flatter than
+small ones in random subspaces. To save time, each sharpness takes 12 gradients, and there is one draw of A.
 
-`mnist`, `cifar` and `timit` are this experiment with other settings.
+`mnist`, `cifar` and `timit` are the same experiment with other settings.
 """
 
 from collections.abc import Sequence

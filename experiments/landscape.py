@@ -1,12 +1,12 @@
-"""The loss between SB and LB minima: Figs 3 and 7, planes, a path of low loss, distances, steep directions.
+"""The loss between and around SB and LB minima: Figs 3 and 7, planes, a curve of low loss, steep directions.
 
     make exp-landscape
     python -m experiments.landscape --dataset cifar10 --network c1
 
-The straight line and the curve have 25 points on [-1, 2], as in the paper. Beyond it: the plane through three
-minima, a plane of two filter-normalised directions around each minimum (Li et al. 2018), and a Bézier curve of low
-loss between the two minima (Garipov et al. 2018). Minima that another experiment trained with the same settings
-are not trained again. Three pairs on the digits take some 3 minutes on two cores.
+As in the paper, the straight line and the curve between SB and LB have 25 points on [-1, 2]. The rest goes beyond
+the paper: the plane through three minima, a plane of two filter-normalised directions around each minimum (Li et
+al. 2018), and a Bézier curve of low loss between SB and LB (Garipov et al. 2018). Minima that another experiment
+trained with the same settings are used again. Three pairs on the digits take some 3 minutes on two cores.
 """
 
 import statistics

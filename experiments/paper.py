@@ -3,8 +3,8 @@
     make paper
     make paper ARGS="--dataset mnist"
 
-Runs the experiments behind them, in the order in which they use each other's minima, and gathers what they say.
-The first table is what the paper claims, and whether it holds here. What has been run before is not run again.
+It runs the experiments behind them, in an order that lets them share minima, and gathers their results. The first
+table lists the paper's claims and whether each holds here. What has been run before is not run again.
 """
 
 from os import PathLike

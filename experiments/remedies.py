@@ -1,11 +1,12 @@
-"""What closes the gap: each remedy of `methods` on SB and LB from the same points.
+"""What closes the generalisation gap? Each remedy of `methods`, on SB and LB from the same starting points.
 
     make exp-remedies ARGS="--dataset digits"
     make exp-remedies ARGS="--methods plain augmentation SAM conservative"
     make exp-remedies
 
-By default F1 on 4,000 images of CIFAR-10. LB takes as many epochs as SB, and then as many updates, which alone is
-the regime adaptation of Hoffer et al. Strengths are those of the papers, or common ones; none is tuned.
+The default is F1 on 4,000 images of CIFAR-10. LB is trained twice: for as many epochs as SB, and for as many
+updates, which is the regime adaptation of Hoffer et al. Strengths are those of the papers, or common ones. None is
+tuned.
 """
 
 import math

@@ -1,12 +1,12 @@
-"""The same function made to look sharper and flatter (Dinh et al. 2017), and what each measure makes of it.
+"""Is a measure fooled by reparametrisation? The same function is made to look sharper (Dinh et al. 2017).
 
     make exp-reparametrise
     make exp-reparametrise ARGS="--dataset mnist"
 
-On SB and LB minima: the weights before each batch norm are multiplied by c, or the scale and bias of each batch
-norm by a and the weights behind them divided by it. Neither changes the function. Sharpness is measured in the
-full space and in random subspaces, for which Dinh et al. "have not been able to show a similar problem". Then the
-audit: which maps leave which measures unchanged.
+There are two maps that leave the function as it is. One multiplies the weights before each batch norm by c. The
+other multiplies the scale and bias of each batch norm by a, and divides the weights behind them by a. Both are
+applied to SB and LB minima, and sharpness is measured in the full space and in random subspaces, for which Dinh et
+al. "have not been able to show a similar problem". Then an audit shows which maps leave which measures unchanged.
 """
 
 import math

@@ -1,11 +1,12 @@
-"""Why flat should be good: description length, evidence and free energy of small-batch and large-batch minima.
+"""Why should flat be good? Description length, evidence and free energy of SB and LB minima.
 
     make exp-theories
     make exp-theories ARGS="--dataset mnist"
 
-The three reasons that the paper names, measured on pairs of minima, at several settings of what each leaves open.
-Two controls: the pair at equal training loss, for which the minimum of lower loss is trained again and stopped
-there; and two maps that leave the function as it is, which no reason for generalisation should see.
+The paper names three reasons: a flat minimum needs fewer bits, has more Bayesian evidence, and has a lower free
+energy. Each is measured on pairs of minima, at several values of what it leaves open. There are two controls. One
+is the pair at equal training loss: the minimum with the lower loss is trained again and stopped earlier. The other
+is two maps that leave the function as it is, which no reason for generalisation should see.
 """
 
 import warnings

@@ -2,13 +2,15 @@
 
     make exp-timit ARGS="--dataset timit.npz"
 
-The file holds x_train [721329, 360] and x_test [310621, 360] of floating point, y_train and y_test of classes 0
-to 1972, and num_classes, 1973. The paper gives these sizes and says that Kaldi made the data. The rest is read off
-the sizes. Kaldi's recipe egs/timit/s5, run.sh, trains speaker-adapted triphones (exp/tri3) and aligns frames to
-their tied states, about as many as there are classes; `ali-to-pdf` writes them. steps/nnet/make_fmllr_feats.sh
-makes 40 features of each frame; `splice-feats --left-context=4 --right-context=4` joins nine frames to 360, to be
-normalised to mean 0 and variance 1. The two sets are 70 and 30 % of their sum, so they may be parts of one set.
-Copy both to NumPy arrays, for instance with the package kaldiio, and write them with `np.savez`.
+The file holds x_train [721329, 360] and x_test [310621, 360] as floats, y_train and y_test with classes 0 to 1972,
+and num_classes, 1973. The paper gives these sizes and says that Kaldi made the data. The rest is inferred from the
+sizes. The two sets are 70 and 30 % of their sum, so they may be parts of one set.
+
+To make such a file, run Kaldi's recipe egs/timit/s5/run.sh. It trains speaker-adapted triphones (exp/tri3) and
+aligns frames to their tied states, which are about as many as the classes; `ali-to-pdf` writes them. Then
+steps/nnet/make_fmllr_feats.sh makes 40 features of each frame, and `splice-feats --left-context=4
+--right-context=4` joins nine frames to 360 features. Normalise these to mean 0 and variance 1. Read both into
+NumPy arrays, for instance with the package kaldiio, and write them with `np.savez`.
 """
 
 from os import PathLike

@@ -1,11 +1,10 @@
-"""Along training: accuracy per epoch (Fig. 2), sharpness against cross entropy (Fig. 6), when large batches pay.
+"""Along training: test accuracy per epoch (Fig. 2) and sharpness against the loss (Fig. 6).
 
     make exp-trajectory
     make exp-trajectory ARGS="--network c1 --dataset cifar10 --epochs 100"
 
-SB and LB are trained for a fixed number of epochs, 100 in the paper, and the sharpness in the full space is
-measured after some of them. From it comes a comparison that the paper does not make: SB against LB at the same
-training loss.
+SB and LB are trained for a fixed number of epochs, 100 in the paper, and full-space sharpness is measured after
+some of them. Two results go beyond the paper: SB against LB at the same training loss, and when large batches pay.
 """
 
 import math

@@ -1,9 +1,9 @@
-"""Large batches begun from where small ones stand after each epoch (Fig. 5): accuracy, sharpness.
+"""Large batches that start where small ones were after each epoch (Fig. 5): test accuracy and sharpness.
 
     make exp-warm_start
     make exp-warm_start ARGS="--network c1 --dataset cifar10 --epochs 100"
 
-SB is trained for 100 epochs in the paper, and LB for 100 from each of the iterates, with a new optimiser state.
+In the paper SB is trained for 100 epochs, and LB for 100 from each of its iterates, with a new optimiser state.
 """
 
 from collections.abc import Callable, Sequence

@@ -231,8 +231,8 @@ def over(
     evaluate = program.compiled(lambda at: fn(plane(*at)))
     columns, rows = checks.numbers_of("s", s), checks.numbers_of("t", t)
     points = [(x, y) for y in rows for x in columns]
-    values = _stacked(shown.each(evaluate, points, progress, "plane", "point"))
-    return jax.tree.map(lambda v: v.reshape(len(rows), len(columns), *v.shape[1:]), values)
+    values, width = shown.each(evaluate, points, progress, "plane", "point"), len(columns)
+    return _stacked([_stacked(values[i : i + width]) for i in range(0, len(values), width)])
 
 
 def connect(

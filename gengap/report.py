@@ -23,8 +23,8 @@ from gengap.records import Row, Run
 from gengap.stats import comparable, where
 
 __all__ = [
-    "DASH", "Section", "apart", "first_findings", "frame", "html", "markdown", "number", "origins", "percent",
-    "plain", "positive", "spread", "terminal", "theirs", "times", "write",
+    "DASH", "Section", "apart", "first_findings", "frame", "html", "markdown", "number", "of_batches", "origins",
+    "percent", "plain", "positive", "spread", "terminal", "theirs", "times", "write",
 ]  # fmt: skip
 
 DASH = "-"
@@ -81,27 +81,31 @@ def apart(figures: Callable[[list[Row]], list[Section]]) -> Callable[[list[Row]]
     return of_each
 
 
-def terminal(sections: Sequence[Section], width: int = 100) -> str:
-    """The sections as text for a terminal: what was found, and the tables."""
-    blocks = []
+def terminal(sections: Sequence[Section], width: int = 100, batches: str = "") -> str:
+    """The sections as text for a terminal: what SB and LB are, what was found, and the tables."""
+    blocks = [_filled(f"{_PAIR}: {batches}", width, "")] * bool(batches)
     for section in sections:
         if section.findings or section.table is not None:
             blocks.append("\n".join(textwrap.wrap(section.title, width)))
         if section.table is not None:
             blocks[-1] += "\n" + section.table.to_string(index=False, line_width=width)
         for sentence in section.findings:
-            blocks[-1] += "\n" + textwrap.fill(
-                sentence, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-            )
+            blocks[-1] += "\n" + _filled(sentence, width)
     return "\n\n".join(blocks) + "\n"
 
 
 def first_findings(directory: str | os.PathLike, width: int = 100) -> str:
     """What a report that is on disk says first, for a terminal."""
     text = (Path(directory) / "report.md").read_text(encoding="utf-8")
-    title, *lines = [*text.partition("\n## ")[2].partition("\n## ")[0].splitlines(), ""]
-    findings = [re.sub(r"\\(.)", r"\1", line[2:]) for line in lines if line.startswith("- ")]
-    return terminal([Section(title, findings)], width)
+    head, _, rest = re.sub(r"\\(.)", r"\1", text).partition("\n## ")
+    title, *lines = [*rest.partition("\n## ")[0].splitlines(), ""]
+    findings = [line[2:] for line in lines if line.startswith("- ")]
+    return terminal([Section(title, findings)], width, head.partition(f"- **{_PAIR}**: ")[2].partition("\n")[0])
+
+
+def _filled(text: str, width: int, indent: str = "  ") -> str:
+    below = indent and 2 * indent
+    return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=below, break_on_hyphens=False)
 
 
 def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
@@ -127,7 +131,7 @@ def _terms(run: Run) -> dict[str, str]:
     """What the words of a report mean, and what was trained, as far as the run has it: term -> meaning."""
     networks = [f"{name} is {paper.NETWORKS[name]}" for name in _values(run, "network") if name in paper.NETWORKS]
     known = {
-        "SB, LB": _of_batches(run),
+        _PAIR: of_batches(run),
         "Network": f"{'; '.join(networks)}." if networks else "",
         "Sharpness": _of_sharpness(run),
         "Training": _of_training(run.config),
@@ -137,6 +141,7 @@ def _terms(run: Run) -> dict[str, str]:
     return {term: words for term, words in known.items() if words}
 
 
+_PAIR = "SB, LB"
 _VERDICTS = (
     "a claim holds where the 95 % t interval over n seeds is on its side, and does not hold where it is on the "
     'other. Else, and with two seeds, it is undecided. One seed is no test. "4 of 5" counts the seeds in which '
@@ -153,7 +158,7 @@ def _values(run: Run, name: str) -> list[Any]:
     return list(dict.fromkeys(row[name] for row in run.rows if name in row))
 
 
-def _of_batches(run: Run) -> str:
+def of_batches(run: Run) -> str:
     """What SB and LB are, with their batch sizes for each network and data set."""
     sizes = []
     for words, rows in _grouped(run.rows, where).items():

@@ -113,10 +113,10 @@ def test_without_submitit_one_sentence_says_what_to_install(tmp_path, monkeypatc
 
 def test_flags_say_where_jobs_go():
     given = ["--cluster", "slurm", "--partition", "long", "--hours", "2.5", "--gpus", "1", "--jobs", "8"]
-    options = command.parse(fake.CONFIG, "", given)[1]
+    options = command.parse(fake.CONFIG, given)[1]
     assert command._jobs(options) == Cluster("slurm", partition="long", hours=2.5, gpus=1, at_once=8)
-    assert command._jobs(command.parse(fake.CONFIG, "", ["--cluster", "slurm"])[1]) == Cluster()
-    assert command._jobs(command.parse(fake.CONFIG, "", ["--jobs", "3"])[1]) == 3
+    assert command._jobs(command.parse(fake.CONFIG, ["--cluster", "slurm"])[1]) == Cluster()
+    assert command._jobs(command.parse(fake.CONFIG, ["--jobs", "3"])[1]) == 3
 
 
 def test_a_run_that_is_not_on_disk_has_no_jobs():

@@ -147,8 +147,8 @@ def test_a_terminal_that_has_only_ascii_gets_ascii(monkeypatch):
 
 def test_the_defaults_are_the_config_that_is_handed_in():
     config = Toy("b", Inner(7))
-    assert command.parse(config, "", [])[0] == config
-    assert command.parse(config, "", ["--epochs", "8"])[0] == Toy("b", Inner(8))
+    assert command.parse(config, [])[0] == config
+    assert command.parse(config, ["--epochs", "8"])[0] == Toy("b", Inner(8))
 
 
 def test_another_flag_with_the_name_of_a_data_set_is_not_meant(monkeypatch, tmp_path):

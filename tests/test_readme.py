@@ -78,7 +78,7 @@ def test_make_knows_the_command(line: str) -> None:
 @pytest.mark.parametrize("line", RUNS)
 def test_the_flags_are_known(line: str) -> None:
     module = importlib.import_module(f"experiments.{experiment(line)}")
-    command.parse(module.CONFIG, module.__doc__, words(line)[1])
+    command.parse(module.CONFIG, words(line)[1])
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (ROOT / "experiments").glob("*.py")])

@@ -44,9 +44,19 @@ def test_figures_that_are_apart_say_whose_they_are(three):
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_the_terminal_gets_lines_of_its_width(three, width):
-    text = report.terminal(sections(three), width)
+    text = report.terminal(sections(three), width, report.of_batches(run_of(three)))
+    assert " ".join(text.split()).startswith(
+        "SB, LB: minima that training with small and with large batches finds"
+    )
     assert max(map(len, text.splitlines())) <= width
     assert "LB, here" in text and "Results: F1 on mnist" in text
+
+
+def test_a_report_on_disk_says_first_what_the_terminal_got(three, tmp_path):
+    run, made = run_of(three), sections(three)
+    report.write("toy", made, run, tmp_path)
+    first = report.terminal([section._replace(table=None) for section in made[:1]], 80, report.of_batches(run))
+    assert report.first_findings(tmp_path, 80) == first and first.startswith("SB, LB: minima that training")
 
 
 class Balanced(HTMLParser):

@@ -1,12 +1,14 @@
 """The command line of an experiment: flags from its settings, one sentence for whatever is wrong."""
 
 import contextlib
+import inspect
 import io
 import math
 import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,9 @@ _OUT_OF_MEMORY = (
     "less memory too, but changes f where there is batch norm, which uses the statistics of a chunk. The same "
     "command resumes the run."
 )
+
+
+_DOC = "{doc}"  # what help says first
 
 
 class Options(NamedTuple):
@@ -80,10 +85,10 @@ def main(
     said = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "ascii")
     try:
         with contextlib.redirect_stdout(said):
-            settings, options, default = _parsed(config, doc, args, sets, experiment)
+            settings, options, default = _parsed(config, args, sets, experiment)
     finally:
         said.seek(0)
-        _say(said.read().replace(" [-h] [OPTIONS]", ""))
+        _say(said.read().replace(" [-h] [OPTIONS]", "").replace(_DOC, _wrapped(doc or "")))
     name = records.run_name(records.settings_of(settings), default)
     out = Path(os.path.expanduser(options.out or Path("results") / experiment / name))
 
@@ -120,13 +125,13 @@ def main(
 
 
 def _parsed(
-    config: Any, doc: str | None, args: Sequence[str] | None, sets: Mapping[str, Any], experiment: str
+    config: Any, args: Sequence[str] | None, sets: Mapping[str, Any], experiment: str
 ) -> tuple[Any, Options, dict[str, Any]]:
     """The settings, the options, and the default settings that a run is named by."""
-    settings, options = parse(config, doc, args, experiment)
+    settings, options = parse(config, args, experiment)
     default = records.settings_of(config)
     if (dataset := str(records.settings_of(settings).get("dataset"))) in sets:
-        settings, options = parse(sets[dataset], doc, args, experiment)
+        settings, options = parse(sets[dataset], args, experiment)
         default = records.settings_of(sets[dataset]) | {"dataset": default["dataset"]}
     return settings, options, default
 
@@ -172,7 +177,7 @@ def _show(experiment: str, run: records.Run, figures: Callable, out: Path) -> No
         _say(f"{findings}\nNothing was computed: all {len(run.rows)} rows are there, the last from {last}.\n")
     else:
         sections = figures(run.rows)
-        _say(report.terminal(sections, width))
+        _say(report.terminal(sections, width, report.of_batches(run)))
         page = report.write(experiment, sections, run, out)
         if is_own:
             run.check_kept()
@@ -213,9 +218,7 @@ def cache_compilations() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def parse(
-    config: Any, doc: str | None, args: Sequence[str] | None = None, experiment: str | None = None
-) -> tuple[Any, Options]:
+def parse(config: Any, args: Sequence[str] | None = None, experiment: str | None = None) -> tuple[Any, Options]:
     """Flags over the defaults `config`; a wrong one ends the process with tyro's message and exit code 2."""
     flags: Any = NamedTuple("Flags", [("experiment", type(config)), ("run", Options)])  # type: ignore[misc]
     parsed: Any = tyro.cli(
@@ -223,7 +226,7 @@ def parse(
         default=flags(config, Options()),  # type: ignore[call-arg]
         args=args,
         prog=_typed(experiment, sys.argv[1:] if args is None else args),
-        description=doc,
+        description=_DOC,  # tyro would make one line of each paragraph
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     return parsed
@@ -234,6 +237,13 @@ def _typed(experiment: str | None, args: Sequence[str]) -> str | None:
     if experiment is None or not {"-h", "--help"} & set(args):
         return experiment and f"python -m experiments.{experiment}"
     return f'make {"" if experiment == "paper" else "exp-"}{experiment} ARGS="..."'
+
+
+def _wrapped(doc: str) -> str:
+    """Its paragraphs in lines that fit the terminal; what is indented stays."""
+    width = min(shutil.get_terminal_size((80, 0)).columns, 100)
+    paragraphs = inspect.cleandoc(doc).split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else textwrap.fill(p, width) for p in paragraphs)
 
 
 def _as_flags(message: str, settings: Sequence[str]) -> str:
