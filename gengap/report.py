@@ -34,7 +34,7 @@ body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1a1a1a; bac
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .85rem;
         font-variant-numeric: tabular-nums; }
-th, td { padding: .15rem .6rem; white-space: nowrap; text-align: left; } th { border-bottom: 1px solid #555; }
+th, td { padding: .15rem .4rem; white-space: nowrap; text-align: left; } th { border-bottom: 1px solid #555; }
 img { width: 100%; max-width: 56rem; } pre { white-space: pre-wrap; font-size: .8rem; }
 li, p { overflow-wrap: break-word; }
 @media print { body { margin: 0; max-width: none; font-size: 10pt; } img, tr { break-inside: avoid; } }
@@ -261,7 +261,9 @@ def origins(rows: Sequence[Row]) -> Any:
     table = frame([row["origin"] for row in rows])
     keys = [name for name in table.columns if name not in ("date", "seconds")]
     grouped = table.groupby(keys, dropna=False, sort=False)
-    return grouped.agg(rows=("date", "size"), last=("date", "max"), seconds=("seconds", "sum")).reset_index()
+    found = grouped.agg(rows=("date", "size"), last=("date", "max"), seconds=("seconds", "sum")).reset_index()
+    found["last"] = found["last"].str[:16].str.replace("T", " ")  # UTC
+    return found.assign(seconds=found["seconds"].round().astype(int))
 
 
 def number(value: Any) -> float | None:

@@ -129,7 +129,7 @@ def test_origins_are_counted():
     rows = [{"origin": ORIGIN}, {"origin": {**ORIGIN, "seconds": 2.0}}, {"origin": {**ORIGIN, "commit": "def"}}]
     found = report.origins(rows)
     assert found["commit"].tolist() == ["abc123", "def"] and found["rows"].tolist() == [2, 1]
-    assert found["seconds"].tolist() == [3.5, 1.5]
+    assert found["seconds"].tolist() == [4, 2] and found["last"][0] == "2026-11-25"
 
 
 def test_the_report_opens_no_plotting_backend():
