@@ -179,7 +179,9 @@ def claims(rows: list[Row]) -> list[Claim]:
         of = {setting: _pairs(at_end(rows), reason, setting) for setting in _settings(rows, reason)}
         verdicts = [stats.verdict([large - small for small, large in both]) for both in of.values()]
         here = next((means(both) for both in of.values() if both), "")
-        found.append(Claim("sec. 2.1", claim, {}, here, verdicts))
+        given = [at for at in of if float(at)]
+        differs = " ".join(_parts_of(rows, at) for at in given) if reason == "evidence" else ""
+        found.append(Claim("sec. 2.1", claim, {}, here, verdicts, differs))
     return found
 
 

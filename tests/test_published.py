@@ -52,6 +52,23 @@ def test_the_reports_are_what_the_rows_give(tmp_path, monkeypatch):
     assert reports and not changed
 
 
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.parent.name}/{run.name}")
+def test_the_rows_of_a_run_have_one_version_of_the_maximiser(run):
+    of_run = [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
+    assert len({row["ascent_version"] for row in of_run if "ascent_version" in row}) <= 1
+
+
+def test_every_claim_that_fails_has_its_numbers_and_every_run_its_command():
+    text = (ROOT / "published/claims.md").read_text()
+    failing = text.partition("## Claims that do not hold")[2].partition("## What was run")[0]
+    sentences = [line for line in failing.splitlines() if line.startswith("- ")]
+    assert len(sentences) == text.count("does not hold:")
+    assert all(re.search(r"\? .*\d", sentence) for sentence in sentences)
+    ran = text.partition("## What was run")[2].partition("## Provenance")[0]
+    experiments = [run.parent.name.replace("_", r"\_") for run in RUNS]
+    assert all(f"make exp-{name} " in ran for name in experiments)
+
+
 def numbers(text):
     return set(re.findall(r"(?<![\d.])\d+(?:\.\d+)?(?![\d.])", text))
 

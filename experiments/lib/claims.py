@@ -35,6 +35,7 @@ class Claim(NamedTuple):
       theirs: the paper's numbers of each network.
       here: our numbers in words; empty where there are none.
       verdicts: of each epsilon where there are several.
+      differs: what differs from the paper, in a sentence with numbers, for the case that the claim does not hold.
     """
 
     where: str
@@ -42,6 +43,7 @@ class Claim(NamedTuple):
     theirs: Mapping[str, str]
     here: str = ""
     verdicts: Sequence[stats.Verdict] = ()
+    differs: str = ""
 
     @property
     def verdict(self) -> stats.Verdict:
@@ -94,7 +96,7 @@ def _place(row: Row) -> tuple[str, str]:
 
 
 def side_by_side(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> list[report.Section]:
-    """Which network ran on which data, and the claims with columns of each of these: the paper's, here, and n.
+    """Which network ran on which data; the claims with columns of each: the paper's, here, and n; those that fail.
 
     Args:
       rows, parts: as of `table`.
@@ -114,7 +116,13 @@ def side_by_side(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) ->
             line |= {place: cell, f"n, {place}": str(verdict.n) if own else line.get(f"n, {place}", report.DASH)}
     columns = report.frame(list(lines.values()))
     ran = report.Section("Which network ran on which data", table=_ran(rows))
-    return [ran, report.Section("The claims", RULE, columns)]
+    fail = [
+        f"{of}: {claim.claim}? {claim.differs or f'Here {claim.here}; in the paper {theirs or report.DASH}.'}"
+        for of, claim, theirs in tested
+        if claim.verdict.word == "does not hold"
+    ]
+    failing = report.Section("Claims that do not hold, and what differs from the paper", fail or ["None."])
+    return [ran, report.Section("The claims", RULE, columns), failing]
 
 
 def _ran(rows: Sequence[Row]) -> Any:
