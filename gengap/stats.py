@@ -14,7 +14,7 @@ import numpy as np
 import scipy  # loads its modules when they are used
 
 __all__ = [
-    "Interval", "Signs", "Threshold", "Verdict", "at_loss", "check_comparable", "comparable", "compare", "decay",
+    "Interval", "Signs", "Threshold", "Verdict", "at_loss", "check_comparable", "comparable", "decay",
     "granulated", "interval", "kendall", "log_ratio", "signs", "threshold", "trend", "verdict", "weakest", "where",
 ]  # fmt: skip
 
@@ -101,7 +101,7 @@ class Verdict(NamedTuple):
 
     @property
     def tally(self) -> str:
-        """n, and the count of the sign test, which leaves ties out: "n = 5, 5 of 5"."""
+        """n, and in how many seeds the claim is true, without ties: "n = 5, 5 of 5"."""
         sides = self.wins + self.losses
         return f"n = {self.n}" + (f", {self.wins} of {sides}" if sides and self.n > 1 else "")
 
@@ -248,32 +248,6 @@ def at_loss(losses: Values, values: Values, level: float) -> float:
         return math.nan
     f, v = np.log([f[[k, k - 1]], v[[k, k - 1]]])  # the later first: the abscissae of `interp` rise
     return math.exp(np.interp(math.log(level), f, v))
-
-
-def compare(high: Mapping[int, float], low: Mapping[int, float], words: str) -> str:
-    """In how many seeds one side is larger, with the sign test; ties are left out, as that test has it.
-
-    Args:
-      high: values by seed of the side expected to be larger.
-      low: values by seed of the other side.
-      words: the claim, such as "LB is sharper than SB".
-
-    Returns:
-      A clause with the count and p; below two seeds that are not tied that there is no test.
-
-    >>> compare({0: 3.0, 1: 2.0}, {0: 1.0, 1: 1.0}, "LB is sharper than SB")
-    'LB is sharper than SB in 2 of 2 seeds (sign test, p = 0.25 one-sided)'
-    """
-    pairs = [(high[seed], low[seed]) for seed in high if seed in low]
-    if not pairs:
-        return f"{words}: no seed has both"
-    wins, ties = sum(a > b for a, b in pairs), sum(a == b for a, b in pairs)
-    n = len(pairs) - ties
-    tied = f", {ties} tied and left out" if ties else ""
-    if n < 2:
-        return f"{words}: no test{tied}"
-    p = scipy.stats.binomtest(wins, n, alternative="greater").pvalue
-    return f"{words} in {wins} of {n} seeds{tied} (sign test, p = {p:.2g} one-sided)"
 
 
 class Signs(NamedTuple):

@@ -23,14 +23,10 @@ def alone(count: int) -> list[dict[str, int]]:
 @pytest.mark.parametrize("pairs", [2, 5, 12])
 def test_the_sign_test_sums_a_binomial(pairs) -> None:
     for wins in range(pairs + 1):
-        p = sum(math.comb(pairs, i) for i in range(wins, pairs + 1)) / 2**pairs
-        high, low = {i: float(i < wins) for i in range(pairs)}, dict.fromkeys(range(pairs), 0.5)
-        assert stats.compare(high, low, "sharper").endswith(f"(sign test, p = {p:.2g} one-sided)")
-
-
-def test_a_single_seed_has_no_p_value() -> None:
-    assert stats.compare({0: 1.0}, {0: 2.0}, "sharper") == "sharper: no test"
-    assert stats.compare({0: 1.0}, {0: 1.0}, "sharper") == "sharper: no test, 1 tied and left out"
+        sure = max(wins, pairs - wins)
+        p = min(1, 2 * sum(math.comb(pairs, i) for i in range(sure, pairs + 1)) / 2**pairs)
+        found = stats.signs([1.0] * wins + [-1.0] * (pairs - wins) + [0.0, math.nan])
+        assert found[:2] == (wins, pairs) and found.p_value == pytest.approx(p)
 
 
 @pytest.mark.parametrize("count", [3, 5])
@@ -247,12 +243,6 @@ def test_the_first_crossing_counts() -> None:
 )
 def test_a_level_that_is_not_crossed_has_no_value(losses, values) -> None:
     assert math.isnan(stats.at_loss(losses, values, 0.1))
-
-
-def test_compare_pairs_by_seed_and_leaves_ties_out() -> None:
-    high, low = {0: 2.0, 1: 2.0, 2: 1.0, 7: 9.0}, {2: 3.0, 1: 2.0, 0: 1.0, 8: 0.0}
-    expected = "a over b in 1 of 2 seeds, 1 tied and left out (sign test, p = 0.75 one-sided)"
-    assert stats.compare(high, low, "a over b") == expected
 
 
 SIZES = [16, 32, 64, 128, 256, 512, 1024]

@@ -14,7 +14,7 @@ from gengap import paper, plots, stats
 from gengap.comparison import column
 from gengap.records import Row
 from gengap.report import DASH, Section, frame, number, percent, plain, spread, theirs, times
-from gengap.stats import comparable, compare
+from gengap.stats import comparable
 
 Space = Literal["full", "random"]
 SPACES: dict[Space, tuple[str, paper.SharpnessTable]] = {
@@ -248,12 +248,16 @@ def _sharpness_table(rows: Sequence[Row], space: Space) -> Section:
             line["larger / smaller"] = _ratio(averages["LB"], averages["SB"], "LB", "SB")
             losses = [list(of_seed.values()) for of_seed in of_side(group, "train_loss").values()]
             line["training loss"] = " | ".join(plain(statistics.fmean(of)) if of else DASH for of in losses)
-            lines.append(line | {"n": str(max(map(len, values.values())))})
-            place = f"{of}, epsilon {epsilon:g}"
-            sentences.append(f"{place}: {compare(values['LB'], values['SB'], SHARPER)}.")
+            shared = [
+                stats.log_ratio(values["LB"][seed], values["SB"][seed])
+                for seed in values["SB"]
+                if seed in values["LB"]
+            ]
+            lines.append(line | {SHARPER: str(stats.verdict(shared))})
             if lost := sum(number(row.get(name)) is None for row in group):
                 sentences.append(
-                    f"{place}: {lost} of {len(group)} met a loss that is not finite, and are in no mean."
+                    f"{of}, epsilon {epsilon:g}: {lost} of {len(group)} met a loss that is not finite, "
+                    "and are in no mean."
                 )
     return Section(f"{title}; {_MEANS}", sentences, frame(lines))
 
