@@ -84,7 +84,7 @@ def maximise(
       radius: the half-widths r of the box, not negative; a leading axis is one of ascents side by side.
       centre: f and its gradient at y = 0.
       starts: points of the box, in units of the radius.
-      key: of the coordinates that change sides, and of the direction where a derivative is 0.
+      key: random key for the coordinates that change sides, and of the direction where a derivative is 0.
       max_evaluations: values with gradients to spend, at least 1.
 
     >>> def evaluate(y):

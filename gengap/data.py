@@ -55,7 +55,7 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
 
     Args:
       name: "digits", a TFDS name such as "mnist", "cifar10", "emnist/letters", "mnist:3.0.1", or the path of an
-        .npz with x_train, y_train, x_test and y_test as of `from_arrays`, and num_classes if need be.
+        .npz with x_train, y_train, x_test and y_test as in `from_arrays`, and num_classes if need be.
       data_dir: an existing TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets.
 
     Returns:

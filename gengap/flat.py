@@ -65,7 +65,7 @@ class Flat(NamedTuple):
 
 
 def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True, only: Only | None = None) -> Flat:
-    """`fn` and `params`, as of `layout_of`, on a flat vector; where `scalar`, `fn` has to return a number.
+    """`fn` and `params`, as in `layout_of`, on a flat vector; where `scalar`, `fn` has to return a number.
 
     With `only` it is a function of some leaves, see `part`.
 

@@ -153,7 +153,7 @@ def find(
       progress: a name for the progress bar; `None` shows none. "auto" shows one on a terminal, after two seconds.
 
     Raises:
-      ValueError: a number out of its range, or a file in the store that is damaged or of other settings than its
+      ValueError: a number out of range, or a file in the store that is damaged or of other settings than its
         name says.
     """
     checks.check_untraced("training", key, ds, start, seed)

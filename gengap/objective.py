@@ -136,7 +136,7 @@ def over_dataset(
       clip: see `cross_entropy`.
 
     Raises:
-      ValueError: as of `mean_loss`; labels that are no classes, or labels or logits that do not fit.
+      ValueError: as in `mean_loss`; labels that are no classes, or labels or logits that do not fit.
     """
     checks.check_counts({"chunk": chunk})
     return _over(_mean, *_labelled(apply, x, y, clip), int(chunk))

@@ -192,7 +192,7 @@ def granulated(
     that differ in hyperparameter i alone. On a full grid this is the paper's mean of the tau of each group. A tie
     counts 0, so that a measure that follows one hyperparameter only scores for that one only.
 
-    Arguments as of `kendall`.
+    Arguments as in `kendall`.
 
     Returns:
       Psi with an interval over settings, and psi for each hyperparameter that varies alone somewhere.

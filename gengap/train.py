@@ -190,7 +190,7 @@ def fit(
       The state at the end and the history.
 
     Raises:
-      ValueError: a number out of its range.
+      ValueError: a number out of range.
     """
     checks.check_untraced("training", state, x, y)
     size = 0 if callable(batch_size) else count(batch_size, len(x))
@@ -274,7 +274,7 @@ def batch_loss(
 ) -> Callable:
     """For `fit`: `(params, x, y, key) -> (mean loss to descend, (plain loss, accuracy) to report)`.
 
-    Arguments as of `examples`; with a `loss` there is no accuracy, and it is NaN.
+    Arguments as in `examples`; with a `loss` there is no accuracy, and it is NaN.
     """
     losses_and_outputs = examples(method, apply, apply_train, clip=clip, loss=loss)
     of_outputs = _loss_of_outputs(loss, clip)
