@@ -312,7 +312,7 @@ def noise_scale(
     if small >= large:
         raise ValueError(f"small is {small} and large is {large}; small must be below large")
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
+        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; the numbers must be equal and above 0")
     flat.layout_of(params)
     lengths_of = [program.compiled(partial(_gradient_length, loss, size)) for size in (small, large)]
     batches = [(i, k) for i in (0, 1) for k in checks.sample_keys(jax.random.split(key)[i], num_samples, least=1)]

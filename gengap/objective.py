@@ -225,7 +225,7 @@ def _labelled(apply: Callable, x: Any, y: Any, clip: float | None) -> tuple[_Cro
     y = _check_labels("y", checks.as_array("y", y))
     x = x if isinstance(x, np.ndarray) else jnp.asarray(checks.as_array("x", x))
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
+        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; the numbers must be equal and above 0")
     if isinstance(y, jax.core.Tracer):
         return _CrossEntropy(apply, clip, -1), (x, y)
     labels = jax.device_get(hosts.fetched(y))
@@ -317,11 +317,11 @@ def _check_examples(leaves: list[tuple[str, Any]], weighted: bool) -> int:
     for i, (name, leaf) in enumerate(leaves):
         name = "weights" if weighted and i == len(leaves) - 1 else f"data{name}"
         if not hasattr(leaf, "dtype") or np.ndim(leaf) == 0:
-            raise ValueError(f"{name} is of type {type(leaf).__name__}; it must be an array, an example a row")
+            raise ValueError(f"{name} is of type {type(leaf).__name__}; it must be an array, each row an example")
         lengths[name] = len(leaf)
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         words = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "no array"
-        raise ValueError(f"data must be arrays of as many examples, and at least one; there are {words}")
+        raise ValueError(f"data must be arrays with the same number of examples, above 0; got {words}")
     weights = leaves[-1][1]
     if weighted and not program.is_traced(weights):
         w = jax.device_get(weights)
