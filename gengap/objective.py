@@ -181,7 +181,7 @@ class _CrossEntropy:
 
     apply: Callable
     clip: float | None
-    largest_label: int  # -1 where it is not known
+    largest_label: int  # -1 if it is not known
     counts_right: bool = False
 
     def __call__(self, params: PyTree, batch: tuple[Array, Array]) -> Any:
@@ -216,7 +216,7 @@ def _name(fn: Callable) -> str:
 def check_no_clip(loss: Callable, clip: float | None) -> Callable:
     """The network's own loss; refuse a clip, which only cross entropy has."""
     if clip is not None:
-        raise ValueError(f"clip is {clip}, which is of cross entropy; the network has a loss of its own")
+        raise ValueError(f"clip is {clip}, which only cross entropy uses; the network has its own loss")
     return loss
 
 
@@ -255,7 +255,7 @@ def check_logits(
     if not isinstance(shape, tuple) or not 2 <= len(shape) <= (ndim or 99) or shape[0] != rows or shape[-1] < 2:
         raise ValueError(f"{what} {shape}; logits must be [{rows}, 2 classes or more]")
     if largest_label >= shape[1]:
-        raise ValueError(f"y has a label {largest_label}; apply returned {shape[1]} logits, of labels from 0 up")
+        raise ValueError(f"y has a label {largest_label}; apply returned {shape[1]} logits, for labels from 0 up")
     return logits
 
 

@@ -115,7 +115,7 @@ def sharpness(
     Args:
       values: label of a network -> side -> seed -> value, `None` or NaN if it is not finite.
       paper: label of a network -> side -> (mean, standard deviation), drawn beside them.
-      papers: the paper's network or data set, for the legend.
+      papers: the network and data set of the paper's values, for the legend.
     """
     if not any(isinstance(minima, Mapping) and minima for sides in values.values() for minima in sides.values()):
         raise ValueError("values must be network -> side -> seed -> value, with one seed at least")

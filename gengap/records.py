@@ -263,7 +263,7 @@ def _say_how_long(seconds: float) -> None:
     if seconds < 300:
         return
     time_left = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
-    smaller = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it smaller"
+    smaller = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it shorter"
     progress.say(
         f"This takes up to {time_left} here{smaller if seconds > 3600 else ''}. Stop it at any time: the same "
         "command resumes it."

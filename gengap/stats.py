@@ -164,7 +164,7 @@ def kendall(values: Values, gaps: Values, settings: Settings, *, level: float = 
     setting, the 95 % interval contained tau in 95 % of all cases with 24 settings, 94 % with 12, 92 % with 6.
 
     Args:
-      values: the measure, one for each run; runs where it or the gap is not finite are left out.
+      values: the measure, one for each run; runs whose measure or gap is not finite are left out.
       gaps: one for each run.
       settings: the hyperparameters of each run; a `seed` among them is ignored.
       level: confidence level.

@@ -132,7 +132,7 @@ class Finding(NamedTuple):
     Attributes:
       measure, symmetry: their names.
       before, after: the mean of the measure over the keys.
-      factor: after / before; NaN where before is 0.
+      factor: after / before; NaN if before is 0.
       verdict: "unchanged", "changed", or "not resolved" if the errors could hide a change of a third, or if values
         are not finite.
     """

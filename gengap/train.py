@@ -125,7 +125,7 @@ def count(batch_size: float, m: int) -> int:
     size = round(batch_size * m) if is_share else batch_size
     if not (is_number and 1 <= size <= m and size == int(size)):
         raise ValueError(
-            f"batch size {batch_size} is neither a share, up to 1.0, that is an example or more, nor a whole "
+            f"batch size {batch_size} is neither a share, up to 1.0, of at least one example, nor a whole "
             f"number from 1 to {m}, the number of training examples"
         )
     return int(size)
@@ -329,7 +329,7 @@ def gradient_noise(
       params: the point.
       x, y: the batch, of two examples or more.
       key: random key for z and the network.
-      draws: sets of z; the variance has a relative error of about sqrt(2 / draws) where one direction dominates.
+      draws: sets of z; the variance has a relative error of about sqrt(2 / draws) if one direction dominates.
     """
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} example; the noise of a gradient needs two or more")
