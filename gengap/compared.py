@@ -207,7 +207,7 @@ def _cell(values: Sequence[float | None], error: float | None) -> str:
 
 
 def _difference(first: Sequence[float | None], second: Sequence[float | None], *, is_ratio: bool) -> str:
-    """The second divided by the first, or minus it; for several seeds with its interval and the sign test."""
+    """The second / the first, or the second - the first; for several seeds with interval and sign test."""
     pairs = [(a, b) for a, b in zip(first, second, strict=False) if a is not None and b is not None]
     is_ratio = is_ratio and all(a > 0 and b > 0 for a, b in pairs)
     values = [stats.log_ratio(b, a) if is_ratio else b - a for a, b in pairs]

@@ -321,7 +321,7 @@ def _check_examples(leaves: list[tuple[str, Any]], weighted: bool) -> int:
         lengths[name] = len(leaf)
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         words = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "no array"
-        raise ValueError(f"data must be arrays with the same number of examples, above 0; got {words}")
+        raise ValueError(f"data must be arrays with equal numbers of examples, at least one; there are {words}")
     weights = leaves[-1][1]
     if weighted and not program.is_traced(weights):
         w = jax.device_get(weights)
