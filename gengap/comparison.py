@@ -70,7 +70,7 @@ def check_metric(metric: Metric, params: PyTree) -> None:
     checks.check_counts({"num_draws": metric.num_draws, "num_directions": metric.num_directions}, least=0)
     distinct = sorted(set(metric.epsilons))
     if not distinct or not all(0 < epsilon < np.inf for epsilon in distinct):
-        raise ValueError(f"epsilons is {metric.epsilons}; it must have at least one size, all above 0")
+        raise ValueError(f"epsilons is {metric.epsilons}; it must have at least one size, each above 0")
     if len(distinct) < len(metric.epsilons):
         raise ValueError(f"epsilons is {metric.epsilons}; no size may occur twice")
     n = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
