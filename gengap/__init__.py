@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ascent", "checks", "compare", "comparison", "data", "flat", "hessian", "kernels", "landscape", "measures",
     "methods", "minima", "models", "objective", "paper", "plots", "program", "records", "report", "sharpness",
-    "stats", "subspace", "symmetry", "train",
+    "stats", "subspace", "symmetry", "theories", "train",
 ]  # fmt: skip
 
 
@@ -29,14 +29,14 @@ def __getattr__(name: str) -> Any:
     if name == "compare":
         return importlib.import_module("gengap.comparison").compare
     if name == "plots":
-        return _on_use(f"{__name__}.plots")  # for Matplotlib --help need not wait
+        return _on_use(f"{__name__}.plots")  # so that --help does not wait for Matplotlib
     module = importlib.import_module(f"{__name__}.{name}")
     module.__dir__ = lambda: module.__all__  # type: ignore[method-assign]  # what tab completion offers
     return module
 
 
 def _on_use(name: str) -> Any:
-    """A module that is executed when it is first used."""
+    """A module that runs when it is first used."""
     if name not in sys.modules:
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.loader is not None

@@ -1,4 +1,4 @@
-"""`python -m gengap compare my_model.py --out DIR`: the minima of a Python file, as a table and a page."""
+"""`python -m gengap compare my_model.py --out DIR`: compare the minima of a Python file, in a table and a page."""
 
 import argparse
 import runpy
@@ -13,12 +13,12 @@ from gengap import comparison
 __all__ = ["main"]
 
 _FILE = """A Python file that defines minima, a dictionary of name -> parameters (or a list of the parameters of
-several seeds), and loss, params -> mean loss of the training set; and if wanted test, params -> test loss or (test
-loss, test accuracy), start, where training began, and measures, name -> (loss, params, key) -> number."""
+several seeds), and loss, params -> mean loss of the training set. It may also define test, params -> test loss or
+(test loss, test accuracy); start, where training began; and measures, name -> (loss, params, key) -> number."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Compare the minima of a file; one sentence and exit code 2 for a wrong flag or a file that does not do."""
+    """Compare the minima of a file. A wrong flag or an unusable file gives one sentence and exit code 2."""
     quick = comparison.QUICK
     parser = argparse.ArgumentParser("python -m gengap", description="Tools for your own networks.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -26,7 +26,7 @@ def main(args: Sequence[str] | None = None) -> None:
     compare.add_argument("file", type=Path, help="the Python file")
     compare.add_argument("--out", type=Path, required=True, help="directory of the page, report.html")
     compare.add_argument(
-        "--epsilons", type=float, nargs="+", default=list(quick.epsilons), help="sizes of the box"
+        "--epsilons", type=float, nargs="+", default=list(quick.epsilons), help="sizes of the sharpness box"
     )
     compare.add_argument(
         "--num-draws", type=int, default=quick.num_draws, help="number of random subspaces; 0: none"
@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
     compare.add_argument(
         "--max-evaluations", type=int, default=quick.max_evaluations, help="gradients per maximum"
     )
-    compare.add_argument("--no-hessian", action="store_true", help="no eigenvalue and no trace")
+    compare.add_argument("--no-hessian", action="store_true", help="skip the Hessian eigenvalue and trace")
     compare.add_argument("--seed", type=int, default=0, help="random seed")
     given = parser.parse_args(args)
     if not given.file.is_file():

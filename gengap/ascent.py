@@ -1,4 +1,4 @@
-"""The maximiser of Metric 2.1 over a box, and SciPy's for comparison: each finds a lower bound of the maximum."""
+"""The maximiser of Metric 2.1 over a box, and SciPy's for comparison. Each finds a lower bound of the maximum."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,12 +15,12 @@ from gengap import words
 __all__ = ["ASCENT_VERSION", "Maximum", "maximise", "scipy_lbfgsb"]
 
 ASCENT_VERSION = 5
-"""The version of the maximiser, for the record of a run: 1 was the first release's."""
+"""The version of the maximiser, for the record of a run; the first release had version 1."""
 
-_STALLED = 2  # evaluations in a row without a better value, after which an ascent has stopped
-_SAME = 1e-3  # of the radius: points nearer than that are one
-_SHARE = 0.2  # of the coordinates
-_OF_STARTS = 2 / 3  # of the evaluations, which the starts have together
+_STALLED = 2  # an ascent stops after this many evaluations in a row without a better value
+_SAME = 1e-3  # points closer than this, in units of the radius, count as the same
+_SHARE = 0.2  # share of the coordinates that may change sides
+_OF_STARTS = 2 / 3  # share of the evaluations for the starts, all together
 
 
 class Maximum(NamedTuple):
@@ -29,7 +29,7 @@ class Maximum(NamedTuple):
     Attributes:
       point: the best point seen, inside the box.
       value: f there, not below f at the centre.
-      evaluations: values with gradients that were spent, the one at the centre left out.
+      evaluations: values with gradients spent, without the one at the centre.
       finite: whether f and its gradient were finite wherever they were evaluated.
     """
 
@@ -53,12 +53,12 @@ class _Evaluated(NamedTuple):
 class _State(NamedTuple):
     point: Array  # to evaluate next
     local: _Evaluated  # the best of this ascent
-    best: _Evaluated  # of all
+    best: _Evaluated  # the best of all ascents
     stalled: Array  # evaluations in a row without a better one
     share: Array  # of the coordinates that may change sides when another ascent begins
     before: Array  # the best value when this ascent began
     finite: Array
-    signs: Array  # which way to go where a derivative is 0
+    signs: Array  # which way to go if a derivative is 0
 
 
 def maximise(
@@ -70,21 +70,21 @@ def maximise(
     *,
     max_evaluations: int,
 ) -> Maximum:
-    r"""The largest $f(y)$ with $|y_i| \le r_i$ that so many evaluations find.
+    r"""The largest $f(y)$ with $|y_i| \le r_i$ that `max_evaluations` find.
 
-    From each start, step to the corner that the gradient points to; a coordinate whose derivative changed sign on
-    the way goes back to where it vanishes. The starts have an equal number of evaluations each, two thirds
-    together, and the best goes on. When an ascent stops, another begins beside the best point: half of the fifth
-    of the coordinates with the least $|r_i\, \partial f / \partial y_i|$ change sides; of two fifths, four fifths,
-    all while that finds nothing better. An ascent has stopped after two evaluations without a better value, or
-    where it would evaluate a point again. Neither a multiple of f nor the size of the box changes the course.
+    An ascent steps to the corner that the gradient points to; a coordinate whose derivative changed sign on the
+    way goes back to where it vanishes. The starts share two thirds of the evaluations equally; then the best goes
+    on. An ascent stops after two evaluations without a better value, or if it would evaluate a point again. Then
+    another begins near the best point: of the fifth of the coordinates with the least
+    $|r_i\, \partial f / \partial y_i|$ a random half change sides. As long as nothing better is found, the fifth
+    becomes two fifths, four fifths, all. Scaling f or the box does not change the steps, in units of the box.
 
     Args:
       evaluate: `y -> (f(y), its gradient)`; jit it.
-      radius: the half-widths r of the box, not negative; a leading axis is one of ascents side by side.
+      radius: the half-widths r of the box, not negative; with a leading axis, for several ascents side by side.
       centre: f and its gradient at y = 0.
       starts: points of the box, in units of the radius.
-      key: of the coordinates that change sides, and of the direction where a derivative is 0.
+      key: random key for the coordinates that change sides, and for directions if a derivative is 0.
       max_evaluations: values with gradients to spend, at least 1.
 
     >>> def evaluate(y):
@@ -103,7 +103,7 @@ def maximise(
 
 
 def _side_by_side(step: Callable) -> Callable:
-    """`step` of one ascent, jitted, or of several where the arrays have a leading axis; they share numbers."""
+    """`step`, jitted, for one ascent or, if arrays have a leading axis, for several, which share the scalars."""
 
     @jax.jit
     def one_or_several(*args: Any) -> Any:
@@ -144,17 +144,17 @@ def _advance(
     stalled = jnp.where(_near(point, best.point), _STALLED, 0)
     s = _where((later == 0) & (turn == len(starts)), s._replace(point=point, local=best, stalled=stalled), s)
     data, kind = jax.random.key_data(jax.random.fold_in(key, i)), jax.random.key_impl(key)
-    # Under vmap a key would be selected twice, which jax_debug_key_reuse takes for a mistake.
+    # Under vmap a key would be selected twice, which jax_debug_key_reuse reports as an error.
     beside = lambda: _beside(s, jax.random.wrap_key_data(data, impl=kind))  # noqa: E731
     return jax.lax.cond(s.stalled >= _STALLED, beside, lambda: s)
 
 
 def _beside(s: _State, key: Array) -> _State:
-    """An ascent that begins beside the best point."""
+    """An ascent that begins near the best point."""
     weight = jnp.abs(s.best.slope)
     sample = weight[:: max(1, len(weight) // 2**16)]
     share = jnp.where(s.best.value > s.before, _SHARE, jnp.minimum(2 * s.share, 1)).astype(s.share.dtype)
-    # Of those that matter at all: the parameters of dead units would fill the fifth.
+    # Only of coordinates with a gradient: else the parameters of dead units would fill the fifth.
     most = jnp.nanquantile(jnp.where(sample > 0, sample, jnp.nan), share)
     half = jax.random.bernoulli(key, shape=weight.shape)
     away = jnp.where(s.best.point == 0, 1, -s.best.point)
@@ -164,7 +164,7 @@ def _beside(s: _State, key: Array) -> _State:
 
 
 def _next(before: _Evaluated, here: _Evaluated, signs: Array) -> Array:
-    """The corner that the gradient points to, or where a derivative vanishes that changed sign on the way."""
+    """The corner that the gradient points to, but where a derivative vanishes if it changed sign on the way."""
     way = here.point - before.point
     too_far = (here.slope * way < 0) & (before.slope * way > 0)
     part = before.slope / jnp.where(too_far, before.slope - here.slope, 1)
@@ -173,12 +173,12 @@ def _next(before: _Evaluated, here: _Evaluated, signs: Array) -> Array:
 
 
 def _nothing(like: _Evaluated) -> _Evaluated:
-    """At the centre of the box, and what any evaluation improves on."""
+    """The centre of the box with the lowest value, so that any evaluation is better."""
     return _Evaluated(jnp.zeros_like(like.point), _lowest(like.value), jnp.zeros_like(like.slope))
 
 
 def _lowest(like: Array) -> Array:
-    """Below every finite value; an infinity of our own would be found by `jax_debug_infs`."""
+    """The lowest finite value; minus infinity would be reported by `jax_debug_infs`."""
     return jnp.full_like(like, jnp.finfo(like.dtype).min)
 
 
@@ -202,17 +202,17 @@ def scipy_lbfgsb(
 ) -> Maximum:
     """The paper's solver (sec. 2.2.2), for comparison: SciPy's L-BFGS-B, on the host.
 
-    What it finds depends on the scale of f: with SciPy's own tolerances it ends at once where the gradient is
-    below 1e-5.
+    The result depends on the scale of f: with SciPy's default tolerances it stops at once if the gradient is below
+    1e-5.
 
     Args:
       evaluate: `y -> (f(y), its gradient)`.
       radius: the half-widths of the box.
       start: a point of the box.
-      max_iterations: of L-BFGS-B; the paper has 10.
-      max_evaluations: values with gradients after which no further iteration begins; SciPy's default.
-      factor: what f is multiplied by for SciPy.
-      tolerance: of the value and of the gradient; `None` for SciPy's own.
+      max_iterations: iterations of L-BFGS-B; the paper uses 10.
+      max_evaluations: values with gradients after which no further iteration begins; the default is SciPy's.
+      factor: factor by which f is multiplied for SciPy.
+      tolerance: tolerance of the value and of the gradient; `None` for SciPy's defaults.
     """
     r = np.asarray(radius, np.float64)
     best, finite = (-np.inf, np.asarray(start)), True

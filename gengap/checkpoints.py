@@ -1,4 +1,4 @@
-"""A training on disk: the leaves of a pytree and what made them, in a file of safetensors."""
+"""Training results on disk: the leaves of a pytree and what made them, in a safetensors file."""
 
 import fcntl
 import hashlib
@@ -38,7 +38,7 @@ def fingerprint(tree: PyTree) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file of the store, once no other run has it."""
+    """Wait for the lock of a file of the store, and hold it."""
     if not hosts.is_first():
         yield
         return
@@ -48,7 +48,7 @@ def locked(path: Path) -> Iterator[None]:
         with open(lock, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not lock.exists() or lock.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                continue  # whoever had it has removed it
+                continue  # the process that had it has removed it
             try:
                 yield
             finally:
@@ -57,7 +57,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, tree: PyTree, values: dict[str, Any]) -> None:
-    """Write the leaves of a pytree, and beside them values such as the history."""
+    """Write the leaves of a pytree, together with values such as the history."""
     if not hosts.is_first():
         return
     kept = [name for name in values if name not in ("params", "snapshots")]
@@ -69,12 +69,12 @@ def write(path: Path, tree: PyTree, values: dict[str, Any]) -> None:
 
 
 def there(paths: Mapping[int, Path]) -> dict[int, Path]:
-    """Those of some files that there are."""
+    """The files among these that exist."""
     return dict(itertools.compress(paths.items(), hosts.of_first(lambda: [p.exists() for p in paths.values()])))
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it exists."""
     if hosts.is_first():
         path.unlink(missing_ok=True)
 
@@ -83,7 +83,7 @@ def read(path: Path, like: PyTree, settings: dict[str, Any] | None) -> tuple[dic
     """The values in a file, and its leaves in the structure of `like`.
 
     Raises:
-      ValueError: the file is missing, damaged, of other leaves, or of other settings; `None` takes any.
+      ValueError: the file is missing, damaged, or has other leaves or other settings; `None` accepts any settings.
     """
     arrays = expected = _arrays(like)
 
@@ -103,7 +103,7 @@ def read(path: Path, like: PyTree, settings: dict[str, Any] | None) -> tuple[dic
 def _contents(
     path: Path, expected: dict[str, np.ndarray], settings: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The header and the arrays of a file, which are of the types and shapes of `expected`."""
+    """The header and the arrays of a file; refuse types and shapes other than those of `expected`."""
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata()
@@ -112,7 +112,7 @@ def _contents(
             for name, tensor in safetensors.deserialize(path.read_bytes())
         }
         if metadata["sha256"] != fingerprint({"header": np.array(metadata["header"]), **arrays}):
-            raise ValueError("its contents are not those that were written")
+            raise ValueError("its contents have changed since it was written")
         header = json.loads(metadata["header"])
         stored = dict(header["settings"])
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
@@ -136,7 +136,7 @@ def _arrays(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def _raw(leaf: Any) -> Any:
-    """What NumPy can keep of a leaf: the data of a random key, and all of what is divided over processes."""
+    """A leaf as NumPy can store it: the data of a random key, and all of an array divided over processes."""
     is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return hosts.fetched(jax.random.key_data(leaf) if is_key else leaf)
 

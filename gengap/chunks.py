@@ -1,4 +1,4 @@
-"""A sum over data in chunks: of arrays on the device, or on the host, from where chunks are sent."""
+"""A sum over data in chunks, for arrays on the device or on the host, from which chunks are sent."""
 
 import itertools
 from collections.abc import Callable
@@ -19,14 +19,14 @@ _numbers = itertools.count()
 
 
 class Host:
-    """Arrays that stay on the host. What is compiled asks for their rows by a number, and keeps none alive."""
+    """Arrays that stay on the host. Compiled programs ask for their rows by a number, and keep none alive."""
 
     def __init__(self, arrays: dict[int, np.ndarray]) -> None:
         self.arrays, self.number = arrays, next(_numbers)
         _living[self.number] = self
 
     def rows(self, begin: Any, length: int) -> Any:
-        """So many examples of each array, sent to the device when the program comes to them."""
+        """`length` examples of each array from `begin`, sent to the device when the program reaches them."""
         types = {
             i: jax.ShapeDtypeStruct((length, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype))
             for i, a in self.arrays.items()
@@ -46,22 +46,22 @@ def _rows_on_host(number: Any, ends: Any) -> dict[int, np.ndarray]:
 
 
 def ends(count: int, chunk: int) -> list[tuple[int, int, int]]:
-    """Where chunks of one length begin and end, and that length; as few chunks as may be, of almost one size."""
+    """For each of two chunk lengths: begin, end, length. The chunks are as few and as equal as possible."""
     size, longer = divmod(count, -(-count // chunk))
     middle = longer * (size + 1)
     return [(0, middle, size + 1), (middle, count, size)]
 
 
 def total(fn: Callable, params: PyTree, leaves: list[Any], host: Host | None, *, count: int, chunk: int) -> Any:
-    """Sum of `fn(params, leaves of a chunk)` over chunks of almost one size, in float32 at least.
+    """Sum of `fn(params, leaves of a chunk)` over chunks of almost equal size, in float32 or wider.
 
     Args:
       fn: returns a pytree of arrays.
       params: its first argument.
       leaves: arrays of `count` examples, or `placement.Chunks` of them; `None` in place of those on the host.
-      host: those, by their place among the leaves.
-      count: of examples.
-      chunk: the most of them at once.
+      host: the arrays on the host, by their position among the leaves.
+      count: number of examples.
+      chunk: the most examples at once.
     """
 
     def add(sums: Any, terms: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Rows computed by jobs of a cluster, one job a row, through submitit.
+"""Rows computed by jobs on a cluster, one job for each row, through submitit.
 
 Jobs outlive the process that collects their rows. What submitit needs to find them again is in a folder of the
-run, which is removed when all rows are there. A process that begins later takes the rows of jobs that have ended,
-waits for those that are queued or running, and submits the others.
+run, which is removed when all rows are collected. A later process takes the rows of jobs that have ended, waits
+for jobs that are queued or running, and submits the rest.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ __all__ = ["Cluster", "computed"]
 
 _SECONDS_BETWEEN_QUESTIONS = 10.0
 _SECONDS_FOR_A_RESULT = 15.0
-"""How long a file that another machine wrote may stay invisible on this one."""
+"""How long a file written by another machine may take to appear on this one."""
 
 
 class Cluster(NamedTuple):
-    """Where jobs are submitted, and what each of them asks for.
+    """Where jobs are submitted, and what each of them requests.
 
     Attributes:
-      name: "slurm", or "local" for processes of this machine.
-      partition: of the cluster; by default the cluster's own default.
+      name: "slurm", or "local" for processes on this machine.
+      partition: partition of the cluster; by default the cluster's own default.
       hours: the time limit of a job.
-      gpus: for each job; by default none is asked for.
+      gpus: GPUs for each job; by default none is requested.
       at_once: the most jobs that run at the same time.
     """
 
@@ -52,18 +52,18 @@ def computed(
     cluster: Cluster,
     folder: Path,
 ) -> Generator[tuple[Mapping[str, Any], dict[str, Any]]]:
-    """The cells with `work(cell)` as these are finished.
+    """Yields each cell with `work(cell)`, as jobs finish.
 
-    A job that fails or is cancelled is a sentence on stderr, and the others go on.
+    A job that fails or is cancelled is reported on stderr; the others go on.
 
     Args:
-      work: computes a row; a job has to be able to import what it uses.
-      cells: what is asked, one a row.
-      cluster: where.
-      folder: of submitit's files, on a file system that the machines of the cluster share.
+      work: computes a row; a job must be able to import what it uses.
+      cells: what to compute, one for each row.
+      cluster: where to submit the jobs.
+      folder: folder for submitit's files, on a file system that the machines of the cluster share.
 
     Raises:
-      ValueError: submitit is missing, the cluster takes no jobs, or, once all jobs have ended, some have no row.
+      ValueError: submitit is missing, the cluster takes no jobs, or all jobs have ended and some have no row.
     """
     if cells:
         jobs, missing = _jobs(work, cells, cluster, folder), 0
@@ -82,18 +82,18 @@ def computed(
                 del jobs[job]
             time.sleep(1 if jobs else 0)
         if missing:
-            words = "rows did not come: look at the logs; the same command submits them again"
+            words = "rows are missing: look at the logs; the same command submits them again"
             raise ValueError(f"{missing} of {len(cells)} {words}")
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _jobs(work: Callable, cells: Sequence, cluster: Cluster, folder: Path) -> dict[Any, Mapping[str, Any]]:
-    """A job for each cell: one of before that has its row or is at it, or a new one."""
+    """A job for each cell: an earlier one that has its row or may still compute it, or a new one."""
     submitit = _submitit(cluster.name)
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster.name)
     except RuntimeError:
-        words = "on this machine there is no srun: give the command on one of the cluster's"
+        words = "on this machine there is no srun: run the command on a machine of the cluster"
         raise ValueError(f"cluster is {cluster.name}, but {words}") from None
     executor.update_parameters(
         name="gengap",
@@ -105,12 +105,12 @@ def _jobs(work: Callable, cells: Sequence, cluster: Cluster, folder: Path) -> di
     jobs: dict[Any, Mapping[str, Any]] = {}
     job_class = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[cluster.name]
     names = sorted(path.name.removesuffix("_submitted.pkl") for path in folder.glob("*_submitted.pkl"))
-    for job in [job_class(folder, name) for name in names]:  # all before squeue is asked, which is then asked once
+    for job in [job_class(folder, name) for name in names]:  # all of them first, so that squeue is asked only once
         cell = job.submission().args[0]
         if cell in cells and cell not in jobs.values() and (_has_row(job) or not job.done()):
             jobs[job] = cell
         else:
-            job.paths.submitted_pickle.unlink()  # should it still be in the queue, it ends without work
+            job.paths.submitted_pickle.unlink()  # if it is still in the queue, it will end without work
     new = [cell for cell in cells if cell not in jobs.values()]
     try:
         with contextlib.redirect_stderr(io.StringIO()), executor.batch(allow_implicit_submissions=True):
@@ -141,7 +141,7 @@ def _submitit(name: str) -> Any:
 
 
 def _in_job(work: Callable, settings: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit has it ignored, so that scancel would take 30 s
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit ignores SIGTERM, with which scancel would take 30 s
     processes.take(settings)
     return work(cell)
 
@@ -160,7 +160,7 @@ def _end_in_words(job: Any, cell: Mapping[str, Any]) -> str:
 
 
 class _Queue:
-    """Which jobs have ended, for submitit: those that squeue does not list. sacct needs an accounting database."""
+    """Tells submitit which jobs have ended: those that squeue does not list. sacct would need a database."""
 
     def __init__(self) -> None:
         self._asked = -math.inf

@@ -33,14 +33,14 @@ _CAPTIONS = {
 
 
 class Curve(NamedTuple):
-    """The loss on straight lines between minima, at alpha 0 and 1: names of the ends -> [seeds, alphas]."""
+    """The loss on lines between two minima, at alpha 0 and 1; `losses` maps their names to [seeds, alphas]."""
 
     alphas: np.ndarray
     losses: dict[str, np.ndarray]
 
 
 class Surface(NamedTuple):
-    """The loss on a plane, [t, s], in distances; and where the points lie that it goes through."""
+    """The loss on a plane, [t, s], with distances as coordinates, and where the points lie that span it."""
 
     s: np.ndarray
     t: np.ndarray
@@ -50,11 +50,11 @@ class Surface(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """How minima differ; in IPython a table.
+    """How minima differ; IPython shows it as a table.
 
     Attributes:
-      rows: what `measure` says of each minimum and seed, and what `compare` adds; see `frame`.
-      notes: what makes the comparison unfair, or a number weak.
+      rows: the numbers of `measure` for each minimum and seed, and those that `compare` adds; see `frame`.
+      notes: what makes the comparison unfair, or a number unreliable.
       points: name -> the parameters of each seed.
       loss, start: as given.
       settings: how it was measured, for the page.
@@ -72,10 +72,10 @@ class Comparison:
         return report.frame([{name: v for name, v in row.items() if name != "origin"} for row in self.rows])
 
     def table(self) -> Any:
-        """What the comparison prints: value ± error, of several seeds their mean and its 95 % interval.
+        """What the comparison prints: value ± error, or for several seeds their mean and its 95 % interval.
 
-        Of two minima the last column has the second over the first, or less the first where one is not above 0;
-        of several seeds with the interval of that, and the sign test.
+        With two minima the last column is the second divided by the first; for accuracies, and if a value is not
+        above 0, the second minus the first. For several seeds it adds the interval and the sign test.
         """
         lines = []
         for column, words in self._columns().items():
@@ -97,7 +97,7 @@ class Comparison:
 
     @functools.cached_property
     def path(self) -> Curve:
-        """The loss on the line from the first minimum to each other, seed by seed, at 25 alphas from -1 to 2."""
+        """The loss on the line from the first minimum to each other one, for each seed; 25 alphas from -1 to 2."""
         first, *others = self.points
         if not others:
             raise ValueError(f"there is one minimum, {first}; a path needs two")
@@ -111,7 +111,7 @@ class Comparison:
 
     @functools.cached_property
     def plane(self) -> Surface:
-        """The loss on the plane through three minima; or two and the start, or else a random point as far away."""
+        """The loss on the plane through two minima and a third, or the start, or a random point as far away."""
         first, *others = ((name, seeds[0]) for name, seeds in self.points.items())
         if not others:
             raise ValueError(f"there is one minimum, {first[0]}; a plane needs two")
@@ -150,11 +150,11 @@ class Comparison:
         return report.write(title, sections, records.Run(None, "compare", self.settings, self.rows, []), directory)
 
     def _of(self, name: str, column: str) -> list[float | None]:
-        """A number of each seed of a minimum."""
+        """One column of a minimum, a number for each seed."""
         return [row.get(column) for row in self.rows if row["minimum"] == name]
 
     def _columns(self) -> dict[str, str]:
-        """The columns of the rows that are numbers with their words, in order."""
+        """The columns to show, in order, with their names in words."""
         hidden = re.compile("minimum|seed|origin|ascent_version|linear_full_.*|.*_(sem|draws|evaluations)")
         columns = dict.fromkeys(name for row in self.rows for name in row)
         return {name: _in_words(name) for name in columns if not hidden.fullmatch(name)}
@@ -183,7 +183,7 @@ class Comparison:
         draw: dict[str, Callable[[Any], Any]] = {"Sharpness of each minimum": sharpness}
         if len(self.points) > 1:
             draw["Loss on the line between the minima"] = path
-            with contextlib.suppress(ValueError):  # there is no plane
+            with contextlib.suppress(ValueError):  # the points span no plane
                 if np.nanmax(self.plane.loss) > 0:
                     draw["Loss on a plane through the minima"] = plane
         return draw
@@ -198,7 +198,7 @@ def _as_far(a: PyTree, b: PyTree) -> Any:
 
 
 def _cell(values: Sequence[float | None], error: float | None) -> str:
-    """A number ± its error; of several seeds the mean and its interval."""
+    """A number ± its error; for several seeds the mean and its interval."""
     numbers = np.array([np.nan if value is None else value for value in values])
     if len(numbers) == 1:
         return shown(numbers[0]) + (f" ± {error:.2g}" if error is not None and np.isfinite(error) else "")
@@ -207,7 +207,7 @@ def _cell(values: Sequence[float | None], error: float | None) -> str:
 
 
 def _difference(first: Sequence[float | None], second: Sequence[float | None], *, is_ratio: bool) -> str:
-    """The second over the first, or less the first; of several seeds with its interval and the sign test."""
+    """The second / the first, or the second - the first; for several seeds with interval and sign test."""
     pairs = [(a, b) for a, b in zip(first, second, strict=False) if a is not None and b is not None]
     is_ratio = is_ratio and all(a > 0 and b > 0 for a, b in pairs)
     values = [stats.log_ratio(b, a) if is_ratio else b - a for a, b in pairs]
@@ -218,7 +218,7 @@ def _difference(first: Sequence[float | None], second: Sequence[float | None], *
 
 
 def _in_words(column: str) -> str:
-    """What a column of a row holds."""
+    """The name of a column in words."""
     if not column.startswith("sharpness_"):
         return _WORDS.get(column, column)
     _, space, epsilon = column.split("_")

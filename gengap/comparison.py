@@ -1,4 +1,4 @@
-"""What is measured at a minimum, in one flat row; and of several, `compare`: how they differ."""
+"""`measure` puts the numbers of one minimum into a flat row; `compare` says how several minima differ."""
 
 import re
 import time
@@ -19,8 +19,8 @@ from gengap.notes import notes
 __all__ = ["QUICK", "Metric", "check_arguments", "check_metric", "column", "compare", "measure"]
 
 _TRACE_SAMPLES = 10
-_HESSIAN_GRADIENTS = 2 * _TRACE_SAMPLES + 40  # the largest eigenvalue takes some 20 products
-_IN_SUBSPACES = 1.3  # times as long as a gradient, with the products with A
+_HESSIAN_GRADIENTS = 2 * _TRACE_SAMPLES + 40  # the largest eigenvalue takes about 20 products
+_IN_SUBSPACES = 1.3  # a gradient with its products with A takes this many times as long as one without
 _MEASURED = re.compile(
     "minimum|seed|origin|ascent_version|distance|(train|test|gradient|hessian|sharpness|linear)_.*"
 )
@@ -30,7 +30,7 @@ Measure = Callable[[Callable, PyTree, Key[Array, ""]], Any]
 
 
 class Metric(NamedTuple):
-    """Sharpness (Metric 2.1). The default epsilons and dimension are the paper's."""
+    """How sharpness (Metric 2.1) is measured. The default epsilons and dimension are the paper's."""
 
     epsilons: tuple[float, ...] = (1e-3, 5e-4)
     """sizes of the box around the minimum"""
@@ -43,11 +43,11 @@ class Metric(NamedTuple):
     num_directions: int = 6
     """extra start directions for the subspace ascents, six gradients each"""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """precision of matrix products in the measurement; less is faster on accelerators"""
+    """precision of matrix products in the measurement; a lower one is faster on accelerators"""
 
     @property
     def gradients(self) -> int:
-        """That are spent on one minimum, at most."""
+        """The most gradients that one minimum takes."""
         directions = 6 * self.num_directions if self.num_draws else 0
         return len(self.epsilons) * ((1 + self.num_draws) * self.max_evaluations + directions)
 
@@ -61,25 +61,25 @@ QUICK = Metric(epsilons=(1e-3,), num_draws=3)
 
 
 def check_metric(metric: Metric, params: PyTree) -> None:
-    """Refuse settings that `measure` would refuse at such parameters; their shapes are enough.
+    """Refuse settings that `measure` would refuse for these parameters, of which only the shapes matter.
 
     Raises:
-      ValueError: a setting out of its range, by its name.
+      ValueError: a setting is out of range; the message names it.
     """
     checks.check_counts({"dim": metric.dim, "max_evaluations": metric.max_evaluations})
     checks.check_counts({"num_draws": metric.num_draws, "num_directions": metric.num_directions}, least=0)
     distinct = sorted(set(metric.epsilons))
     if not distinct or not all(0 < epsilon < np.inf for epsilon in distinct):
-        raise ValueError(f"epsilons is {metric.epsilons}; each must be above 0, and there must be one")
+        raise ValueError(f"epsilons is {metric.epsilons}; it must have at least one size, each above 0")
     if len(distinct) < len(metric.epsilons):
-        raise ValueError(f"epsilons is {metric.epsilons}; it has one more than once")
+        raise ValueError(f"epsilons is {metric.epsilons}; no size may occur twice")
     n = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     if metric.num_draws and metric.dim > n:
         raise ValueError(f"dim is {metric.dim}; it must be from 1 to {n}, the parameters of the network")
 
 
 def column(space: Literal["full", "random"], epsilon: float) -> str:
-    """The name of a sharpness in a row.
+    """The column of a sharpness in a row.
 
     >>> column("full", 1e-3), column("random", 5e-4)
     ('sharpness_full_1e-3', 'sharpness_random_5e-4')
@@ -102,19 +102,19 @@ def measure(
     Args:
       loss: `params -> f`, the mean loss of the training set.
       params: the minimum.
-      key: of the random matrices and the restarts of the ascents.
+      key: random key for the random matrices and the restarts of the ascents.
       metric: how the sharpness is measured.
       train, test: `params -> (loss, accuracy)` of a split, as `objective.loss_and_accuracy` makes it, or the
         loss alone.
       progress: a name for the progress bars; `None` shows none. "auto" shows them on a terminal after two seconds.
 
     Returns:
-      Columns of a row. `train_loss`, and `train_accuracy`, `test_loss`, `test_accuracy` where there is a function
-      for them. For each epsilon `sharpness_full_1e-3` and `sharpness_random_1e-3`, the mean over the draws, in
-      percent of 1 + f. Beside it `_evaluations`, the gradients spent, and in random subspaces `_sem`, the standard
-      error (NaN for one draw), and `_draws`, [num_draws]. A sharpness is NaN where the loss was not finite
-      somewhere in the box, since what was found there is a lower bound only. There is none where the loss is not
-      finite at params. `ascent_version` is that of the maximiser.
+      Columns of a row: `train_loss`, and `train_accuracy`, `test_loss`, `test_accuracy` if a function gives them.
+      For each epsilon `sharpness_full_1e-3` and `sharpness_random_1e-3` (the mean over the draws), in percent of
+      1 + f. Each has a column `_evaluations`, the gradients spent; random subspaces also have `_sem`, the standard
+      error (NaN for one draw), and `_draws`, [num_draws]. A sharpness is NaN if the loss was not finite somewhere
+      in the box, because the value found is then only a lower bound. If the loss is not finite at params, the row
+      has no sharpness. `ascent_version` is the version of the maximiser.
     """
     row: dict[str, Any] = {}
     for split, evaluate in {"train": train, "test": test}.items():
@@ -143,7 +143,7 @@ def measure(
         )
         row |= _columns("full", metric, full)
         if train is None:
-            row["train_loss"] = float(full.base_loss[0])  # as the metric has it, to the last digit
+            row["train_loss"] = float(full.base_loss[0])  # exactly the value that the metric used
         if not metric.num_draws:
             return row
         random = sharpness.random_subspaces(
@@ -184,26 +184,28 @@ def compare(
     with_hessian: bool = True,
     progress: str | None = "auto",
 ) -> Comparison:
-    """How two minima of one loss differ, or several: one call for networks that are already trained.
+    """Measure how two or more minima of one loss differ; one call for networks that are already trained.
 
-    It first says how long it takes. Beside `measure` each minimum has the length of its gradient, the largest
-    eigenvalue of its Hessian (its error is the residual) and the trace, and the distance from `start`.
+    It first says how long it will take. Besides the numbers of `measure` each minimum has the norm of its
+    gradient, the largest eigenvalue of the Hessian (the error is the residual), the trace, and the distance from
+    `start`.
 
     Args:
       minima: name -> parameters, or a list of the parameters of several seeds, in the order of the seeds.
       loss: `params -> f`, the mean loss of the training set.
-      key: random key. A seed has the same random subspaces in every minimum.
+      key: random key. All minima of one seed are measured in the same random subspaces.
       test: `params -> test loss`, or `-> (test loss, test accuracy)`.
       start: where training began.
-      metric: how sharpness is measured; by default with one epsilon and three draws, which `Metric()` takes to the
-        paper's two and ten.
+      metric: how sharpness is measured; by default with one epsilon and three draws. `Metric()` has the paper's
+        two epsilons, and ten draws.
       measures: name -> `(loss, params, key) -> number`, or a result with `value` and `sem`: further measures, such
         as `gengap.measures.worst_case`.
-      with_hessian: whether to measure eigenvalue and trace, for which the loss must have two derivatives.
+      with_hessian: whether to measure the eigenvalue and the trace; the loss must then have second derivatives.
       progress: a name for the progress bars; `None` shows none. "auto" shows them on a terminal after two seconds.
 
     Raises:
-      ValueError: points of different shapes, a list that may be one minimum or several, or a number out of range.
+      ValueError: the points have different shapes, a list may be one minimum or several seeds, or a number is out
+        of range.
 
     >>> import jax.numpy as jnp
     >>> sharp, flat_one = jnp.array([0.1, 0.0]), jnp.array([0.0, 0.1])
@@ -224,7 +226,7 @@ def compare(
     ):
         began, of_seed = time.monotonic(), jax.random.fold_in(key, seed)
         label = progress and f"{progress}: {name}, {i + 1} of {len(given)}"
-        own = _own(measures, loss, params, of_seed)  # first, since a fault in them should cost no minutes
+        own = _own(measures, loss, params, of_seed)  # first, so that an error in them shows at once
         row = measure(loss, params, of_seed, metric, test=test, progress=label)
         row |= _beside(loss, params, of_seed, start, metric, with_hessian, label) | own
         rows.append({"minimum": name, "seed": seed, **row, "origin": origins.dated(time.monotonic() - began)})
@@ -237,18 +239,18 @@ def compare(
 def check_arguments(
     minima: Mapping[str, PyTree], loss: Callable, metric: Metric, start: PyTree, measures: Mapping[str, Measure]
 ) -> dict[str, list[PyTree]]:
-    """The seeds of each minimum; refuse what `compare` would, but for what its functions raise themselves."""
+    """The seeds of each minimum. Refuses what `compare` would, except for errors inside the given functions."""
     points = _seeds(minima, loss)
     given = [params for seeds in points.values() for params in seeds]
     flat.check_alike(*given, *([] if start is None else [start]))
     check_metric(metric, given[0])
     if taken := [name for name in measures if _MEASURED.fullmatch(name)]:
-        raise ValueError(f"measures has {', '.join(taken)}, which is measured anyway; name yours otherwise")
+        raise ValueError(f"measures has {', '.join(taken)}, which is measured anyway; give yours another name")
     return points
 
 
 def _seeds(minima: Mapping[str, PyTree], loss: Callable) -> dict[str, list[PyTree]]:
-    """The seeds of each minimum: a list is one of seeds where the loss takes what is in it."""
+    """The seeds of each minimum. A list holds seeds if the loss accepts each of its entries."""
     if not isinstance(minima, Mapping) or not minima:
         raise ValueError(f"minima is {words.shown(minima)}; it must be a dictionary, name -> parameters")
 
@@ -293,7 +295,7 @@ def _beside(
     with_hessian: bool,
     progress: str | None,
 ) -> dict[str, Any]:
-    """What a comparison has of a minimum beside `measure`."""
+    """What `compare` measures at a minimum in addition to `measure`."""
     f, x, _ = flat.of(loss, params)
     value, slope = program.compiled(jax.value_and_grad(f))(x)
     row: dict[str, Any] = {"gradient_length": float(flat.unit(slope)[0])}
@@ -313,7 +315,7 @@ def _beside(
 
 
 def _own(measures: Mapping[str, Measure], loss: Callable, params: PyTree, key: Array) -> dict[str, Any]:
-    """The measures of the caller's own."""
+    """The caller's own measures."""
     row: dict[str, Any] = {}
     for name, fn in measures.items():
         result = fn(loss, params, flat.key_for(key, name))

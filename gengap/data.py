@@ -1,4 +1,4 @@
-"""Data sets as arrays: a TFDS image-classification set by name, "digits" without a network, your own."""
+"""Data sets as arrays: a TFDS image-classification set by name, "digits" (needs no download), or your own."""
 
 import os
 import zipfile
@@ -25,7 +25,7 @@ Values = Any  # what NumPy makes an array of: also lists and columns of pandas
 class Dataset(NamedTuple):
     """A data set on the default device; uint8 images are 0 to 255, unscaled.
 
-    Where `num_classes` is 0, y holds no classes but targets of any shape, for a network with a loss of its own.
+    If `num_classes` is 0, y holds targets of any shape in place of classes, for a network with its own loss.
     """
 
     x_train: UInt8[Array, "m ..."] | Float32[Array, "m ..."] | Int32[Array, "m ..."]
@@ -47,15 +47,15 @@ class Dataset(NamedTuple):
 def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Load a data set by name, as stored, in the stored order.
 
-    "digits" is the 8x8 set that scikit-learn carries: its values 0 to 16 become round(x * 255 / 16), and 80 % of
-    each class (1437 images) are for training, the split drawn with a fixed seed. A name that ends in .npz is a
-    file of your own arrays. Every other name is a TFDS image-classification set. Its newest version in `data_dir`
-    is read, which must be stored as array_record, without TensorFlow; MNIST, CIFAR and their like are downloaded
-    where they are missing (see `prepare`). x_test is the split "test", or else "validation".
+    "digits" is the 8x8 set in scikit-learn: its values 0 to 16 become round(x * 255 / 16), and 80 % of each class
+    (1437 images in all) are for training, split with a fixed seed. A name that ends in .npz is a file of your own
+    arrays. Every other name is a TFDS image-classification set, read without TensorFlow: the newest version in
+    `data_dir`, which must be stored as array_record. MNIST, CIFAR and similar sets are downloaded if missing (see
+    `prepare`). x_test is the split "test", or "validation" if there is no "test".
 
     Args:
       name: "digits", a TFDS name such as "mnist", "cifar10", "emnist/letters", "mnist:3.0.1", or the path of an
-        .npz with x_train, y_train, x_test and y_test as of `from_arrays`, and num_classes if need be.
+        .npz with x_train, y_train, x_test and y_test as in `from_arrays`, and optionally num_classes.
       data_dir: an existing TFDS directory; by default TFDS_DATA_DIR, then ~/tensorflow_datasets.
 
     Returns:
@@ -63,8 +63,8 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
 
     Raises:
       FileNotFoundError: the set or `data_dir` is missing, and the download failed.
-      ValueError: no such set, a damaged one, one that only TensorFlow can prepare or read, or one that is not
-        image classification with images of one shape.
+      ValueError: the set does not exist, is damaged, can only be prepared or read with TensorFlow, or is not image
+        classification with images of one shape.
 
     >>> ds = load("digits")
     >>> ds.x_train.shape, ds.x_test.shape, ds.num_classes
@@ -88,19 +88,19 @@ def from_arrays(
     num_classes: int | None = None,
     name: str = "arrays",
 ) -> Dataset:
-    """Make a data set of your own arrays, checked and copied.
+    """Make a data set from your own arrays, checked and copied.
 
     Args:
-      x_train, x_test: uint8 images [m, ...], scaled by 1/255 where they are used; or floating-point features,
-        which become float32; or tokens of any other integer type, which become int32. Features and tokens are
-        used as they are: give tokens below 256 as int32, not as uint8.
+      x_train, x_test: uint8 images [m, ...], scaled by 1/255 when used; or floating-point features, which become
+        float32; or tokens of any other integer type, which become int32. Features and tokens are not scaled: give
+        tokens below 256 as int32, not as uint8.
       y_train, y_test: integer labels [m], 0 to num_classes - 1; also lists and columns of pandas.
       num_classes: by default the largest label of both splits + 1. With 0, y_train and y_test are
-        targets, numbers or tokens [m, ...], for a network with a loss of its own (`models.Model(loss=...)`).
+        targets, numbers or tokens [m, ...], for a network with its own loss (`models.Model(loss=...)`).
       name: what the data set is called in records.
 
     Raises:
-      ValueError: an array of another dtype or shape, an empty or non-finite one, a label out of range.
+      ValueError: an array has another dtype or shape, is empty or not finite, or a label is out of range.
 
     >>> x = np.zeros((3, 2), np.float32)
     >>> ds = from_arrays(x, np.arange(3), x[:1], np.array([1]))
@@ -126,19 +126,19 @@ def from_arrays(
 
 
 def head(ds: Dataset, size: int) -> Dataset:
-    """Keep the first `size` training examples, 1 to all of them; the test examples stay."""
+    """Keep the first `size` training examples, 1 to all of them, and all test examples."""
     _check_integer("size", size, len(ds.x_train), f", the examples of {ds.name!r}")
     return ds._replace(x_train=ds.x_train[:size], y_train=ds.y_train[:size])
 
 
 def spread(ds: Dataset) -> Dataset:
-    """The data set with its examples divided over all devices, those of other processes too.
+    """The data set with its examples divided over all devices, including those of other processes.
 
-    Each process has to have the whole data set, and sends its devices their share. Test examples that cannot be
-    divided are copied to every device.
+    Each process needs the whole data set, and sends its devices their share. Test examples that cannot be divided
+    evenly are copied to every device.
 
     Raises:
-      ValueError: the number of training examples is no multiple of the number of devices.
+      ValueError: the number of training examples is not a multiple of the number of devices.
     """
     mesh = Mesh(jax.devices(), ("data",), axis_types=(AxisType.Auto,))
     if rest := len(ds.x_train) % mesh.size:
@@ -158,19 +158,19 @@ def spread(ds: Dataset) -> Dataset:
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Every array of an .npz file, held to its checksums.
+    """Every array of an .npz file, verified by its checksums.
 
     Raises:
       FileNotFoundError: the file is missing.
-      ValueError: what is wrong with it; whoever asks knows what it should be, and names it.
+      ValueError: the file is damaged. The message does not name it; the caller does.
     """
     try:
         with open(path, "rb") as opened, zipfile.ZipFile(opened) as stored:
-            # NumPy reads as far as an array says that it goes, so that a damaged one may end before its checksum.
+            # NumPy reads only as far as an array's header says, so it may stop before it checks the checksum.
             if (name := stored.testzip()) is not None:
-                raise ValueError(f"{name} is not what its checksum says")
+                raise ValueError(f"{name} does not match its checksum")
             opened.seek(-12 - len(stored.comment), os.SEEK_END)
-            count = int.from_bytes(opened.read(2), "little")  # zipfile does not look at it
+            count = int.from_bytes(opened.read(2), "little")  # zipfile does not check it
             if count != min(len(stored.filelist), 2**16 - 1):
                 raise ValueError("it holds more or fewer arrays than it says")
         with np.load(path, allow_pickle=False) as file:
@@ -270,7 +270,7 @@ def _labels(argument: str, values: Values, rows: int) -> np.ndarray:
         example = _short(repr(next(odd, entries[0])))
         raise ValueError(
             f"{argument} must be integers, got dtype {y.dtype}, such as {example}; give num_classes=0 for targets "
-            "that are no classes, and the network a loss of its own"
+            "that are not classes, and the network its own loss"
         )
     if y.min() < 0:
         raise ValueError(f"{argument} must be labels from 0 up, got {y.min()}")

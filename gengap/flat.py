@@ -1,6 +1,6 @@
-"""A function of a pytree as a function of one flat vector: what every measure is computed on.
+"""A function of a pytree as a function of one flat vector, the form in which every measure is computed.
 
-Here, and nowhere else, the types of the parameters are checked and points are cast to what the network reads.
+Only this module checks the types of the parameters and casts points to the types that the network reads.
 """
 
 import inspect
@@ -46,7 +46,7 @@ class Layout:
         return jax.tree.unflatten(self.tree, parts)
 
     def ranges(self, flat: Float[Array, " n"]) -> Float[Array, " n"]:
-        """For each number of a flat vector, how far apart the smallest and the largest of its leaf are."""
+        """For each number of a flat vector, the range of its leaf: the largest number minus the smallest."""
         parts = jax.tree.leaves(self.unravel(flat, flat.dtype))
         return jnp.concatenate(
             [jnp.full(part.size, jnp.ptp(part) if part.size else 0.0, flat.dtype) for part in parts]
@@ -56,7 +56,7 @@ class Layout:
 class Flat(NamedTuple):
     """A function of a pytree and a point, both flat: `fn(x)` is `fn(params)`, and `layout.unravel(x)` is params.
 
-    x is float32 (float64 where a leaf is).
+    x is float32 (float64 if a leaf is).
     """
 
     fn: Callable[[Float[Array, " n"]], Any]
@@ -65,9 +65,9 @@ class Flat(NamedTuple):
 
 
 def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True, only: Only | None = None) -> Flat:
-    """`fn` and `params`, as of `layout_of`, on a flat vector; where `scalar`, `fn` has to return a number.
+    """`fn` and `params` (see `layout_of`) on a flat vector; if `scalar`, `fn` has to return a number.
 
-    With `only` it is a function of some leaves, see `part`.
+    With `only` it is a function of some of the leaves, see `part`.
 
     >>> f, x, layout = of(lambda p: p["a"] @ p["b"], {"a": jnp.ones(2), "b": jnp.array([1.0, 3.0])})
     >>> x.tolist(), float(f(x)), layout.unravel(2 * x)["b"].tolist()
@@ -85,11 +85,11 @@ def of(fn: Callable[[PyTree], Any], params: PyTree, *, scalar: bool = True, only
 
 
 def part(loss: Callable, params: PyTree, only: Only) -> tuple[Callable, PyTree]:
-    """The loss as a function of some leaves, and params with `None` for the others, held fixed; for any measure.
+    """The loss as a function of some leaves, and params with `None` for the others, which are held fixed.
 
     Args:
       loss: `params -> scalar`.
-      params: a pytree; what is held fixed may be of any type.
+      params: a pytree; leaves that are held fixed may have any type.
       only: whether to take a leaf, by its name such as "Dense_0/kernel".
 
     Raises:
@@ -126,7 +126,7 @@ def layer_of(name: str) -> str:
 
 
 def as_scalar(out: Any, dtype: Any) -> Array:
-    """What a loss returned, found to be one floating-point number."""
+    """What a loss returned; refuse anything but one floating-point number."""
     single = jax.tree_util.all_leaves([out]) and jnp.shape(out) == ()
     if not single or not jnp.issubdtype(jnp.result_type(out), jnp.floating):
         raise ValueError(f"loss returned {jax.eval_shape(lambda: out)}; it must return a floating-point scalar")
@@ -134,17 +134,17 @@ def as_scalar(out: Any, dtype: Any) -> Array:
 
 
 def ravel(params: PyTree) -> tuple[Float[Array, " n"], Layout]:
-    """A point as a flat vector, float32 (float64 where a leaf is), and its layout."""
+    """A point as a flat vector, float32 (float64 if a leaf is), and its layout."""
     layout = layout_of(params)
     dtype = jnp.float64 if jnp.dtype(jnp.float64) in layout.dtypes else jnp.float32
     return _ravel(jax.tree.leaves(placement.automatic(params)), dtype), layout
 
 
 def layout_of(params: PyTree) -> Layout:
-    """The layout of a pytree of floating-point arrays; `None` leaves pass.
+    """The layout of a pytree of floating-point arrays; `None` in place of leaves is allowed.
 
     Raises:
-      ValueError: there is no leaf, or one that is not floating point.
+      ValueError: there is no leaf, or a leaf is not floating point.
     """
     leaves, tree = jax.tree.flatten_with_path(params)
     if not leaves:
@@ -170,16 +170,16 @@ def check_alike(*points: PyTree) -> None:
         for (path, _), a, b in zip(jax.tree.leaves_with_path(points[0]), first.shapes, other.shapes, strict=True):
             if a != b:
                 name = jax.tree_util.keystr(path)
-                raise ValueError(f"params{name} has the shapes {a} and {b}; they must be one")
+                raise ValueError(f"params{name} has the shapes {a} and {b}; they must be equal")
 
 
 def stacked(arrays: Sequence[Any]) -> Any:
-    """Arrays as one, on the host where they are known: nothing to compile, however many."""
+    """Arrays stacked into one; known values on the host, so that any number of them compiles nothing."""
     return jnp.stack(arrays) if program.is_traced(*arrays) else np.stack(jax.device_get(arrays))
 
 
 def warn_rounded(layout: Layout, x: Float[Array, " n"], step: Float[Array, " n"]) -> None:
-    """A RuntimeWarning where a tenth of a step from x is lost when its end is cast to what the network reads."""
+    """Warn if more than a tenth of a step from x is lost when its end is cast to the types of the network."""
     if not program.is_traced(x, step) and (lost := float(_lost(layout, x, step))) > 0.1:
         types = ", ".join(sorted({str(jnp.dtype(dtype)) for dtype in layout.dtypes}))
         checks.warn(
@@ -188,9 +188,9 @@ def warn_rounded(layout: Layout, x: Float[Array, " n"], step: Float[Array, " n"]
 
 
 def with_extras(transformation: Any) -> Callable:
-    """The update of an optax transformation: of `value`, `grad` and `value_fn` it takes those that it knows.
+    """The update of an optax transformation, which gets those of `value`, `grad` and `value_fn` that it accepts.
 
-    One that asks for `grad_fn`, as `optax.contrib.sam` does, gets the gradient of `value_fn`.
+    If it asks for `grad_fn`, as `optax.contrib.sam` does, it gets the gradient of `value_fn`.
     """
     update = optax.with_extra_args_support(transformation).update
     parameters = inspect.signature(update).parameters
@@ -208,13 +208,13 @@ def with_extras(transformation: Any) -> Callable:
 
 
 def key_for(key: Key[Array, ""], purpose: str) -> Key[Array, ""]:
-    """A key for one purpose, so that what is drawn for two of them differs."""
+    """A key for one purpose; keys for different purposes give different numbers."""
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
 
 
 @jax.jit
 def unit(v: Float[Array, " n"]) -> tuple[Array, Array]:
-    """The length of a vector and its direction, also where squares would be 0; that of 0 is 0."""
+    """The length of a vector and its direction, also if squares would underflow; the direction of 0 is 0."""
     top = jnp.max(jnp.abs(v))
     v = v / jnp.where(top == 0, 1, top)
     length = jnp.linalg.norm(v)
@@ -223,7 +223,7 @@ def unit(v: Float[Array, " n"]) -> tuple[Array, Array]:
 
 @jax.jit(static_argnums=0)
 def _lost(layout: Layout, x: Array, step: Array) -> Array:
-    """The part of a step that the network does not see, by its length."""
+    """The share of a step that rounding hides from the network, by length."""
     read = _ravel(jax.tree.leaves(layout.unravel(x + step)), x.dtype) - x
     length = unit(step)[0]
     return unit(read - step)[0] / jnp.where(length == 0, 1, length)

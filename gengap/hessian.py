@@ -1,7 +1,7 @@
 """The Hessian of a loss without forming it: eigenpairs, trace, spectral density.
 
-Everything is built on products $H v$ (Pearlmutter 1994), each of which costs about two gradients. `eigenpairs` and
-`density` look at numbers to end, so that they cannot be traced; `product`, `part` and `trace` can.
+Everything is built on products $H v$ (Pearlmutter 1994), each of which costs about two gradients. `eigenpairs`,
+`density` and `explain` decide by values when to stop and cannot be traced; `product` and `trace` can.
 """
 
 import math
@@ -28,11 +28,11 @@ class Eigenpairs(NamedTuple):
     r"""Eigenvalues of a Hessian and their vectors.
 
     Attributes:
-      values: the outermost first; of both ends, the largest before the smallest.
-      vectors: as params with a leading axis of k, of length 1, in float32 or wider.
-      residuals: $\|H v - \lambda v\|$, from a product of its own. An eigenvalue is that near.
-      converged: whether the residual is within the tolerance and no eigenvalue further out is left.
-      products: with the Hessian, at two gradients each.
+      values: the outermost first; with both ends, the largest before the smallest.
+      vectors: unit vectors, a pytree like params with a leading axis of k, in float32 or wider.
+      residuals: $\|H v - \lambda v\|$, from an extra product. H has an eigenvalue at most that far from the value.
+      converged: whether the residual is within the tolerance and no eigenvalue further out is missing.
+      products: products with the Hessian, two gradients each.
     """
 
     values: Float[Array, " k"]
@@ -69,15 +69,15 @@ class Density(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    r"""A step s from x, such as the one to the maximum of Metric 2.1, beside the eigenvectors v of the Hessian.
+    r"""A step s from x, such as the one to the maximum of Metric 2.1, compared with the Hessian's eigenvectors v.
 
     Attributes:
-      sharpness: $100\,(f(x + s) - f(x)) / (1 + f(x))$, as the metric has it.
+      sharpness: $100\,(f(x + s) - f(x)) / (1 + f(x))$, as in the metric.
       linear: the part of it that the gradient predicts, $100\, g^\top s / (1 + f(x))$.
       quadratic: the part that the Hessian predicts, $50\, s^\top H s / (1 + f(x))$.
-      of_eigenvectors: what of that each of the top k has, $50\, \lambda_i (v_i^\top s)^2 / (1 + f(x))$.
-      share: of the squared length of s that lies along each of them.
-      eigenvalues: their own, the largest first.
+      of_eigenvectors: the part of that from each of the top k, $50\, \lambda_i (v_i^\top s)^2 / (1 + f(x))$.
+      share: the share of the squared length of s along each of them.
+      eigenvalues: their eigenvalues, the largest first.
     """
 
     sharpness: Float[Array, ""]
@@ -88,7 +88,7 @@ class Explanation(NamedTuple):
     eigenvalues: Float[Array, " k"]
 
     def __repr__(self) -> str:
-        """Whether the top of the Hessian may stand in for the metric."""
+        """The rise of the loss, and how much of it the Hessian and its top eigenvectors predict."""
         numbers = self.sharpness, self.linear + self.quadratic, self.of_eigenvectors.sum(), 100 * self.share.sum()
         whole, predicted, top, share = map(words.shown, numbers)
         return (
@@ -98,7 +98,7 @@ class Explanation(NamedTuple):
 
 
 def product(loss: Loss, params: PyTree, v: PyTree) -> Any:
-    """The Hessian times a vector, a pytree as params; in float32 or wider.
+    """The Hessian times a vector, both pytrees like params; in float32 or wider.
 
     >>> product(lambda x: x[0] * x[1] ** 2, jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0])).tolist()
     [4.0, 2.0]
@@ -123,25 +123,26 @@ def eigenpairs(
 ) -> Eigenpairs:
     r"""The k outermost eigenvalues of the Hessian and their vectors, by Lanczos iterations from random starts.
 
-    The Krylov space of k starts holds an eigenvalue up to k times, as often as it occurs. Where it is exhausted it
-    is enlarged; when it is R^n, every pair is exact. The basis takes the memory of one params for each product.
+    With k starts the Krylov space holds an eigenvalue of multiplicity m up to min(k, m) times. If the space is
+    exhausted, another random start enlarges it; once it is R^n, every pair is exact. The basis takes the memory of
+    one params for each product.
 
     Args:
-      loss, params: `params -> scalar`, and where.
-      key: of the starts.
-      k: pairs, from 1 to the number of parameters.
-      which: the largest, the smallest (most negative), or both: half of k each, an odd one to the largest.
-      tolerance: of a residual r, relative to the largest absolute eigenvalue. The value is good to r, and to
-        r^2 / d where the others are at a distance d. Float32 resolves no r below some 1e-6.
-      max_products: with the Hessian; what has not converged by then says so, with a RuntimeWarning.
-      only: which leaves to take, by their name such as "Dense_0/kernel": the block of the Hessian that is theirs.
-      progress: as of `sharpness.full_space`.
+      loss, params: `params -> scalar`, and the point.
+      key: random key for the starts.
+      k: number of pairs, from 1 to the number of parameters.
+      which: the largest, the smallest (most negative), or both: half of k each, one more of the largest for odd k.
+      tolerance: of a residual r, relative to the largest absolute eigenvalue. The error of the value is at most r,
+        and at most r^2 / d if the others are at a distance d. Float32 does not resolve r below about 1e-6.
+      max_products: products with the Hessian; a RuntimeWarning says if some pairs have not converged by then.
+      only: which leaves to take, by their name such as "Dense_0/kernel": their block of the Hessian.
+      progress: as in `sharpness.full_space`.
 
     Returns:
       k pairs; NaN, with a RuntimeWarning, if the Hessian is not finite.
 
     Raises:
-      ValueError: an argument is out of its range or traced.
+      ValueError: an argument is out of range or traced.
 
     Reference: Parlett, "The Symmetric Eigenvalue Problem", 1998, ch. 13.
 
@@ -185,10 +186,10 @@ def trace(
 
     Args:
       loss: `params -> scalar`.
-      params: where.
-      key: of the signs.
+      params: the point.
+      key: random key for the signs.
       num_samples: products with the Hessian, at least 2.
-      only, progress: as of `eigenpairs`.
+      only, progress: as in `eigenpairs`.
 
     >>> float(trace(lambda x: 2 * x @ x, jnp.zeros(3), jax.random.key(0), num_samples=2).value)
     12.0
@@ -216,20 +217,20 @@ def density(
 
     Args:
       loss: `params -> scalar`.
-      params: where.
-      key: of the random starts.
+      params: the point.
+      key: random key for the starts.
       num_samples: random starts, at least 2.
-      num_products: with the Hessian, for each; fewer where a Krylov space is exhausted.
-      points: eigenvalues at which to give it, from end to end with a margin of five widths.
-      width: standard deviation of the Gaussian; 1 % of the range of the eigenvalues unless given, but at least
-        0.1 % of the largest absolute one.
-      only, progress: as of `eigenpairs`.
+      num_products: products with the Hessian for each start; fewer if its Krylov space is exhausted.
+      points: number of eigenvalues at which to give the density, over their range with a margin of five widths.
+      width: standard deviation of the Gaussian; by default 1 % of the range of the eigenvalues, but at least 0.1 %
+        of the largest absolute one.
+      only, progress: as in `eigenpairs`.
 
     Returns:
       The density; NaN, with a RuntimeWarning, if the Hessian is not finite.
 
     Raises:
-      ValueError: an argument is out of its range or traced.
+      ValueError: an argument is out of range or traced.
 
     Reference: Ghorbani, Krishnan and Xiao, "An Investigation into Neural Net Optimization via Hessian Eigenvalue
     Density", 2019.
@@ -270,13 +271,13 @@ def explain(
 ) -> Explanation:
     """How much of a step lies along the top eigenvectors of the Hessian, and how much of the rise they predict.
 
-    Where `of_eigenvectors[0]` is near `sharpness`, the largest eigenvalue may stand in for the metric at this
-    minimum. Where even `linear + quadratic` is far from it, no number of the Hessian at x can.
+    If `of_eigenvectors[0]` is near `sharpness`, the largest eigenvalue can replace the metric at this minimum. If
+    even `linear + quadratic` is far from it, no number of the Hessian at x can.
 
     Args:
       loss, params: f and x.
-      step: s, a pytree as params, such as `sharpness.full_space(..., with_step=True).step`.
-      key, k, tolerance, max_products, progress: as of `eigenpairs`.
+      step: s, a pytree like params, such as `sharpness.full_space(..., with_step=True).step`.
+      key, k, tolerance, max_products, progress: as in `eigenpairs`.
       only: the same as for the step.
 
     >>> f, x = lambda x: x[0] ** 2 + 3 * x[1] ** 2, jnp.zeros(2)
@@ -288,7 +289,7 @@ def explain(
     f, x, layout = flat.of(loss, params, only=only)
     s, other = flat.ravel(step)
     if (other.tree, other.shapes) != (layout.tree, layout.shapes):
-        raise ValueError("step is not as params: it must be one step, a pytree of the same structure and shapes")
+        raise ValueError("step is not like params: it must be one step, a pytree of the same structure and shapes")
     scale, product = lanczos.product(f)(x, s)
     base, slope = program.compiled(jax.value_and_grad(f))(x)
     top = program.compiled(f)(x + s)
@@ -315,7 +316,7 @@ def quadratic_form(f: Callable) -> Callable[[Array, Array], Array]:
 
 
 def estimate(samples: Sequence[Array], gradients: int) -> Estimate:
-    """Their mean; a RuntimeWarning if it is not finite."""
+    """The mean of samples and its error; a RuntimeWarning if the mean is not finite."""
     values = flat.stacked(samples)
     xp = values.__array_namespace__()
     with np.errstate(invalid="ignore"):
@@ -351,6 +352,6 @@ def _outermost(
 
 @jax.jit
 def _quotient(v: Array, scale: Array, w: Array) -> Float[Array, "2"]:
-    """The Rayleigh quotient of a v of length 1 from H v, and its residual."""
+    """The Rayleigh quotient of a unit vector v, given H v, and its residual."""
     value = jnp.vdot(v, w, precision="highest")
     return scale * jnp.stack([value, jnp.linalg.norm(w - value * v)])

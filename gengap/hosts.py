@@ -1,7 +1,7 @@
-"""Several processes that compute one run together, each with devices of its own: what the first one decides.
+"""Several processes that compute one run together, each with its own devices.
 
-Each of them runs the same program on arrays that are divided over the devices of all (`jax.distributed`). What
-depends on a file or a clock is decided by the first, and told to the others, and the first alone writes.
+All run the same program on arrays that are divided over all devices (`jax.distributed`). The first process decides
+what depends on a file or a clock and tells the others. Only the first writes.
 """
 
 import json
@@ -16,25 +16,25 @@ from jax.experimental import multihost_utils
 __all__ = ["SHARD", "devices", "fetched", "is_first", "join", "of_first", "tree_of_first"]
 
 SHARD = "GENGAP_SHARD"
-"""A variable of the environment: where it is set, the examples of a row are divided over all devices."""
+"""An environment variable: if it is set, the examples of a row are divided over all devices."""
 
 
 def devices() -> int:
-    """On how many devices a row is computed."""
+    """The number of devices that compute one row."""
     return jax.device_count() if os.environ.get(SHARD) else 1
 
 
 def join(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
-    """Become one of several processes; before anything is computed.
+    """Become one of several processes; call it before anything is computed.
 
     Args:
-      address: host and port of the first; by default, as the others, found on Slurm, a TPU pod, Open MPI or
-        Kubernetes.
-      count: of processes.
-      index: of this one, from 0.
+      address: host and port of the first process. All three arguments are found automatically on Slurm, a TPU pod,
+        Open MPI or Kubernetes.
+      count: number of processes.
+      index: index of this process, from 0.
 
     Raises:
-      ValueError: there are no others here, or the first does not answer.
+      ValueError: there are no other processes, or the first does not answer.
     """
     try:
         jax.distributed.initialize(address, count, index)
@@ -43,12 +43,12 @@ def join(address: str | None = None, count: int | None = None, index: int | None
 
 
 def is_first() -> bool:
-    """Whether this process decides and writes; a single one does."""
+    """Whether this process is the one that decides and writes; a single process is."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def of_first(fn: Callable[[], Any]) -> Any:
-    """What a function returns in the first process, JSON, in all of them; and what it refuses."""
+    """Call `fn` in the first process only; its result, which must fit into JSON, or its error goes to all."""
     if not _several():
         return fn()
     answer: dict[str, Any] = {}
@@ -67,12 +67,12 @@ def of_first(fn: Callable[[], Any]) -> Any:
 
 
 def tree_of_first(tree: Any) -> Any:
-    """The arrays of the first process, in all of them; all have to give a tree of the same types and shapes."""
+    """The arrays of the first process, in all processes; all must pass a tree of the same types and shapes."""
     return multihost_utils.broadcast_one_to_all(tree) if _several() else tree
 
 
 def fetched(array: Any) -> Any:
-    """An array as this process can read it, from all where it is divided over them."""
+    """An array that this process can read; one that is divided over processes is gathered from all."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return array
     return multihost_utils.process_allgather(array, tiled=True)

@@ -1,7 +1,7 @@
-"""Which axes of a parameter count units: the layouts of network libraries, and what to write for others.
+"""Which axes of a parameter count units: the layouts of network libraries, and how to describe others.
 
-A rule is a function `(path, shape) -> axes` that says which axes of a leaf count its units, `None` where it is no
-kernel. `landscape.filter_normalised` and `measures.relative_flatness` take a rule as `units`:
+A rule is a function `(path, shape) -> axes` that says which axes of a leaf count its units, or `None` if it is not
+a kernel. `landscape.filter_normalised` and `measures.relative_flatness` take a rule as `units`:
 
 - Flax, Haiku and bare JAX: `last_axis`, the default.
 - Equinox and PyTorch: `first_axis`.
@@ -9,7 +9,7 @@ kernel. `landscape.filter_normalised` and `measures.relative_flatness` take a ru
 - Layers stacked by `nn.scan`: `stacked()`, or `named({"^ScanBlock_0/": stacked()})` for a part of the network.
 - A convolution in one dimension, [width, in, units]: `named({"Conv_0/kernel": -1})`.
 
-A leaf that a rule cannot know is refused by its path.
+A leaf that a rule cannot classify is refused; the message names its path.
 """
 
 import math
@@ -31,7 +31,7 @@ Shape = tuple[int, ...]
 
 
 class Kernel(NamedTuple):
-    """Which axes of a leaf count units, and which the layers that are stacked in it; the others are what it reads.
+    """Which axes of a leaf count units, and which count stacked layers; the other axes count inputs.
 
     Axes below 0 are counted from the end.
     """
@@ -43,7 +43,7 @@ class Kernel(NamedTuple):
 Axes = Kernel | tuple[int, ...] | int | None
 Units = Callable[[Path, Shape], Axes]
 
-# Also behind "_", as in in_proj_bias, and before it, as in bias_ih.
+# Also after a prefix, as in in_proj_bias, and before a suffix, as in bias_ih.
 _BIAS_OR_SCALE = re.compile(r"(.*_)?(b\d*|bias(es)?\d*(_\w+)?|beta|gamma|offset|scale|shift)", re.IGNORECASE)
 # The end of an attribute, or of a dotted key, as keystr writes it.
 _DOT_WEIGHT = re.compile(r"\.[^.]*weight[^.]*$")
@@ -53,14 +53,14 @@ _ATTENTION = {"query", "key", "value"}
 def last_axis(path: Path, shape: Shape) -> Axes:
     """The layout of Flax, Haiku and bare JAX: [in, units] and [height, width, in, units].
 
-    What has fewer than two axes is no kernel, nor is what has the shape [1, ..., 1, units] and the name of a bias
-    or scale: b, b1, bias, bias_1, beta, gamma, offset, scale or shift, also behind "_".
+    A leaf with fewer than two axes is not a kernel. Neither is one with the shape [1, ..., 1, units] and the name
+    of a bias or scale: b, b1, bias, bias_1, beta, gamma, offset, scale or shift, also after "_".
 
     Raises:
       ValueError: the leaf may be something else.
 
-        - It has such a name and another shape, as the biases of attention and of stacked layers.
-        - It has neither two axes nor four, or four below a query, key or value.
+        - It has such a name but another shape, like the biases of attention and of stacked layers.
+        - It has neither two nor four axes, or it has four and belongs to a query, key or value.
         - It is an attribute or a dotted key that is named weight, as in Equinox and PyTorch.
     """
     if _is_no_kernel(path, shape, -1):
@@ -76,12 +76,12 @@ def last_axis(path: Path, shape: Shape) -> Axes:
 def first_axis(path: Path, shape: Shape) -> Axes:
     """The layout of Equinox and PyTorch: [units, in] and [units, in, ...].
 
-    What has fewer than two axes is no kernel, nor is what has the shape [units, 1, ..., 1] and the name of a bias
-    or scale (see `last_axis`), as a convolution's bias in Equinox. PyTorch's transposed convolutions need `named`:
-    they are [in, units, ...].
+    A leaf with fewer than two axes is not a kernel. Neither is one with the shape [units, 1, ..., 1] and the name
+    of a bias or scale (see `last_axis`), such as a convolution's bias in Equinox. PyTorch's transposed
+    convolutions need `named`: they are [in, units, ...].
 
     Raises:
-      ValueError: the leaf has such a name and another shape, as the biases of stacked layers.
+      ValueError: the leaf has such a name but another shape, like the biases of stacked layers.
     """
     return None if _is_no_kernel(path, shape, 0) else 0
 
@@ -90,9 +90,9 @@ def named(axes: Mapping[str, Axes | Units], otherwise: Units = last_axis) -> Uni
     """A rule by the names of leaves, such as "encoder/query/kernel".
 
     Args:
-      axes: regular expression -> the axes that count units, `None` for no kernel, or another rule. The first one
-        that is found somewhere in a name counts.
-      otherwise: the rule for a leaf in whose name none is found.
+      axes: regular expression -> the axes that count units, `None` for no kernel, or another rule. The first
+        expression that matches anywhere in a name counts.
+      otherwise: the rule for a leaf whose name matches none.
 
     >>> attention = named({"bias": None, "(query|key|value)/kernel": (-2, -1), "out/kernel": -1})
     >>> of({"query": {"kernel": np.ones((8, 2, 3)), "bias": np.ones((2, 3))}}, attention)  # bias, kernel
@@ -111,11 +111,11 @@ def stacked(units: Units = last_axis) -> Units:
     """A rule for layers that are stacked along the first axis, as by `nn.scan` and `jax.vmap`.
 
     Args:
-      units: the rule for one of the layers.
+      units: the rule for one layer.
 
     Raises:
-      ValueError: `units` refuses one of the layers, or a leaf of two axes has not the name of a bias or scale, so
-        that it may be a kernel that is not stacked.
+      ValueError: `units` refuses one of the layers, or a leaf with two axes does not have the name of a bias or
+        scale and may be a kernel that is not stacked.
 
     >>> of({"kernel": np.ones((6, 4, 3)), "bias": np.ones((6, 3))}, stacked())  # bias, kernel
     [None, Kernel(units=(2,), layers=(0,))]
@@ -139,7 +139,7 @@ def of(params: PyTree, units: Units) -> list[Kernel | None]:
     """What a rule says of each leaf, with axes from 0 up.
 
     Raises:
-      ValueError: a leaf does not fit the rule, or no axis of it is left for what the units read.
+      ValueError: a leaf does not fit the rule, or has no axis left for the inputs of the units.
 
     >>> of({"w": np.ones((4, 3)), "b": np.ones(3)}, last_axis)  # b, w
     [None, Kernel(units=(1,), layers=())]
@@ -154,8 +154,8 @@ def alone(
 
     Args:
       loss: `params -> scalar`.
-      params: a pytree; what is held fixed may be of any type.
-      layer: the path of the leaf, key for key; the "value" that ends every path of NNX may be left out.
+      params: a pytree; leaves that are held fixed may have any type.
+      layer: the path of the leaf, key by key; the "value" at the end of every NNX path may be left out.
       units: the rule.
 
     Raises:
@@ -220,7 +220,7 @@ def _refusal(path: Path, shape: Shape, reason: str, ready: str = "units=kernels.
 
 
 def _without_value(path: Path) -> Path:
-    """A path without the `.value` at the end of each in NNX."""
+    """A path without the `.value` at the end of NNX paths."""
     return path[:-1] if len(path) > 1 and path[-1] == GetAttrKey("value") else path
 
 
@@ -229,5 +229,5 @@ def _keys(path: Path) -> list[str]:
 
 
 def _names(path: Path) -> list[str]:
-    """The keys of a path, those of flattened dictionaries such as "Dense_0/kernel" and "0.weight" taken apart."""
+    """The keys of a path; those of flattened dictionaries, such as "Dense_0/kernel" and "0.weight", are split."""
     return [name for key in _keys(_without_value(path)) for name in re.split(r"[/.]", key)]

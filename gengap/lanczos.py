@@ -18,13 +18,13 @@ Product = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Krylov(NamedTuple):
-    """An orthonormal basis of a Krylov space, and what the Hessian is on it.
+    """An orthonormal basis of a Krylov space, and the Hessian restricted to it.
 
     Attributes:
       V: the vectors, in the first m rows.
       T: v_i . H v_j for i <= j.
-      beyond: the length of what H v_j has beside the basis.
-      exhausted: whether all of that is rounding.
+      beyond: the length of the part of H v_j outside the basis.
+      exhausted: whether these parts are only rounding.
     """
 
     V: Float[Array, "rows n"]
@@ -34,10 +34,10 @@ class Krylov(NamedTuple):
 
 
 def iterate(product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_starts: int = 1) -> Iterator[Krylov]:
-    """The Krylov space of random starts, with one product more each time, until it is R^n.
+    """The Krylov space of random starts, with one more product each time, until it is R^n.
 
-    It holds an eigenvalue as often as it occurs, but at most `num_starts` times. Where it is exhausted, another
-    random start follows. Each V takes the memory of the one before.
+    It holds an eigenvalue as often as it occurs, but at most `num_starts` times. If it is exhausted, another
+    random start follows. Each V reuses the memory of the previous one.
     """
     V, T, beyond = jnp.zeros((16, len(x)), x.dtype), np.zeros((0, 0)), np.zeros(0)
     pending: deque[tuple[int, Array]] = deque()
@@ -45,7 +45,7 @@ def iterate(product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_st
     while (j := len(T)) < len(x):
         if j < num_starts or not pending:
             v = jax.random.normal(jax.random.fold_in(key, j), x.shape, x.dtype)
-            v = _beside(V, _beside(V, v)[1])[1]  # little of it may be left
+            v = _beside(V, _beside(V, v)[1])[1]  # twice, since little of v may be left
         else:
             row, v = pending.popleft()
             if row < j - 1:  # the basis has grown since
@@ -70,13 +70,13 @@ def iterate(product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_st
 
 
 def ritz(krylov: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rising eigenvalues and vectors of T, and bounds of the residuals of V^T times these; or NaN."""
+    """Eigenvalues of T in rising order, its vectors, and bounds of the residuals of V^T times these; or NaN."""
     values, S = _eigh(krylov.T)
     return values, S, krylov.beyond @ np.abs(S)
 
 
 def tridiagonal(product: Product, x: Float[Array, " n"], key: Key[Array, ""], num_products: int) -> np.ndarray:
-    """What the Hessian is on the Krylov space of one random start, of at most so many products."""
+    """The matrix T of the Krylov space of one random start, with at most `num_products` products."""
     for krylov in iterate(product, x, key):
         if krylov.exhausted or len(krylov.T) == num_products:
             break
@@ -84,7 +84,7 @@ def tridiagonal(product: Product, x: Float[Array, " n"], key: Key[Array, ""], nu
 
 
 def rule(T: Float[np.ndarray, "m m"]) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights with which v^T g(H) v is a sum of g, for the start v of a Krylov space; or NaN.
+    """Nodes and weights that write v^T g(H) v as a weighted sum of g, for the start v of a Krylov space; or NaN.
 
     Reference: Golub and Welsch, "Calculation of Gauss Quadrature Rules", 1969.
     """
@@ -99,14 +99,14 @@ def _eigh(T: Float[np.ndarray, "m m"]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def combine(V: Float[Array, "rows n"], weights: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "k n"]:
-    """Sums of the first rows, of length 1."""
+    """Weighted sums of the first rows, scaled to length 1."""
     padded = np.zeros((len(V), weights.shape[1]), V.dtype)
     padded[: len(weights)] = weights
     return np.asarray(_combined(V, padded))
 
 
 def product(f: Callable) -> Product:
-    """`(x, v) -> ` the largest entry of H v, and H v over it: squares of small numbers would be 0."""
+    """`(x, v) -> ` the largest |entry| of H v, and H v divided by it: squares of small numbers would be 0."""
     return program.compiled(partial(_product, f))
 
 
@@ -123,7 +123,7 @@ def _put(V: Array, i: Array, v: Array) -> Array:
 
 @jax.jit
 def _beside(V: Array, w: Array) -> tuple[Array, Array, Array]:
-    """The parts of w along the rows of V, the direction of what is left beside them, and its length."""
+    """The parts of w along the rows of V, the direction of the rest, and the length of the rest."""
     along = jnp.zeros(len(V), V.dtype)
     for _ in range(2):  # the second removes what rounding left
         parts = jnp.dot(V, w, precision="highest")

@@ -1,9 +1,9 @@
 """Paths and planes between minima, and any function of the parameters along them.
 
-A path is a function `alpha -> params`, a plane `(s, t) -> params`. Both are pytrees of the points that they go
-through, so that another pair of minima compiles nothing. A point is computed in float32 (float64 where the
-parameters are), and has the types of the first point that it is made of. All functions can be traced by points,
-keys and places, and refuse points of different shapes and leaves that are not floating point.
+A path is a function `alpha -> params`, a plane `(s, t) -> params`. Both are pytrees of the points that define
+them, so another pair of minima needs no new compilation. Points are computed in float32 (float64 if the parameters
+are) and get the types of the first point. Points, keys and coordinates can be traced in all functions. Points of
+different shapes and leaves that are not floating point are refused.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def linear(start: PyTree, end: PyTree) -> Path:
 def curvilinear(start: PyTree, end: PyTree) -> Path:
     r"""The curve $\sin(\alpha\pi/2)\, x_{end} + \cos(\alpha\pi/2)\, x_{start}$ of Fig. 7 (appendix D).
 
-    At alpha -1 it is at $-x_{end}$, at alpha 2 at $-x_{start}$.
+    At alpha -1 it is $-x_{end}$, at alpha 2 it is $-x_{start}$.
     """
     return _path("curvilinear", start, end)
 
@@ -92,7 +92,7 @@ def _at(kind: str, points: tuple, alpha: Array) -> Any:
 
 
 def _combined(weights: tuple[ArrayLike, ...], points: tuple[PyTree, ...], *, wide: bool = False) -> Any:
-    """A weighted sum of points, in the types of the first one, or where `wide` in that of the sum."""
+    """A weighted sum of points, in the types of the first one, or if `wide` in the type of the sum."""
     for shape in map(jnp.shape, weights):
         if shape != ():
             raise ValueError(f"a path is taken at the shape {shape}; it must be one number, see `along`")
@@ -102,13 +102,13 @@ def _combined(weights: tuple[ArrayLike, ...], points: tuple[PyTree, ...], *, wid
 
 
 def along(fn: Callable[[PyTree], Any], path: Path, alphas: Numbers, *, progress: str | None = "auto") -> Any:
-    """`fn` at many points of a path, by one compiled program.
+    """`fn` at many points of a path, with one compiled program.
 
     Args:
       fn: `params -> array`, or a pytree of them, such as `objective.loss_and_accuracy(...)`.
       path: from `linear`, `curvilinear`, `bezier`, or any `alpha -> params`.
-      alphas: [k], where; at least one.
-      progress: as of `sharpness.full_space`.
+      alphas: [k], the points; at least one.
+      progress: as in `sharpness.full_space`.
 
     Returns:
       What `fn` returns, with a leading axis of k.
@@ -142,7 +142,7 @@ def through(a: PyTree, b: PyTree, c: PyTree) -> tuple[Plane, Float[Array, "3 2"]
     $\hat u = (b-a)/\|b-a\|$, $\hat v$ the part of $c-a$ orthogonal to it, of length 1: distances are Euclidean.
 
     Returns:
-      The plane, its axes float32 (float64 where the parameters are), and the coordinates of a, b and c in it.
+      The plane, its axes float32 (float64 if the parameters are), and the coordinates of a, b and c in it.
 
     Raises:
       ValueError: the three lie on one line (NaN under `jit`).
@@ -171,16 +171,16 @@ def _axes(a: PyTree, b: PyTree, c: PyTree) -> tuple[PyTree, PyTree, Array, Array
 
 
 def filter_normalised(params: PyTree, key: Key[Array, ""], *, units: kernels.Units = kernels.last_axis) -> Any:
-    r"""A random direction in which every filter is as long as that of `params`.
+    r"""A random direction in which every filter has the norm that it has in `params`.
 
-    $d_{ij} \leftarrow d_{ij} \|\theta_{ij}\| / \|d_{ij}\|$ with d standard normal. A filter is what feeds one
-    unit. Biases and the parameters of norms stay where they are, as in the authors' code.
+    $d_{ij} \leftarrow d_{ij} \|\theta_{ij}\| / \|d_{ij}\|$ with d standard normal. A filter is the weights that
+    feed one unit. The direction is 0 for biases and the parameters of norms, as in the authors' code.
 
     Args:
       params: the parameters.
-      key: of the direction.
-      units: which axes of a leaf count units, and which leaves are no kernels; `kernels` has rules for Flax, Haiku
-        and bare JAX (the default), Equinox and PyTorch, attention, and stacked layers.
+      key: random key for the direction.
+      units: which axes of a leaf count units, and which leaves are not kernels; `kernels` has rules for Flax,
+        Haiku and bare JAX (the default), Equinox and PyTorch, attention, and stacked layers.
 
     Raises:
       ValueError: a leaf does not fit `units`.
@@ -200,7 +200,7 @@ def filter_normalised(params: PyTree, key: Key[Array, ""], *, units: kernels.Uni
 
 @partial(jax.jit, static_argnums=2)
 def _filtered(params: PyTree, key: Array, kept: tuple[tuple[int, ...] | None, ...]) -> Any:
-    """A direction; `kept` are the axes of each leaf that count its filters, `None` where it stays."""
+    """A direction; `kept` are the axes of each leaf that count its filters, `None` for a leaf that stays."""
 
     def scaled(leaf: Array, d: Array, kept: tuple[int, ...] | None) -> Array:
         if kept is None:
@@ -216,16 +216,16 @@ def _filtered(params: PyTree, key: Array, kept: tuple[tuple[int, ...] | None, ..
 def over(
     fn: Callable[[PyTree], Any], plane: Plane, s: Numbers, t: Numbers, *, progress: str | None = "auto"
 ) -> Any:
-    """`fn` on a grid of a plane, by one compiled program.
+    """`fn` on a grid of a plane, with one compiled program.
 
     Args:
       fn: `params -> array`, or a pytree of them.
       plane: from `through`, or `Plane(params, u, v)` of two directions.
       s, t: [columns] and [rows], coordinates along the two axes.
-      progress: as of `along`.
+      progress: as in `along`.
 
     Returns:
-      What `fn` returns with leading axes [rows, columns], as a contour plot wants it.
+      What `fn` returns, with leading axes [rows, columns], ready for a contour plot.
     """
     flat.check_alike(*plane)
     evaluate = program.compiled(lambda at: fn(plane(*at)))
@@ -247,19 +247,19 @@ def connect(
 ) -> Any:
     r"""The control point of a Bézier curve of low loss: minimise $E_{\alpha \sim U(0, 1)} f(\phi_\theta(\alpha))$.
 
-    It begins half-way, and each step takes one alpha, drawn anew. Whether the barrier on the straight line is
-    real shows in `along(loss, bezier(start, control, end), alphas)`.
+    It begins half-way, and each step draws one alpha. `along(loss, bezier(start, control, end), alphas)` shows
+    whether the barrier on the straight line can be avoided.
 
     Args:
-      loss: `(params, key) -> scalar`; the key is for a batch, and a loss of the whole data set ignores it.
+      loss: `(params, key) -> scalar`; the key draws a batch, and a loss of the whole data set ignores it.
       start, end: two minima.
-      key: of the alphas and the batches.
-      steps: of the optimiser, at least 1.
-      optimizer: any optax transformation; Adam at 1e-3 unless given.
-      progress: as of `along`.
+      key: random key for the alphas and the batches.
+      steps: steps of the optimiser, at least 1.
+      optimizer: any optax transformation; by default Adam with a learning rate of 1e-3.
+      progress: as in `along`.
 
     Returns:
-      The control point, a pytree as `start` but float32 (float64 where it is).
+      The control point, a pytree like `start` but float32 (float64 if `start` is).
 
     Reference: Garipov et al. (2018), eq. 2.
     """
@@ -299,9 +299,9 @@ class Neighbourhood(NamedTuple):
 
     Attributes:
       length: the distance.
-      base_loss: at the point itself.
-      losses: in random directions.
-      highest: the highest seen, in those and on an ascent; NaN where a loss was NaN, with a RuntimeWarning.
+      base_loss: the loss at the point itself.
+      losses: the loss in random directions.
+      highest: the highest loss seen, in these and on an ascent; NaN, with a RuntimeWarning, if a loss was NaN.
     """
 
     length: Float[Array, "*b"]
@@ -316,8 +316,8 @@ class Neighbourhood(NamedTuple):
     def share(self) -> Float[Array | np.ndarray, "*b"]:
         """The share of the random directions along which the loss rises by more than twice the median rise.
 
-        NaN unless the median is above 0. In many dimensions it may be 0 though few directions are steep, since
-        every random direction is a mixture of all.
+        NaN unless the median is above 0. In many dimensions the share can be 0 although a few directions are
+        steep, because every random direction is a mixture of all.
         """
         xp = jnp if program.is_traced(self) else np
         rises = self.losses - self.base_loss[..., None]
@@ -328,8 +328,8 @@ class Neighbourhood(NamedTuple):
     def mean_over_highest(self) -> Float[Array | np.ndarray, "*b"]:
         r"""The mean rise in random directions over the highest rise; NaN unless that is finite and above 0.
 
-        Where f is quadratic with its minimum here, an estimate of $\mathrm{tr} H / (n \lambda_{max})$: k / n where
-        the curvature is the same along k of n orthogonal directions, and none along the others.
+        If f is quadratic with its minimum here, it estimates $\mathrm{tr} H / (n \lambda_{max})$. This is k / n if
+        the curvature is the same along k of n orthogonal directions and 0 along the others.
         """
         xp = jnp if program.is_traced(self) else np
         highest = self.highest - self.base_loss
@@ -350,17 +350,17 @@ def neighbourhood(
     r"""The loss in random directions and in the steepest one, at the distance of the corners of the metric's box.
 
     The distance is $\epsilon \, \| |x| + 1 \|_2$, half the diagonal of the full-space box (eq. 3 with A = I).
-    Section 2.2 of the paper has a steep rise "only along a small dimensional subspace (e.g. 5% of the whole
-    space)", from a sampling that it does not describe. `mean_over_highest` says how small where f is quadratic.
+    Section 2.2 of the paper reports a steep rise "only along a small dimensional subspace (e.g. 5% of the whole
+    space)", from sampling that it does not describe. For a quadratic f `mean_over_highest` estimates that share.
 
     Args:
       loss: `params -> scalar`.
       params: the point x.
-      key: of the directions; the first ones do not depend on how many there are.
-      epsilon: as of the sharpness.
-      num_directions: random directions.
-      max_evaluations: gradients spent on the steepest one; each step goes to where the gradient points.
-      progress: as of `along`.
+      key: random key for the directions; the first ones do not depend on how many there are.
+      epsilon: as in the sharpness.
+      num_directions: number of random directions.
+      max_evaluations: gradients spent on the steepest direction; each step goes to where the gradient points.
+      progress: as in `along`.
     """
     checks.check_positive({"epsilon": epsilon})
     checks.check_counts({"num_directions": num_directions, "max_evaluations": max_evaluations})

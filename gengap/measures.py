@@ -1,7 +1,7 @@
-"""What sharpness is compared with: other measures of a minimum. Those of the Hessian alone are in `hessian`.
+"""Other measures of a minimum, to compare sharpness with. Those of the Hessian alone are in `hessian`.
 
 Each takes a loss f (or a network) and params, the point x. Params, key and data can be traced; a number such as
-rho cannot. A value is NaN where f was not finite; `pac_bayes_sigma` counts such an error as one that rose.
+rho cannot. A value is NaN if f was not finite; `pac_bayes_sigma` counts an error that is not finite as a rise.
 """
 
 import itertools
@@ -37,20 +37,20 @@ def worst_case(
     only: flat.Only | None = None,
     progress: str | None = "auto",
 ) -> Float[Array, ""]:
-    r"""$\max_{\|T^{-1}\delta\|_2 \le \rho} f(x + \delta) - f(x)$, with T = I, or |x| + eta where adaptive.
+    r"""$\max_{\|T^{-1}\delta\|_2 \le \rho} f(x + \delta) - f(x)$, with T = I, or |x| + eta if `adaptive`.
 
-    Each step goes to where the gradient points, $\delta = \rho\, T^2 \nabla f / \|T \nabla f\|_2$. The best value
-    counts. With `max_evaluations=2` it is the one step of SAM and ASAM.
+    Each step goes to where the gradient points, $\delta = \rho\, T^2 \nabla f / \|T \nabla f\|_2$. The highest
+    value counts. With `max_evaluations=2` it is the one step of SAM and ASAM.
 
     Args:
       loss, params: f and x.
-      key: of the direction taken where the gradient is 0.
+      key: random key for the direction to take if the gradient is 0.
       rho: the radius.
       adaptive: measure relative to the size of each parameter.
-      eta: added to that size; 0.01 in ASAM's code. The measure is invariant to rescaling with 0 only.
-      max_evaluations: gradients, the one at x included.
+      eta: added to that size; 0.01 in ASAM's code. The measure is invariant to rescaling only if eta is 0.
+      max_evaluations: gradients, including the one at x.
       only: which leaves to move, by their name such as "Dense_0/kernel"; the others stay.
-      progress: as of `sharpness.full_space`.
+      progress: as in `sharpness.full_space`.
 
     Reference: Foret et al., "Sharpness-Aware Minimization", 2021; Kwon et al., "ASAM", 2021, eq. 3.
 
@@ -83,8 +83,8 @@ def worst_case_linf(
 ) -> Float[Array, ""]:
     r"""$\max_{\|T^{-1}\delta\|_\infty \le \rho} f(x + \delta) - f(x)$ by `ascent.maximise`.
 
-    Keskar's full-space sharpness without its denominator is this, adaptive and with eta = 1. The arguments
-    are those of `worst_case`, but `max_evaluations` leaves the gradient at x out.
+    With `adaptive` and eta = 1 it is Keskar's full-space sharpness without the denominator. The arguments are
+    those of `worst_case`, but `max_evaluations` does not include the gradient at x.
 
     Reference: Andriushchenko et al., "A Modern Look at the Relationship between Sharpness and Generalization",
     2023, eq. 1 with p = infinity.
@@ -111,13 +111,13 @@ def average_case(
     only: flat.Only | None = None,
     progress: str | None = "auto",
 ) -> Estimate:
-    r"""$E\, f(x + \delta) - f(x)$ for $\delta \sim N(0, \rho^2 T^2)$, with T = I, or |x| where adaptive.
+    r"""$E\, f(x + \delta) - f(x)$ for $\delta \sim N(0, \rho^2 T^2)$, with T = I, or |x| if `adaptive`.
 
     Args:
-      loss, params, adaptive, only, progress: as of `worst_case`.
-      key: of the perturbations.
+      loss, params, adaptive, only, progress: as in `worst_case`.
+      key: random key for the perturbations.
       rho: their standard deviation.
-      num_samples: perturbations, at least 2; half a gradient each.
+      num_samples: perturbations, at least 2; each costs half a gradient.
 
     Reference: Andriushchenko et al. (2023), eq. 1.
     """
@@ -146,16 +146,16 @@ def pac_bayes_sigma(
 ) -> Float[Array, ""]:
     r"""The $\sigma$ at which $N(0, \sigma^2 T^2)$ on the parameters raises the mean error by `rise`, by bisection.
 
-    T = I, or |x| where adaptive. Flat minima bear a large one; the measure of Jiang et al. is $1/\sigma^2$.
+    T = I, or |x| if `adaptive`. Flat minima have a large sigma; the measure of Jiang et al. is $1/\sigma^2$.
 
     Args:
       error: `params -> share of examples that are wrong`.
-      params, adaptive, only, progress: as of `worst_case`.
-      key: of the perturbations, the same for every sigma.
-      rise: of the error.
+      params, adaptive, only, progress: as in `worst_case`.
+      key: random key for the perturbations, which are the same for every sigma.
+      rise: how far the error rises.
       num_samples: perturbations for each sigma.
-      steps: of the bisection.
-      largest: where it begins; a RuntimeWarning says where the error does not rise enough below it.
+      steps: steps of the bisection.
+      largest: the upper end of the search; a RuntimeWarning says if the error does not rise enough below it.
 
     Reference: Jiang et al., "Fantastic Generalization Measures and Where to Find Them", 2020, appendix.
     """
@@ -189,20 +189,20 @@ def relative_flatness(
 ) -> Estimate:
     r"""$\kappa = \sum_{s,s'} \langle w_s, w_{s'} \rangle\, \mathrm{Tr} H_{s,s'}$ over one layer's neurons s.
 
-    $w_s$ are the columns of the kernel as $W \in R^{d \times m}$: m neurons, each of which reads d numbers. With
-    random signs $z, r \in R^d$ it is the mean of $v^\top H v$ over $v = z \otimes W^\top r$, since
+    $w_s$ are the columns of the kernel $W \in R^{d \times m}$, with m neurons that read d numbers each. For random
+    signs $z, r \in R^d$ it is the mean of $v^\top H v$ over $v = z \otimes W^\top r$, because
     $E\, W^\top r r^\top W = W^\top W$.
 
     Args:
-      loss, params, progress: as of `worst_case`.
-      key: of the signs.
-      layer: the path of the kernel, key for key: ("Dense_5", "kernel"), ("layers", 0, "weight"), () of an array.
-      units: which axes of the kernel count neurons, as of `landscape.filter_normalised`; see `kernels`.
+      loss, params, progress: as in `worst_case`.
+      key: random key for the signs.
+      layer: the path of the kernel, key by key: ("Dense_5", "kernel"), ("layers", 0, "weight"), () for an array.
+      units: which axes of the kernel count neurons, as in `landscape.filter_normalised`; see `kernels`.
       num_samples: products with the Hessian, at least 2; two gradients each.
 
     Raises:
-      ValueError: no leaf has this path, or it is no kernel of one layer. Of stacked layers take `params=stack[i]`,
-        `layer=()`, and a loss that puts its argument back by `stack.at[i].set`.
+      ValueError: no leaf has this path, or it is not the kernel of one layer. For stacked layers take
+        `params=stack[i]`, `layer=()`, and a loss that puts its argument back by `stack.at[i].set`.
 
     Reference: Petzka et al., "Relative Flatness and Generalization", 2021, definition 3.
     """
@@ -236,17 +236,17 @@ def fisher_trace(
 ) -> Estimate:
     r"""The trace of the Fisher information, $\frac1N \sum_i E_{y \sim p_i} \|\nabla \log p_i(y)\|^2$.
 
-    A sample draws the labels of all N examples from the network; $\|\sum_i \nabla \log p_i(y_i)\|^2 / N$ has the
-    trace as its mean, since the examples' scores have mean 0 and are independent.
+    Each sample draws labels for all N examples from the network; $\|\sum_i \nabla \log p_i(y_i)\|^2 / N$ has the
+    trace as its mean, because the scores of the examples are independent with mean 0.
 
     Args:
       apply: `(params, x) -> logits [N, ..., classes]`; each position before the classes is an example.
       params: its parameters.
       x: images (uint8, scaled by 1/255) or features.
-      key: of the labels.
+      key: random key for the labels.
       num_samples: gradients, at least 2.
       chunk: the most rows of x at once.
-      progress: as of `worst_case`.
+      progress: as in `worst_case`.
     """
     keys, x = checks.sample_keys(key, num_samples), checks.as_array("x", x)
     checks.check_counts({"chunk": chunk, "len(x)": len(x)})
@@ -286,22 +286,22 @@ def noise_scale(
     num_samples: int = 30,
     progress: str | None = "auto",
 ) -> NoiseScale:
-    r"""The gradient-noise scale from gradients of two batch sizes, with unbiased estimators of both parts.
+    r"""The gradient noise scale from gradients of two batch sizes, with unbiased estimators of both parts.
 
     $|\mathcal G|^2 = \frac{B_b |G_b|^2 - B_s |G_s|^2}{B_b - B_s}$,
-    $\mathcal S = \frac{|G_s|^2 - |G_b|^2}{1/B_s - 1/B_b}$; each is averaged before they are divided.
+    $\mathcal S = \frac{|G_s|^2 - |G_b|^2}{1/B_s - 1/B_b}$; both are averaged before the division.
 
     Args:
       loss: `(params, x, y) -> mean loss` of a batch.
-      params: where.
+      params: the point.
       x, y: the data, from which batches are drawn with replacement.
-      key: of the batches.
+      key: random key for the batches.
       small, large: the two batch sizes.
       num_samples: batches of each size; one gradient each.
-      progress: as of `worst_case`.
+      progress: as in `worst_case`.
 
     Returns:
-      The scale and its parts; the scale is NaN, with a RuntimeWarning, where the estimate of the square is not
+      The scale and its parts; the scale is NaN, with a RuntimeWarning, if the estimate of the square is not
       above 0.
 
     Reference: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, appendix A.1.
@@ -312,7 +312,7 @@ def noise_scale(
     if small >= large:
         raise ValueError(f"small is {small} and large is {large}; small must be below large")
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
+        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; the numbers must be equal and above 0")
     flat.layout_of(params)
     lengths_of = [program.compiled(partial(_gradient_length, loss, size)) for size in (small, large)]
     batches = [(i, k) for i in (0, 1) for k in checks.sample_keys(jax.random.split(key)[i], num_samples, least=1)]
@@ -332,7 +332,7 @@ def noise_scale(
 def _prepared(
     loss: Loss, params: PyTree, key: object, rho: object, eta: object, max_evaluations: object, only: Any
 ) -> tuple[Callable, Array, flat.Layout]:
-    """`(x, delta) -> (f, its gradient)` at x + delta, x and its layout, once the arguments are in order."""
+    """Check the arguments. Returns `(x, delta) -> (f, its gradient)` at x + delta, x and its layout."""
     checks.check_key(key)
     checks.check_counts({"max_evaluations": max_evaluations})
     checks.check_positive({"rho": rho})
@@ -348,7 +348,7 @@ def _scale(x: Array, eta: ArrayLike, adaptive: bool) -> Array:
 
 @partial(jax.jit, static_argnames="adaptive")
 def _ascended(x: Array, gradient: Array, key: Array, rho: Array, eta: Array, adaptive: bool) -> Array:
-    """The delta on the ball that the gradient points to; a random one where it is 0."""
+    """The delta of length rho that the gradient points to; a random one if the gradient is 0."""
     T = _scale(x, eta, adaptive)
     direction = T * gradient
     direction = jax.lax.cond(direction.any(), lambda: direction, partial(jax.random.normal, key, x.shape, x.dtype))
@@ -357,7 +357,7 @@ def _ascended(x: Array, gradient: Array, key: Array, rho: Array, eta: Array, ada
 
 @jax.jit
 def _rise(values: list[Array]) -> Array:
-    """How far the highest value is above the first; NaN where one of them is not finite."""
+    """How far the highest value is above the first; NaN if one of them is not finite."""
     stack = jnp.stack(values)
     return jnp.where(jnp.isfinite(stack).all(), stack.max() - stack[0], jnp.nan)
 
@@ -370,7 +370,7 @@ def _noisy(f: Callable, adaptive: bool, x: Array, key: Array, rho: Array) -> Arr
 def _halved(
     low: Array, sigma: Array, high: Array, errors: list[Array], base: Array, rise: Array
 ) -> tuple[Array, Array, Array]:
-    """The half of an interval at whose upper end the error rose; NaN where it is not finite at x."""
+    """The half of an interval at whose upper end the error rose; NaN if it is not finite at x."""
     mean = jnp.stack(errors).mean()
     rose = ~jnp.isfinite(mean) | (mean - base > rise)
     low, high = jnp.where(rose, low, sigma), jnp.where(rose, sigma, high)
@@ -380,7 +380,7 @@ def _halved(
 def _score(
     apply: Callable, layout: flat.Layout, total: Array, count: Array, x: Array, v: Array, key: Array
 ) -> tuple[Array, Array]:
-    """Added to totals: the gradient of the log probabilities of drawn labels, and the number of labels."""
+    """The totals plus the gradient of the log probabilities of drawn labels, and the number of labels."""
 
     def log_probability(v: Array) -> tuple[Array, int]:
         logits = objective.check_logits(apply(layout.unravel(v), objective.scale(x)), len(x), ndim=None)
@@ -393,7 +393,7 @@ def _score(
 
 
 def _gradient_length(loss: Callable, size: int, params: PyTree, x: Array, y: Array, key: Array) -> Array:
-    """The length of the gradient of a batch."""
+    """The norm of the gradient of a batch."""
     rows = jax.random.randint(key, (size,), 0, len(x))
     f, v, _ = flat.of(lambda params: loss(params, x[rows], y[rows]), params)
     return flat.unit(jax.grad(f)(v))[0]

@@ -1,4 +1,4 @@
-"""Work in groups as large as the memory of a device holds."""
+"""Do work in groups that are as large as the memory of a device allows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,14 @@ _fitted: dict[Any, int] = {}
 
 
 def in_groups(work: Callable[[int, int], Any], total: int, at_once: int, *, least: int, kind: Any) -> list[Any]:
-    """`work(first, count)` for groups of `total` things, half as large where memory runs out.
+    """`work(first, count)` for groups of `total` items; if memory runs out, groups become half as large.
 
     Args:
       work: returns arrays.
-      total: how many things there are.
-      at_once: how many to begin with.
-      least: how many there are in a group at least; one after memory ran out is a multiple of it.
-      kind: work of the same kind begins with what fitted before, and that is said once.
+      total: number of items.
+      at_once: size of a group to begin with.
+      least: smallest size of a group; after memory ran out, sizes are multiples of it.
+      kind: work of the same kind begins with the size that fitted before; a change is reported once.
     """
     begun, too_many, results = 0, 0, []
     while begun < total:

@@ -1,8 +1,8 @@
-"""What changes a training run: its batches, network, loss, optimiser or batch size, in small pieces that combine.
+"""Changes to plain training: of its batches, network, loss, optimiser or batch size, in pieces that combine.
 
-A piece is a `Method` with one function, which takes what it changes first and returns that changed. So pieces
-join: `combine(ghost_batch_norm(32), sam(0.05), warm_up(100))`. One of strength 0 changes nothing. Of those that
-change the optimiser the first is the innermost.
+Each piece is a `Method` with one function, which takes the thing to change as its first argument and returns it
+changed. Combine pieces as `combine(ghost_batch_norm(32), sam(0.05), warm_up(100))`. A piece of strength 0 changes
+nothing. If several change the optimiser, the first is the innermost.
 """
 
 import math
@@ -50,14 +50,14 @@ class Method(NamedTuple):
 
     Attributes:
       name: all settings in words, for records.
-      batch: `(x, key) -> x`, of the batch [b, ...] after images are scaled to [0, 1].
-      network: `apply -> apply`, of `(params, x, key) -> logits [b, classes]` in training. f is without it.
-      loss: `examples -> examples`, of `(params, x, y, key) -> (losses [b], logits [b, classes])`. Training
-        descends the mean of the losses. It reports the plain loss and accuracy of the logits.
-      optimizer: `train.Optimizer -> train.Optimizer`. Beside optax's three arguments its `update` gets `value`,
-        `grad` and `value_fn(params)`, of the loss of this step's batch.
+      batch: `(x, key) -> x`, applied to the batch [b, ...] after images are scaled to [0, 1].
+      network: `apply -> apply`, each `(params, x, key) -> logits [b, classes]`, in training only; f ignores it.
+      loss: `examples -> examples`, each `(params, x, y, key) -> (losses [b], logits [b, classes])`. Training
+        minimises the mean of the losses, and reports the plain loss and the accuracy of the logits.
+      optimizer: `train.Optimizer -> train.Optimizer`. Besides optax's three arguments its `update` gets `value`,
+        `grad` and `value_fn(params)`, for the loss of this step's batch.
       grow: `(batch_size, epoch, noise) -> batch_size` after an epoch; `noise()` is a `train.GradientNoise`.
-      gradients: evaluations for each update, in units of the plain one.
+      gradients: gradient evaluations per update; plain training has 1.
     """
 
     name: str
@@ -73,7 +73,7 @@ PLAIN = Method("")
 
 
 def combine(*methods: Method) -> Method:
-    """Methods in one: of two that change the same thing, the second takes what the first made of it.
+    """One method made of several. If two change the same thing, the second changes the result of the first.
 
     >>> combine(label_smoothing(0.1), ghost_batch_norm(32)).name
     'label_smoothing(0.1) + ghost_batch_norm(32)'
@@ -96,7 +96,7 @@ def optimizer(method: Method, plain: Any) -> Any:
 
 
 def _around(change: Callable) -> Callable:
-    """`f -> g` where g calls `change` with f before its own arguments."""
+    """`f -> g`, where g calls `change` with f and then its own arguments."""
     return lambda f: partial(change, f)
 
 
@@ -104,14 +104,14 @@ def _around(change: Callable) -> Callable:
 
 
 def augmentation(*, flip: float = 0.5, degrees: float = 10.0, shift: float = 0.2) -> Method:
-    """Each image by itself mirrored, rotated and shifted at random; appendix E.1 has these defaults.
+    """Mirror, rotate and shift each image at random; the defaults are those of appendix E.1.
 
-    Between pixels it is bilinear, beyond the edge the nearest pixel, as in Keras.
+    Interpolation is bilinear; beyond the edge the nearest pixel is used, as in Keras.
 
     Args:
-      flip: the probability that left and right are exchanged; take 0 for digits, whose mirror images are none.
-      degrees: the most a rotation turns, about the centre and either way.
-      shift: the most a translation moves, as a share of height and of width, either way.
+      flip: the probability that left and right are exchanged; use 0 for digits: their mirror images are no digits.
+      degrees: the largest rotation about the centre, in either direction.
+      shift: the largest translation in either direction, as a share of height and of width.
     """
     checks.check_between({"flip": flip, "shift": shift}, 0, 1)
     checks.check_between({"degrees": degrees}, 0, 180)
@@ -144,8 +144,8 @@ def _moved(flip: float, degrees: float, shift: float, x: Array, key: Array) -> A
 def ghost_batch_norm(size: int) -> Method:
     """Batch-norm statistics over groups of about `size` examples of each batch (Hoffer et al. 2017).
 
-    The groups are as equal as can be: 400 examples with a size of 32 are four groups of 34 and eight of 33. A size
-    of the batch or more is batch norm itself. It wraps any network whose examples meet through batch norm alone.
+    Group sizes differ by at most 1: 400 examples with a size of 32 make four groups of 34 and eight of 33. A size
+    of the batch or more is plain batch norm. It works for any network whose examples interact only in batch norm.
     """
     checks.check_counts({"size": size})
 
@@ -168,15 +168,15 @@ def ghost_batch_norm(size: int) -> Method:
 
 
 def matched_noise(small_batch: int) -> Method:
-    r"""Weights that give the gradient of a batch of B the covariance of one of `small_batch`, $B_S$.
+    r"""Weights that give the gradient of a batch of B the covariance of a batch of `small_batch`, $B_S$.
 
     $\frac1B \sum_i w_i \nabla f_i$ with $w_i = 1 + s (z_i - \bar z)$, $z_i \sim N(0, 1)$, $s^2 = B / B_S - 1$ has
     the mean g, the batch's gradient, and the covariance $\frac{s^2}{B} \Sigma = (\frac{1}{B_S} - \frac1B) \Sigma$,
-    where $\Sigma$ is that of the examples in the batch. Without $\bar z$ there would be $\frac{s^2}{B} g g^T$ on
-    top, which scales the whole gradient at random. One backward pass.
+    where $\Sigma$ is the covariance of the examples in the batch. Without $\bar z$ there would be an extra
+    $\frac{s^2}{B} g g^T$, which scales the whole gradient at random. It takes one backward pass.
 
     Raises:
-      ValueError: `small_batch` below 1; when training begins, one above the batch.
+      ValueError: `small_batch` is below 1 or, when training begins, above the batch size.
     """
     checks.check_counts({"small_batch": small_batch})
 
@@ -191,7 +191,7 @@ def matched_noise(small_batch: int) -> Method:
 
 
 def label_smoothing(amount: float = 0.1) -> Method:
-    r"""$(1 - a) f_i - \frac aK \sum_k \log p_k$: a label shares the amount a with all classes (Szegedy 2016)."""
+    r"""$(1 - a) f_i - \frac aK \sum_k \log p_k$: the amount a is spread over all classes (Szegedy 2016)."""
     checks.check_between({"amount": amount}, 0, 1)
 
     def smooth(examples: Callable, params: PyTree, x: Array, y: Array, key: Array) -> tuple[Array, Array]:
@@ -205,8 +205,8 @@ def adversarial(epsilon: float = 0.03, *, share: float = 0.5) -> Method:
     r"""Training on FGSM's examples: $(1 - c) f_i(x) + c f_i(x + \epsilon\, \mathrm{sign} \nabla_x f(x))$.
 
     Args:
-      epsilon: how far each input moves, where images are 0 to 1.
-      share: c, of the moved examples.
+      epsilon: how far each input moves, for images from 0 to 1.
+      share: c, the weight of the moved examples.
 
     Reference: Goodfellow et al., "Explaining and Harnessing Adversarial Examples", 2015.
     """
@@ -224,10 +224,10 @@ def adversarial(epsilon: float = 0.03, *, share: float = 0.5) -> Method:
 
 
 def stability(sigma: float = 0.04, *, weight: float = 0.01) -> Method:
-    r"""$f_i(x) - \alpha \sum_k p_k(x) \log p_k(x + \sigma z)$: the same answer for a noisy input.
+    r"""$f_i(x) - \alpha \sum_k p_k(x) \log p_k(x + \sigma z)$: a noisy input should give the same output.
 
     Args:
-      sigma: standard deviation of the normal noise, where images are 0 to 1.
+      sigma: standard deviation of the normal noise, for images from 0 to 1.
       weight: alpha.
 
     Reference: Zheng et al., "Improving the Robustness of Deep Neural Networks via Stability Training", 2016.
@@ -252,11 +252,11 @@ def _updating(update: Callable) -> Callable:
 
 
 def sam(rho: float = 0.05, *, adaptive: bool = False) -> Method:
-    r"""SAM: the gradient at $x + \rho\, T^2 g / \|T g\|$, where g is that at x.
+    r"""SAM: the gradient at $x + \rho\, T^2 g / \|T g\|$, where g is the gradient at x.
 
-    T is 1, or for ASAM (`adaptive`) $|x_j| + 0.01$ for each parameter, as in its authors' code for all of them.
+    T is 1, or for ASAM (`adaptive`) $|x_j| + 0.01$ for every parameter; the 0.01 is that of its authors' code.
 
-    References: Foret et al. 2021 (arXiv:2010.01412); Kwon et al. 2021 (arXiv:2102.11600), who have a rho of 0.5.
+    References: Foret et al. 2021 (arXiv:2010.01412); Kwon et al. 2021 (arXiv:2102.11600), who use a rho of 0.5.
     """
     checks.check_between({"rho": rho}, 0)
 
@@ -272,14 +272,14 @@ def sam(rho: float = 0.05, *, adaptive: bool = False) -> Method:
 
 
 def conservative(strength: float = 1e-3, *, steps: int = 3) -> Method:
-    r"""$x_{k+1} = \arg\min_x f_B(x) + \frac\lambda2 \|x - x_k\|^2$ (eq. 5), by some steps of the optimiser.
+    r"""$x_{k+1} = \arg\min_x f_B(x) + \frac\lambda2 \|x - x_k\|^2$ (eq. 5), by a few steps of the optimiser.
 
-    The state of the optimiser, Adam's moments, goes on from batch to batch; the paper does not say. One step is
-    plain training, since the proximal term is 0 at x_k. Three at strength 0 are the control.
+    The state of the optimiser, such as Adam's moments, is kept from batch to batch; the paper does not say. One
+    step is plain training, because the proximal term is 0 at x_k. Three steps at strength 0 are the control.
 
     Args:
       strength: lambda.
-      steps: of the optimiser, each with a gradient; the paper takes 3.
+      steps: steps of the optimiser, each with a gradient; the paper takes 3.
 
     Reference: appendix E.2, after Li et al. 2014.
     """
@@ -308,7 +308,7 @@ def weight_averaging(decay: float = 0.99) -> Method:
     """The minimum is an average of the iterates (`optax.incremental_update`); training and its history are plain.
 
     It is the plain mean of the first 1 / (1 - decay) iterates, then an exponential one (Polyak and Juditsky 1992).
-    In `combine` it goes last: a later piece that changes the step would not reach the average.
+    Put it last in `combine`: the average does not see changes of the step by later pieces.
     """
     checks.check_between({"decay": decay}, 0, 1)
 
@@ -336,7 +336,7 @@ def _scaled(name: str, scaling: Any) -> Method:
 
 
 def scale_rate(factor: float) -> Method:
-    """The learning rate times a factor: B_L / B_S is linear scaling, its root sqrt scaling."""
+    """The learning rate times a factor: B_L / B_S is linear scaling, its square root is sqrt scaling."""
     checks.check_between({"factor": factor}, 0)
     return _scaled(f"scale_rate({factor:.6g})", optax.scale(factor))
 
@@ -359,8 +359,8 @@ def same_updates(epochs: int, small_batch: int, batch: int, m: int) -> int:
     """The epochs in which a batch makes as many updates as `small_batch` does in `epochs` (Hoffer et al. 2017).
 
     Args:
-      epochs: of the small batch.
-      small_batch, batch: examples.
+      epochs: epochs of the small batch.
+      small_batch, batch: batch sizes, in examples.
       m: examples in an epoch, whose last batch is filled up.
 
     >>> same_updates(25, 32, 400, 4000)  # 25 epochs of 125 updates, and of 10
@@ -381,9 +381,9 @@ def doubling(every: int, *, most: int) -> Method:
 
 
 def byrd(theta: float = 0.5, *, most: int) -> Method:
-    r"""A batch with $\mathrm{tr}\,\Sigma / B > \theta^2 |g|^2$, a noisy gradient g, grows to where they are equal.
+    r"""If the gradient g is noisy, $\mathrm{tr}\,\Sigma / B > \theta^2 |g|^2$, B grows until the two are equal.
 
-    The test is made after each epoch, on a batch of the present size. `most` examples are the end of it.
+    The test is made after each epoch, on a batch of the current size. The batch grows to at most `most` examples.
 
     Reference: Byrd, Chin, Nocedal and Wu, "Sample size selection in optimization methods for machine learning",
     Mathematical Programming 134, 2012.

@@ -1,4 +1,4 @@
-"""Metric 2.1 itself: the box, the function in it, the result; `sharpness` finds the maxima."""
+"""The parts of Metric 2.1: the box, the function in it, the result. `sharpness` finds the maxima."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,18 +20,18 @@ __all__ = [
 
 
 class Sharpness(NamedTuple):
-    """The metric with what it was computed from; several epsilons are the first axis.
+    """The metric, and the numbers it was computed from; several epsilons are the first axis.
 
     Attributes:
       value: phi, in the paper's units (x 100).
       base_loss: f(x), in nats.
       max_loss: f(x + A y*), in nats.
-      evaluations: gradients spent on the maximum, the one at x left out.
+      evaluations: gradients spent on the maximum, without the one at x.
       finite: whether the loss and its gradient were finite wherever they were evaluated.
       shared_evaluations: gradients spent once for all draws of an epsilon; 0 in the full space.
       epsilon: the size of the box.
-      step: A y*, from x to the highest point that was seen, a pytree as params with leading axes as `value`;
-        `None` unless it was asked for.
+      step: A y*, from x to the highest point seen: a pytree like params, with the axes of `value` first; `None`
+        unless asked for.
     """
 
     value: Float[Array, "..."]
@@ -44,7 +44,7 @@ class Sharpness(NamedTuple):
     step: PyTree = None
 
     def __repr__(self) -> str:
-        """The value, where, and the losses that it is made of."""
+        """The value, its epsilon, and the two losses."""
         if program.is_traced(tuple(self)):
             return words.in_one_line(self)
         value, top, epsilon = self._in_words()
@@ -58,10 +58,10 @@ class Sharpness(NamedTuple):
 
 
 class SubspaceSharpness(Sharpness):
-    """The metric in several random subspaces; the last axis counts the draws.
+    """The metric in several random subspaces; the last axis is that of the draws.
 
-    The draws share the directions that their ascents begin in. Where these miss a basin, all draws do, and no
-    standard error shows it.
+    The ascents of all draws begin in the same directions. If these miss a region of high loss, all draws miss it,
+    and the standard error does not show it.
     """
 
     @property
@@ -73,7 +73,7 @@ class SubspaceSharpness(Sharpness):
     def sem(self) -> Float[Array | np.ndarray, "..."]:
         """Standard error of the mean over the draws; NaN for a single draw."""
         draws = self.value.shape[-1]
-        # Of NumPy: jax_debug_nans would take it for a mistake.
+        # NumPy's NaN, because jax_debug_nans would report one of JAX as an error.
         return self.value.std(-1, ddof=1) / np.sqrt(draws) if draws > 1 else np.full(self.value.shape[:-1], np.nan)
 
     def _in_words(self) -> tuple[str, Any, Any]:
@@ -82,7 +82,7 @@ class SubspaceSharpness(Sharpness):
 
 
 def restrict(loss: Callable, params: PyTree, A: Subspace | None) -> Callable:
-    """`y -> f(x + A y)`, the function that Metric 2.1 maximises; A = I where `A` is `None`."""
+    """`y -> f(x + A y)`, the function that Metric 2.1 maximises; A = I if `A` is `None`."""
     f, x, _ = flat.of(loss, params)
     _check_rows(x, A)
 
@@ -96,7 +96,7 @@ def restrict(loss: Callable, params: PyTree, A: Subspace | None) -> Callable:
 
 
 def box(params: PyTree, A: Subspace | None, epsilon: Any) -> Float[Array, " p"]:
-    """The half-widths of the box, epsilon (|A^+ x| + 1) (eq. 3); A = I where `A` is `None`."""
+    """The half-widths of the box, epsilon (|A^+ x| + 1) (eq. 3); A = I if `A` is `None`."""
     x, _ = flat.ravel(params)
     _check_rows(x, A)
     return box_of(x, A, epsilon)
@@ -124,7 +124,7 @@ def evaluate_at(f: Callable, x: Array, A: Subspace | None, y: Array) -> tuple[Ar
 
 
 def as_params(steps: list[Array], layout: flat.Layout, shape: tuple[int, ...]) -> PyTree:
-    """Steps as params with leading axes; `None` where there are none."""
+    """Steps as pytrees like params, with leading axes; `None` if there are none."""
     if not steps:
         return None
     vectors = jnp.stack(steps)
@@ -140,7 +140,7 @@ def begin(
     num_directions: Any = 0,
     only: flat.Only | None = None,
 ) -> tuple[tuple[Array, flat.Layout], Callable, tuple[Array, Array], list[Any]]:
-    """Check the arguments; x and its layout, what evaluates f and its gradient, both at x, and the epsilons."""
+    """Check the arguments. Returns x and its layout, f with its gradient, both at x, and the epsilons."""
     checks.check_key(key)
     checks.check_counts(counts)
     checks.check_counts({"num_directions": num_directions}, 0)
@@ -172,7 +172,7 @@ def of_maxima(
     epsilon: Array,
     *counts: Any,
 ) -> Any:
-    """The metric from the maxima of each draw, or group of draws, for each epsilon."""
+    """The metric, computed from the maxima of each draw, or group of draws, for each epsilon."""
     values = jnp.column_stack([jnp.stack([top.value for top in group]) for group in maxima]).reshape(shape)
     finite = jnp.column_stack([jnp.stack([top.finite for top in group]) for group in maxima]).reshape(shape)
     base, evaluations, shared = (jnp.full(shape, number) for number in (base, *counts))
@@ -181,7 +181,7 @@ def of_maxima(
 
 
 def checked(result: Any, step: PyTree = None) -> Any:
-    """The result with the step; warn of what the numbers do not show."""
+    """The result with the step. Warns if values are only lower bounds, or too small for their type."""
     result = result._replace(step=step)
     if program.is_traced(result.value):
         return result

@@ -1,7 +1,7 @@
-"""Minima: one network trained from one starting point with small batches and with large ones.
+"""Minima: train one network from one starting point with small batches and with large ones.
 
-On disk a minimum is found by what it was trained with: data, starting point, what a step computes, when training
-ends. Names are labels. Training looks at its losses to end, so that it cannot be traced.
+On disk a minimum is identified by what it was trained with: data, starting point, what a step computes, when
+training stops. Names are only labels. Training decides by its losses when to stop and cannot be traced.
 """
 
 import hashlib
@@ -29,25 +29,25 @@ from gengap.models import Model
 __all__ = ["TRAINING_VERSION", "Minimum", "Recipe", "find", "load", "starting_point"]
 
 TRAINING_VERSION = 2
-"""With another one, minima on disk are not found again."""
+"""If it changes, minima already on disk are not found again."""
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 _CHECKPOINT = ".checkpoint"
 
 
 class Recipe(NamedTuple):
-    """How to train to a minimum, beside the network, the data, the key and the seed.
+    """How to train to a minimum, apart from the network, the data, the key and the seed.
 
     Attributes:
       batch_size: in examples, or as a share of the training set, see `train.count`.
       optimizer: any optax transformation.
       method: what differs from plain training, see `methods`.
       epochs: the most epochs.
-      snapshots: epochs after which the minimum so far is kept too, in `Minimum.snapshots`.
-      patience, tolerance: when training stops before, see `train.fit`.
+      snapshots: epochs after which the minimum so far is also kept, in `Minimum.snapshots`.
+      patience, tolerance: when training stops earlier, see `train.fit`.
       target: stop after an epoch that ends with f, the mean loss over the training set, below this, in nats.
       clip: see `objective.cross_entropy`.
-      chunk: examples at once when f and the test set are evaluated.
-      precision: of matrix products in training, see `train.fit`.
+      chunk: examples evaluated at once for f and the test set.
+      precision: precision of matrix products in training, see `train.fit`.
     """
 
     batch_size: float = 256
@@ -68,15 +68,15 @@ class Minimum(NamedTuple):
 
     Attributes:
       params: the parameters.
-      batch_size: examples.
-      epochs, steps: done.
-      diverged_at: the step at which the loss was no longer finite; `None` where it always was.
-      distance: from the starting point, Euclidean.
-      seconds: that training took, also where it was found on disk.
+      batch_size: in examples.
+      epochs, steps: how many were done.
+      diverged_at: the step at which the loss was no longer finite; `None` if it always was.
+      distance: Euclidean distance from the starting point.
+      seconds: how long training took, also if the minimum was found on disk.
       history: loss and accuracy per epoch, see `train.History`.
       settings: what it was trained with.
-      snapshots: epoch -> the minimum of a training that ends there, for the epochs that the recipe names. Where
-        training ended before, it is the end.
+      snapshots: epoch -> the minimum after that epoch, for the epochs in the recipe; the last minimum if training
+        ended earlier.
     """
 
     params: PyTree
@@ -106,14 +106,14 @@ class Minimum(NamedTuple):
 
 
 class _Training(NamedTuple):
-    """What one training is made of.
+    """The parts of one training run.
 
     Attributes:
-      loss, optimizer, state: of `train.fit`.
+      loss, optimizer, state: for `train.fit`.
       of_train, of_test: `params -> (loss, accuracy)`.
-      batch_size: examples.
+      batch_size: in examples.
       batches: the same, or the rule by which it grows.
-      precision: of matrix products.
+      precision: precision of matrix products.
     """
 
     loss: Callable
@@ -141,20 +141,20 @@ def find(
 
     Args:
       model, ds: the network and the data set.
-      key: random key; `seed` is folded into it, so that a seed gives the same minimum whichever others
-        are trained. Two recipes with one key and seed start from one point.
+      key: random key; `seed` is folded into it, so a seed gives the same minimum whichever others are trained.
+        Two recipes with the same key and seed start from the same point.
       recipe: how it is trained.
       seed: number of the starting point, from 0 up.
       start: parameters to begin at, in place of the seed's own starting point.
-      store: a directory. A minimum in it that was trained with the same of all the above is returned; a new one
-        is written to it, and on the way there, every 20 s, a checkpoint from which a run that was killed resumes.
-        The same is what is computed, and the labels; of a method's `grow` it is the code and what that reads. Of
-        several processes that want one minimum one trains, and the others wait for it.
+      store: a directory. If it holds a minimum trained with the same arguments, that one is returned; a new one is
+        written to it. During training a checkpoint is written every 20 s, from which a killed run resumes. The
+        same means the same computation and labels; a method's `grow` is compared by its code and what that reads.
+        If several processes want one minimum, one trains and the others wait.
       progress: a name for the progress bar; `None` shows none. "auto" shows one on a terminal, after two seconds.
 
     Raises:
-      ValueError: a number out of its range, or a file in the store that is damaged or of other settings than its
-        name says.
+      ValueError: a number is out of range, or a file in the store is damaged or has other settings than its name
+        says.
     """
     checks.check_untraced("training", key, ds, start, seed)
     checks.check_key(key)
@@ -188,18 +188,18 @@ def starting_point(model: Model, ds: Dataset, key: Key[Array, ""], seed: int = 0
 
 
 def load(path: str | PathLike, *, like: PyTree, settings: dict[str, Any] | None = None) -> Minimum:
-    """Read a minimum from a file of a store, which is in the format of safetensors.
+    """Read a minimum from a file of a store, in the safetensors format.
 
     Args:
       path: the file.
-      like: parameters of the same network, such as `starting_point` gives.
-      settings: what it must have been trained with; `None` takes any.
+      like: parameters of the same network, such as those of `starting_point`.
+      settings: what it must have been trained with; `None` accepts any.
 
     Raises:
       ValueError: the file is damaged, holds other parameters than `like`, or was trained with other settings.
     """
     if Path(path).suffix == _CHECKPOINT:
-        raise ValueError(f"{path} is of a training that has not ended; it must be the file of a minimum")
+        raise ValueError(f"{path} is a checkpoint of an unfinished training; it must be the file of a minimum")
     header, params = checkpoints.read(Path(path), like, settings)
     return Minimum(params=params, **header)
 
@@ -215,7 +215,7 @@ def _start(init: Callable, key: Array, seed: Any, x: Array) -> tuple[Any, Array]
 
 
 def _begun(model: Model, ds: Dataset, key: Array, recipe: Recipe, seed: int, start: PyTree | None) -> _Training:
-    """The training of a recipe before its first step."""
+    """The training run of a recipe, before its first step."""
     batch_size = train.count(recipe.batch_size, len(ds.x_train))
     own_start, batches_key = _start(model.init, key, seed, ds.x_train[:2])
     flat.layout_of(x0 := own_start if start is None else start)
@@ -242,7 +242,7 @@ def _begun(model: Model, ds: Dataset, key: Array, recipe: Recipe, seed: int, sta
 def _settings(
     model: Model, ds: Dataset, key: Array, recipe: Recipe, seed: int, training: _Training
 ) -> dict[str, Any]:
-    """What a minimum is known by on disk, all but its epochs."""
+    """What identifies a minimum on disk, apart from its epochs."""
     settings = {
         "network": model.name,
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(training.state.params)),
@@ -274,7 +274,7 @@ def _trained(
     paths: dict[int, Path],
     progress: str | None,
 ) -> dict[int, Minimum]:
-    """The minimum at each of some epochs; on disk too where there are paths. Those on disk are not made again."""
+    """The minimum at each of some epochs, written to `paths` if given. Those on disk are not trained again."""
     x0, last = training.state.params, max(settings)
     minima = {e: load(path, like=x0, settings=settings[e]) for e, path in checkpoints.there(paths).items()}
     if minima.keys() == settings.keys():
@@ -332,7 +332,7 @@ def _trained(
 def _minimum(
     training: _Training, state: train.TrainState, history: train.History, seconds: float, settings: dict[str, Any]
 ) -> Minimum:
-    """The minimum that a training has come to."""
+    """The minimum that training has reached."""
     params = jax.tree.map(jnp.copy, train.parameters(state))  # the next step overwrites its argument
     return Minimum(
         params=params,
@@ -353,7 +353,7 @@ def _distance(a: PyTree, b: PyTree) -> Array:
 
 
 def _computation(training: _Training, grow: Callable, ds: Dataset) -> str:
-    """What a step, and the losses that training is followed by, compute."""
+    """A digest of what a training step, the losses evaluated after it, and the `grow` of a method compute."""
     state, m = training.state, len(ds.x_train)
     batches, sums = train.epoch_of(m, training.batch_size, state.key, state.epoch)
     step = train.training_step(training.loss, training.optimizer, training.precision)
@@ -364,7 +364,7 @@ def _computation(training: _Training, grow: Callable, ds: Dataset) -> str:
 
 
 def _code(it: Any, inside: tuple[int, ...] = ()) -> str:
-    """What a function of Python's does, and what it reads, in words that are the same in every process."""
+    """What a Python function does, and what it reads, as a text that is the same in every process."""
     if id(it) in inside or isinstance(it, types.ModuleType):
         return ""
     of = partial(_code, inside=(*inside, id(it)))
@@ -394,7 +394,7 @@ def _code(it: Any, inside: tuple[int, ...] = ()) -> str:
 
 
 def _path(store: Path, settings: dict[str, Any]) -> Path:
-    """Where it is kept."""
+    """The file of a minimum."""
     words = f"{settings['network']} {settings['data']} B{settings['batch_size']} seed{settings['seed']}"
     short = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     return store / f"{re.sub('[^A-Za-z0-9]+', '-', words)[:80].strip('-')}-{short}.safetensors"

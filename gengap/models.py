@@ -1,6 +1,6 @@
 """The networks of Keskar et al. (2016), Table 1 and Appendix B, as pure functions.
 
-Any other network joins in by giving two functions, `Model(init, apply)`; nothing else in `gengap` knows Flax.
+Any other network needs only two functions, `Model(init, apply)`; nothing else in `gengap` depends on Flax.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ class Model(NamedTuple):
 
     Attributes:
       init: `(key, x) -> params`, for a batch `x` of which only the shape and the type matter.
-      apply: `(params, x) -> logits [batch, classes]`, or with a `loss` of its own whatever that takes. Batch norm
-        uses the statistics of `x`; no dropout.
-      apply_train: `(params, x, key) -> logits`, with dropout; `None` where that is `apply`.
-      statistics: `(params, x) -> statistics` of each batch norm on the batch `x`; `None` without one.
+      apply: `(params, x) -> logits [batch, classes]`, or the outputs that `loss` takes. Batch norm uses the
+        statistics of `x`; no dropout.
+      apply_train: `(params, x, key) -> logits`, with dropout; `None` if it is the same as `apply`.
+      statistics: `(params, x) -> statistics` of each batch norm on the batch `x`; `None` without batch norm.
       apply_frozen: `(params, statistics, x) -> logits` with these in place of the statistics of `x`.
-      name: identifies the saved minima of the network; two networks never share one.
+      name: label of the network, part of what identifies its saved minima; give each network its own.
       loss: `(outputs, y) -> [batch]`, what is minimised, such as the squared error of a regression; `None` for
         cross entropy.
     """
@@ -97,8 +97,8 @@ def c4(num_classes: int = 100, *, conv_dropout: bool = True) -> Model:
 def population_statistics(model: Model, params: PyTree, x: Array, *, chunk: int = 5000) -> PyTree:
     """The statistics of every batch norm, averaged over chunks of `x` (Wu and Johnson 2021, arXiv:2105.07576).
 
-    Use as `lambda params, x: model.apply_frozen(params, statistics, x)` wherever an `apply` is wanted. uint8
-    images are scaled by 1/255. A last chunk that is shorter than the others is left out.
+    Use it as `lambda params, x: model.apply_frozen(params, statistics, x)` in place of an `apply`. uint8 images
+    are scaled by 1/255. A last chunk that is shorter than the others is left out.
 
     Raises:
       ValueError: `model` has no batch norm, or `chunk` is below 1.
@@ -143,12 +143,12 @@ def _norm_relu(x: Array, frozen: bool) -> Array:
 def _convolution(
     x: Array, kernel: Array, window_strides: Any, padding: Any, *, dimension_numbers: Any, **options: Any
 ) -> Array:
-    """`lax.conv_general_dilated` for `_conv`, with derivatives that XLA:CPU computes fast; elsewhere JAX's own.
+    """`lax.conv_general_dilated` for `_conv`, with derivatives that are fast on XLA:CPU; elsewhere JAX's own.
 
-    XLA:CPU is fast at the form NHWC, HWIO -> NHWC, which the transposes of the tangents below have. It brings
-    others to it, but not within a loop. The derivative by the kernel is one inner product over batch and image,
-    slow where it is long: so the batch is cut. A gradient of C1 over 500 images takes one core 1.4 s, in a loop or
-    not, and with JAX's own 1.9 s outside of one.
+    XLA:CPU is fast for the layout NHWC, HWIO -> NHWC, which the transposes of the tangents below have. It converts
+    others to it, but not in a loop. The derivative with respect to the kernel is one inner product over batch and
+    image, which is slow if long, so the batch is cut. A gradient of C1 over 500 images takes one core 1.4 s, in a
+    loop or not; with JAX's own derivative it takes 1.9 s outside a loop.
     """
 
     def convolve(x: Array, kernel: Array, form: Any = dimension_numbers) -> Array:
@@ -156,7 +156,7 @@ def _convolution(
 
     if jax.default_backend() != "cpu":
         return convolve(x, kernel)
-    # Parts of 16,384 positions are long enough; 16 parts are the most, since each is compiled by itself.
+    # Parts of 16,384 positions are long enough; at most 16 parts, because each is compiled separately.
     size = max(-(-(2**14) // (x.shape[1] * x.shape[2])), -(-len(x) // 16))
     f = jax.custom_jvp(lambda x, kernel: convolve(x, kernel))
 
@@ -174,9 +174,9 @@ def _convolution(
 
 
 def max_pool(x: Float[Array, "b h w c"], *, size: int, stride: int) -> Float[Array, "b h2 w2 c"]:
-    """Max pooling with "same" padding; inputs that are equal to the maximum of a window share its gradient.
+    """Max pooling with "same" padding; inputs equal to the maximum of a window share its gradient.
 
-    On one core a gradient of C1 takes two thirds of the time of one through `nn.max_pool`.
+    On one core a gradient of C1 takes two thirds of the time that it takes with `nn.max_pool`.
 
     >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), size=2, stride=2).item()
     3.0

@@ -1,4 +1,4 @@
-"""What makes a comparison of minima unfair, or a number of it weak, in sentences."""
+"""Sentences that say what makes a comparison of minima unfair, or one of its numbers unreliable."""
 
 import itertools
 import math
@@ -13,15 +13,15 @@ __all__ = ["notes"]
 
 Row = Mapping[str, Any]
 _UNEQUAL = 1.5  # losses further apart than this factor are not equal
-_LINEAR = 0.25  # of the sharpness, that the gradient makes by itself at a point that is no minimum
+_LINEAR = 0.25  # a point is no minimum if its gradient alone makes more than this share of the sharpness
 
 
 def notes(rows: Sequence[Row], spaces: Sequence[tuple[str, str, str]], num_draws: int) -> list[str]:
-    """The sentences, of the worst seed where several have the fault.
+    """The sentences; a share of the gradient is that of the worst seed.
 
     Args:
-      rows: of `comparison.measure` with "minimum", the name, "seed", and for each epsilon "linear_full_1e-3", what
-        the gradient alone would raise the loss by in the box, in percent of 1 + f.
+      rows: from `comparison.measure`, with the name as "minimum", "seed", and for each epsilon "linear_full_1e-3":
+        how far the gradient alone would raise the loss in the box, in percent of 1 + f.
       spaces: for each epsilon its words, and the columns of the full space and of the random subspaces.
       num_draws: matrices A for each minimum.
     """
@@ -31,14 +31,14 @@ def notes(rows: Sequence[Row], spaces: Sequence[tuple[str, str, str]], num_draws
     if num_draws:
         sentences += [*_random_above_full(of, spaces), *_order(of, spaces)]
     if num_draws == 1:
-        sentences.append("Each value in random subspaces is of a single A: no standard error.")
+        sentences.append("Each value in random subspaces comes from a single A: no standard error.")
     if len(of) > 1 and min(map(len, of.values())) < 2:
         sentences.append("There is one seed: nothing says how much of a difference is chance.")
     return sentences
 
 
 def _mean(rows: Sequence[Row], column: str) -> float:
-    """The mean over seeds; NaN where a seed has none."""
+    """The mean over seeds; NaN if a seed has no value."""
     return float(np.mean([row.get(column, math.nan) for row in rows]))
 
 

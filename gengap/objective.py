@@ -1,4 +1,4 @@
-"""What is minimised: cross entropy, and its mean over a whole data set, in chunks. All of it can be traced."""
+"""The loss: cross entropy, and the mean of a loss over a whole data set, in chunks. All of it can be traced."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,15 +25,15 @@ Inputs = Shaped[Array, "m ..."]
 def cross_entropy(
     logits: Float[Array, "b classes"], labels: Integer[Array, " b"], *, clip: float | None = None
 ) -> Float[Array, " b"]:
-    """Cross entropy of each example, `-log softmax(logits)[label]`, in nats, to a relative precision.
+    """Cross entropy of each example, `-log softmax(logits)[label]`, in nats; small losses stay precise.
 
     Args:
-      logits: unnormalised log probabilities; of lower precision than float32 they are computed in that.
+      logits: unnormalised log probabilities; those of lower precision are converted to float32.
       labels: classes, 0 to classes - 1; the loss of any other label is NaN.
       clip: if given, probabilities are clipped to [clip, 1 - clip]; Keras's 1e-7 caps a loss at 16.118.
 
     Raises:
-      ValueError: logits and labels do not fit, or `clip` is not between 0 and 0.5.
+      ValueError: logits and labels do not match, or `clip` is not between 0 and 0.5.
 
     >>> float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0])  # log 4
     1.3862943649291992
@@ -55,7 +55,7 @@ def _nats(logits: Array, labels: Array) -> Array:
     differences = jnp.where(is_label, 0, logits - label_logit)
     top = jnp.argmax(differences, axis=1)
     largest = jnp.take_along_axis(differences, top[:, None], axis=1)
-    # log(1 + small) loses what is small, and at a minimum nearly all of the loss is.
+    # log(1 + small) loses the small part, which at a minimum is nearly all of the loss.
     rest = jnp.where(jax.nn.one_hot(top, logits.shape[1], dtype=bool), 0, jnp.exp(differences - largest)).sum(1)
     loss = jnp.where(label_logit[:, 0] == -jnp.inf, jnp.inf, largest[:, 0] + jnp.log1p(rest))
     return jnp.where(is_label.any(1), loss, jnp.nan)
@@ -66,13 +66,13 @@ def _nats_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     logits, labels = primals
     is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
     others = jnp.where(is_label, 0, jax.nn.softmax(logits))
-    # The label's probability minus 1 would lose what is small, as above.
+    # The label's probability minus 1 would lose the small part, as above.
     slope = jnp.where(is_label, -others.sum(1, keepdims=True), others)
     return _nats(logits, labels), (slope * tangents[0]).sum(1)
 
 
 def accuracy(logits: Float[Array, "b classes"], labels: Integer[Array, " b"]) -> Float[Array, " b"]:
-    """1 for each example whose largest logit is its label's, else 0; NaN where a logit is."""
+    """1 for each example whose largest logit is that of its label, else 0; NaN if one of its logits is NaN."""
     labels = _check_labels("labels", labels)
     check_logits(logits, len(labels), what="logits are")
     is_correct = (logits.argmax(-1) == labels).astype(jnp.float32)
@@ -80,7 +80,7 @@ def accuracy(logits: Float[Array, "b classes"], labels: Integer[Array, " b"]) ->
 
 
 def scale(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
-    """uint8 images to [0, 1] by a factor of 1/255; features and tokens of other types as they are."""
+    """uint8 images times 1/255, so in [0, 1]; features and tokens of other types unchanged."""
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
@@ -89,29 +89,29 @@ def mean_loss(
 ) -> Callable[[PyTree], Array]:
     r"""The objective $f(x) = \frac{1}{M} \sum_i f_i(x)$ (eq. 1) as a function of the parameters alone.
 
-    The data are cut into as few chunks of at most `chunk` examples as possible, whose sizes differ by one at most:
+    The data are cut into as few chunks of at most `chunk` examples as possible, whose sizes differ by at most one:
     each example counts once, and batch norm sees no short remainder. The gradient is summed in the same pass, in
     float32, and takes the memory of one chunk: with 5000, 8 GB for C1 and 15 GB for C2 on a CPU, 18 GB for C1 on a
-    GPU. `jax.checkpoint` saves a tenth of it on a CPU at most, where XLA computes nothing again.
+    GPU. On a CPU `jax.checkpoint` saves at most a tenth of that, because XLA recomputes nothing there.
 
     Args:
       per_example: `(params, batch) -> [b]`, the loss of each example of a batch, in nats or any other unit. A
-        batch is as `data`, with b examples.
-      data: a pytree of arrays with one leading axis, that of the M examples: `(x, y)`, a dictionary with a mask. A
-        NumPy array, such as a memory map, stays on the host, and its chunks are sent to the device one by one;
-        `jnp.asarray` puts one there that fits.
-      chunk: the most examples at once; where they see each other, as in batch norm, f depends on it. The paper's
-        code used 5000.
-      weights: [M], from 0 up: f is then $\sum_i w_i f_i / \sum_i w_i$, such as 0 for padding.
+        batch has the structure of `data`, with b examples.
+      data: a pytree of arrays whose leading axis is that of the M examples: `(x, y)`, or a dictionary with a mask.
+        A NumPy array, such as a memory map, stays on the host, and its chunks are sent to the device one by one;
+        use `jnp.asarray` if it fits on the device.
+      chunk: the most examples at once; f depends on it if examples interact, as in batch norm. The paper's code
+        used 5000.
+      weights: [M], not negative: f is then $\sum_i w_i f_i / \sum_i w_i$; use 0 for padding.
 
     Returns:
       `params -> scalar`, differentiable any number of times. It is a pytree of its data: as the argument of a
-      jitted function it compiles once for all data of one shape. Called by itself it traces `per_example` each
-      time: jit it where it is called often.
+      jitted function it compiles once for all data of one shape. A plain call traces `per_example` each time, so
+      jit it if you call it often.
 
     Raises:
-      ValueError: `chunk` below 1, arrays of different lengths or empty, weights below 0 or all 0, or losses that
-        are not [b].
+      ValueError: `chunk` is below 1, arrays are empty or of different lengths, weights are negative or all 0, or
+        the losses are not [b].
 
     >>> def per_example(w, batch):
     ...     return (batch["x"] @ w - batch["y"]) ** 2
@@ -131,12 +131,12 @@ def over_dataset(
 
     Args:
       apply: `(params, x) -> logits [b, classes]`.
-      x, y: images (uint8, scaled by 1/255), features or tokens (any other type, as they are), and their classes.
+      x, y: images (uint8, scaled by 1/255), features or tokens (any other type, unchanged), and their classes.
       chunk: see `mean_loss`.
       clip: see `cross_entropy`.
 
     Raises:
-      ValueError: as of `mean_loss`; labels that are no classes, or labels or logits that do not fit.
+      ValueError: as in `mean_loss`; or labels are not classes, or labels or logits do not match.
     """
     checks.check_counts({"chunk": chunk})
     return _over(_mean, *_labelled(apply, x, y, clip), int(chunk))
@@ -151,9 +151,9 @@ def loss_and_accuracy(
     clip: float | None = None,
     loss: Callable | None = None,
 ) -> Callable[[PyTree], tuple[Array, Array]]:
-    """`params -> (mean loss in nats, accuracy from 0 to 1)` over a data set; else as `over_dataset`.
+    """`params -> (mean loss in nats, accuracy from 0 to 1)` over a data set; otherwise like `over_dataset`.
 
-    `loss`, `(outputs, y) -> [b]`, stands in for cross entropy; there is no accuracy then, and it is NaN.
+    `loss`, `(outputs, y) -> [b]`, replaces cross entropy; the accuracy is then NaN.
     """
     checks.check_counts({"chunk": chunk})
     if loss is not None:
@@ -168,7 +168,7 @@ def over_batches(
 ) -> Callable[[PyTree, Key[Array, ""]], Array]:
     """`(params, key) -> mean loss` of a batch of `size` that the key draws with replacement, without dropout.
 
-    Its mean over keys is f (eq. 1) where the network looks at each example by itself. Else as `over_dataset`.
+    Its mean over keys is f (eq. 1) if the network treats each example by itself. Otherwise like `over_dataset`.
     """
     checks.check_counts({"size": size})
     per_example, data = _labelled(apply, x, y, clip)
@@ -177,11 +177,11 @@ def over_batches(
 
 @dataclass(frozen=True, repr=False)
 class _CrossEntropy:
-    """The loss of each example of a network, with whether it is right if wanted."""
+    """The loss of each example, and with `counts_right` whether the network is right."""
 
     apply: Callable
     clip: float | None
-    largest_label: int  # -1 where it is not known
+    largest_label: int  # -1 if it is not known
     counts_right: bool = False
 
     def __call__(self, params: PyTree, batch: tuple[Array, Array]) -> Any:
@@ -196,7 +196,7 @@ class _CrossEntropy:
 
 @dataclass(frozen=True, repr=False)
 class _OfOutputs:
-    """The loss of each example of a network that has one of its own."""
+    """The loss of each example, for a network with its own loss."""
 
     apply: Callable
     loss: Callable
@@ -214,18 +214,18 @@ def _name(fn: Callable) -> str:
 
 
 def check_no_clip(loss: Callable, clip: float | None) -> Callable:
-    """The loss of a network that has one of its own; nothing is clipped there."""
+    """The network's own loss; refuse a clip, which only cross entropy has."""
     if clip is not None:
-        raise ValueError(f"clip is {clip}, which is of cross entropy; the network has a loss of its own")
+        raise ValueError(f"clip is {clip}, which only cross entropy uses; the network has its own loss")
     return loss
 
 
 def _labelled(apply: Callable, x: Any, y: Any, clip: float | None) -> tuple[_CrossEntropy, tuple[Any, Array]]:
-    """The loss of examples with classes, and the data; the labels are looked at unless they are traced."""
+    """The loss of examples with classes, and the data; the labels are checked unless they are traced."""
     y = _check_labels("y", checks.as_array("y", y))
     x = x if isinstance(x, np.ndarray) else jnp.asarray(checks.as_array("x", x))
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; they must be as many, and at least one")
+        raise ValueError(f"x has {len(x)} examples and y has {len(y)}; the numbers must be equal and above 0")
     if isinstance(y, jax.core.Tracer):
         return _CrossEntropy(apply, clip, -1), (x, y)
     labels = jax.device_get(hosts.fetched(y))
@@ -235,7 +235,7 @@ def _labelled(apply: Callable, x: Any, y: Any, clip: float | None) -> tuple[_Cro
 
 
 def _check_labels(name: str, y: Any) -> Any:
-    """Labels of a type that can count all classes; refuse what is not one integer for each example."""
+    """Labels in a type that holds all classes; refuse anything but one integer for each example."""
     if jnp.ndim(y) != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
         type_and_shape = f"{y.dtype}{list(jnp.shape(y))}"
         raise ValueError(
@@ -244,18 +244,18 @@ def _check_labels(name: str, y: Any) -> Any:
         )
     if isinstance(y, np.ndarray) and y.dtype.itemsize == 8:  # in 32 bits 2^32 would be class 0
         y = np.clip(y, -1 if np.issubdtype(y.dtype, np.signedinteger) else 0, 2**31 - 1)
-    return y.astype(jax.dtypes.canonicalize_dtype(np.int64))  # as of argmax
+    return y.astype(jax.dtypes.canonicalize_dtype(np.int64))  # the type of argmax
 
 
 def check_logits(
     logits: Any, rows: int, largest_label: int = -1, *, ndim: int | None = 2, what: str = "apply returned"
 ) -> Array:
-    """Return logits [rows, ..., classes] of `ndim` axes (any number if None); refuse what does not fit."""
+    """Return logits [rows, ..., classes] with `ndim` axes (any number if None); refuse others."""
     shape = getattr(logits, "shape", type(logits))
     if not isinstance(shape, tuple) or not 2 <= len(shape) <= (ndim or 99) or shape[0] != rows or shape[-1] < 2:
         raise ValueError(f"{what} {shape}; logits must be [{rows}, 2 classes or more]")
     if largest_label >= shape[1]:
-        raise ValueError(f"y has a label {largest_label}; apply returned {shape[1]} logits, of labels from 0 up")
+        raise ValueError(f"y has a label {largest_label}; apply returned {shape[1]} logits, for labels from 0 up")
     return logits
 
 
@@ -277,8 +277,8 @@ class _Over:
 
     fn: Callable
     how: _How
-    leaves: Any  # of data and weights; None where it is on the host
-    total: Any  # of the weights, where there are any
+    leaves: Any  # of data and weights; None for those on the host
+    total: Any  # sum of the weights, if there are any
 
     def __call__(self, *args: Any) -> Any:
         total = self.how.examples if self.total is None else self.total
@@ -317,11 +317,11 @@ def _check_examples(leaves: list[tuple[str, Any]], weighted: bool) -> int:
     for i, (name, leaf) in enumerate(leaves):
         name = "weights" if weighted and i == len(leaves) - 1 else f"data{name}"
         if not hasattr(leaf, "dtype") or np.ndim(leaf) == 0:
-            raise ValueError(f"{name} is of type {type(leaf).__name__}; it must be an array, an example a row")
+            raise ValueError(f"{name} is of type {type(leaf).__name__}; it must be an array, each row an example")
         lengths[name] = len(leaf)
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         words = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "no array"
-        raise ValueError(f"data must be arrays of as many examples, and at least one; there are {words}")
+        raise ValueError(f"data must be arrays with equal numbers of examples, at least one; there are {words}")
     weights = leaves[-1][1]
     if weighted and not program.is_traced(weights):
         w = jax.device_get(weights)
@@ -331,7 +331,7 @@ def _check_examples(leaves: list[tuple[str, Any]], weighted: bool) -> int:
 
 
 def _sums(how: _How, params: PyTree, leaves: list[Any]) -> Any:
-    """The sum of what is computed of each example, over some of them."""
+    """The sum over some examples of what is computed for each."""
     batch, weights = jax.tree.unflatten(how.tree, leaves)
     size = len(leaves[0])
 

@@ -1,4 +1,4 @@
-"""Where a row comes from: the commit, the versions, the device, the date."""
+"""The origin of a row: commit, versions, device, date."""
 
 import datetime
 import importlib.metadata
@@ -17,7 +17,7 @@ __all__ = ["dated"]
 
 
 def dated(seconds: float) -> dict[str, Any]:
-    """Where a row that is finished now comes from."""
+    """The origin of a row that is finished now and took `seconds`."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {**_origin(), "date": date, "seconds": round(seconds, 3)}
 

@@ -38,7 +38,7 @@ RemedyTable = dict[str, dict[str, dict[str | float, MeanStd]]]
 #: Table 1: the data set each network is trained on, by its TFDS name ("timit" is not in TFDS).
 DATASET = {"F1": "mnist", "F2": "timit", "C1": "cifar10", "C2": "cifar10", "C3": "cifar100", "C4": "cifar100"}
 
-#: The data sets by the names that the paper gives them.
+#: The paper's names of the data sets.
 NAMES = {"mnist": "MNIST", "timit": "TIMIT", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 #: Table 1 and appendix B: the networks in words.
@@ -191,7 +191,7 @@ def figure(name: str) -> dict[str, dict[str, Curve]]:
 
 
 def where(network: str) -> str:
-    """A network and the data set that the paper has it on.
+    """A network and the data set that the paper trains it on.
 
     >>> where("C1")
     'C1 on CIFAR-10'
@@ -200,20 +200,20 @@ def where(network: str) -> str:
 
 
 def beside(network: str, dataset: str) -> bool:
-    """Whether the paper has numbers for a network that may stand beside those of a data set.
+    """Whether the paper has numbers for a network that may be shown beside those of a data set.
 
-    They may beside every data set of the paper, by its TFDS name, and beside "digits", a small MNIST.
+    They may be shown beside every data set of the paper, by its TFDS name, and "digits", a small MNIST.
     """
     return network in DATASET and dataset.split(":")[0] in (*NAMES, "digits")
 
 
 def nearest(name: str, network: str) -> tuple[str, dict[str, Curve]]:
-    """The curves of a figure for a network, or where it shows others only, for the one most like it.
+    """The curves of a figure for a network, or for the most similar one if the figure does not show it.
 
-    F2 is most like F1, both being dense with batch norm, and C1 most like the convolutional networks.
+    F2 is most similar to F1, both dense with batch norm, and C1 to the convolutional networks.
 
     Returns:
-        The network whose curves they are, and the curves.
+        The network that the curves are for, and the curves.
 
     Example:
         >>> nearest("fig4_batchsize", "F1")[0]

@@ -1,7 +1,7 @@
-"""Arrays on a mesh of devices: what is spread over it stays so, and the work with it.
+"""Arrays on a mesh of devices: arrays that are divided over it stay divided, and so does the work on them.
 
-Within this package a mesh is one of automatic axes, along which XLA divides the work; arrays on a mesh of explicit
-axes, `jax.make_mesh`'s default, are taken as on the same devices with automatic ones.
+Inside this package a mesh has automatic axes, along which XLA divides the work. Arrays on a mesh of explicit axes,
+the default of `jax.make_mesh`, are moved to a mesh of the same devices with automatic axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +29,12 @@ __all__ = [
 
 
 def automatic(tree: PyTree) -> Any:
-    """The same arrays, those on a mesh of explicit axes on one of automatic axes."""
+    """The same arrays, with those on a mesh of explicit axes moved to one of automatic axes."""
     return jax.tree.map(lambda leaf: _on_axes(leaf, AxisType.Auto), tree)
 
 
 def called(fn: Callable, arrays: PyTree, *args: Any) -> Any:
-    """`fn(arrays, *args)` with numbers as results; `args` may be on a mesh of explicit axes, unknown too."""
+    """`fn(arrays, *args)`, where results are scalars; `args` may be on a mesh of explicit axes, also if traced."""
     meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args) if program.is_traced(leaf)]
     mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
     if mesh is None:
@@ -57,7 +57,7 @@ def _mesh(mesh: Any, kind: AxisType) -> Mesh:
 
 
 def rows_of(arrays: Sequence[Any]) -> NamedSharding | None:
-    """How the rows of arrays are spread over several devices; `None` where they are not, or it is not known."""
+    """How the rows of arrays are spread over several devices; `None` if they are not, or if it is not known."""
     for array in arrays:
         sharding = _sharding(array)
         if sharding is not None and sharding.spec and sharding.spec[0] is not None:
@@ -68,13 +68,13 @@ def rows_of(arrays: Sequence[Any]) -> NamedSharding | None:
 
 
 def parameters_of(params: PyTree) -> NamedSharding | None:
-    """All devices of the mesh that parameters are divided over, for rows; `None` where they are not divided."""
+    """All devices of the mesh that parameters are divided over, for rows; `None` if they are not divided."""
     divided = [s for s in map(_sharding, jax.tree.leaves(params)) if s is not None and not s.is_fully_replicated]
     return _all_of(divided[0].mesh) if divided else None
 
 
 def draws_of(loss: Callable, params: PyTree) -> NamedSharding | None:
-    """All devices of the mesh that parameters are copied to, for draws; `None` where they or data are divided."""
+    """All devices of the mesh that parameters are copied to, for draws; `None` if they or the data are divided."""
     known = [s for s in map(_sharding, jax.tree.leaves(params)) if s is not None and s.num_devices > 1]
     if not known:
         return None
@@ -83,12 +83,12 @@ def draws_of(loss: Callable, params: PyTree) -> NamedSharding | None:
 
 
 def on_accelerator(array: Array) -> bool:
-    """Whether an array is on a GPU, a TPU or the like; of an unknown one it is not known."""
+    """Whether an array is on a GPU, a TPU or the like; false for a traced one."""
     return not program.is_traced(array) and next(iter(array.devices())).platform != "cpu"
 
 
 def _sharding(leaf: Any) -> NamedSharding | None:
-    """How a known array lies on a mesh."""
+    """How an array is placed on a mesh; `None` if it is traced or on no mesh."""
     sharding = None if program.is_traced(leaf) else getattr(leaf, "sharding", None)
     return sharding if isinstance(sharding, NamedSharding) else None
 
@@ -98,7 +98,7 @@ def _all_of(mesh: Any) -> NamedSharding:
 
 
 def spread(arrays: PyTree, rows: NamedSharding | None) -> Any:
-    """Arrays with their rows spread; as they are where that is `None`."""
+    """Arrays with their rows spread as `rows` says; unchanged if it is `None`."""
     return arrays if rows is None else jax.lax.with_sharding_constraint(arrays, rows)
 
 
@@ -108,7 +108,7 @@ class Chunks:
     """Rows in chunks, each of which is divided over the devices.
 
     Attributes:
-      groups: [chunks, rows, ...] of each of two lengths of chunk, padded to a multiple of the devices.
+      groups: [chunks, rows, ...] for each of two chunk lengths, padded to a multiple of the number of devices.
       rows: how the rows of a chunk are spread.
     """
 
@@ -116,12 +116,12 @@ class Chunks:
     rows: NamedSharding = field(metadata={"static": True})
 
     def cut(self, chunk: Array, length: int) -> Array:
-        """A chunk without what it was padded with."""
+        """A chunk without its padding."""
         return spread(chunk[:length], self.rows)
 
 
 def in_chunks(array: Array, ends: Sequence[tuple[int, int, int]], rows: NamedSharding) -> Chunks:
-    """An array in groups of chunks: `ends` has where each begins and ends, and the length of its chunks."""
+    """An array in groups of chunks; `ends` has for each group its begin, its end and the length of its chunks."""
     count = rows.mesh.size
     groups = []
     for begin, end, length in ends:

@@ -1,8 +1,8 @@
 """The figures: paths, planes, sharpness and accuracy, from plain numbers or results.
 
 `path`, `plane`, `sharpness` and `accuracy` draw into `ax`, by default pyplot's current Axes, with a legend, and
-return the Axes. `gengap.sheet` says what colours and dashes mean. Importing this chooses no backend and opens no
-window.
+return the Axes. `gengap.sheet` says what colours and dashes mean. Importing this module chooses no backend and
+opens no window.
 """
 
 import importlib
@@ -33,12 +33,12 @@ _OTHERS = (("#333333", "^"), ("#7a5195", "v"), ("#5a9e6f", "D"), ("#b5651d", "P"
 
 
 def path(alphas: Numbers, curves: Numbers | Mapping[str, Numbers], *, ax: Axes | None = None) -> Axes:
-    """A function along a path, such as `landscape.along(...)` gives it; 0 and 1, the ends, are marked.
+    """A function along a path, such as the result of `landscape.along(...)`; the ends, 0 and 1, are marked.
 
     Args:
-      alphas: [k], where.
+      alphas: [k], the points.
       curves: [k], or label -> [k] or [seeds, k]. Seeds are thin lines, their mean is a thick one. Labels that
-        differ in "train" and "test" alone share a colour.
+        differ only in "train" and "test" share a colour.
     """
     x = numbers("alphas", alphas, None)
     if isinstance(curves, Mapping) and not curves:
@@ -62,7 +62,7 @@ def path(alphas: Numbers, curves: Numbers | Mapping[str, Numbers], *, ax: Axes |
 
 
 def levels(*values: Numbers) -> np.ndarray:
-    """Every half decade from the least positive one of some values to the largest, at most the upper 6 decades."""
+    """Levels at every half decade from the smallest positive value to the largest, at most the upper 6 decades."""
     positive = [v for array in values for v in numbers("values", np.ravel(array), None) if v > 0]
     if not positive:
         raise ValueError("values has none that is positive and finite, as a logarithmic scale needs")
@@ -74,15 +74,16 @@ def plane(
     s: Numbers, t: Numbers, values: Numbers, *, points: Any = None, at: Numbers = None, label: str = "loss",
     beside: Sequence[Axes] | None = None, ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Contours of a positive function on a plane, such as `landscape.over(...)` gives it, on logarithmic levels.
+    """Contours of a positive function on a plane, such as from `landscape.over(...)`, on logarithmic levels.
 
     Args:
       s, t: [columns] and [rows], coordinates.
-      values: [rows, columns]. What is not finite is drawn as the highest level, what is below the lowest as that.
+      values: [rows, columns]. One that is not finite is drawn as the highest level, one below the lowest level as
+        that level.
       points: name -> (s, t), to mark.
-      at: the levels, for planes that share them; `levels(values)` unless given.
-      label: of the colour bar.
-      beside: the Axes that share the colour bar, by default `ax`; none of them, and there is no bar.
+      at: the levels, for planes that share them; by default `levels(values)`.
+      label: label of the colour bar.
+      beside: the Axes that share the colour bar, by default `ax`; an empty list draws no bar.
     """
     s, t, points = numbers("s", s, None), numbers("t", t, None), points or {}
     z = numbers("values", values, len(t), len(s))
@@ -109,12 +110,12 @@ def sharpness(
 ) -> Axes:
     """Sharpness of every seed on a logarithmic axis, SB beside LB; a thin line joins the two of one seed.
 
-    A value that the axis cannot show stands at its bottom edge: a triangle for 0, a cross where it is not finite.
+    A value that the axis cannot show is drawn at its bottom edge: a triangle for 0, a cross if it is not finite.
 
     Args:
-      values: label of a network -> side -> seed -> value, `None` or NaN where it is not finite.
+      values: label of a network -> side -> seed -> value, `None` or NaN if it is not finite.
       paper: label of a network -> side -> (mean, standard deviation), drawn beside them.
-      papers: what the paper has them of, for the legend.
+      papers: the network and data set of the paper's values, for the legend.
     """
     if not any(isinstance(minima, Mapping) and minima for sides in values.values() for minima in sides.values()):
         raise ValueError("values must be network -> side -> seed -> value, with one seed at least")
@@ -149,7 +150,7 @@ def sharpness(
 
 
 def _minimum(ax: Axes, x: float, y: float, side: str, sides: Sequence[str]) -> None:
-    """One minimum, at the bottom edge where a logarithmic axis cannot show it."""
+    """One minimum, at the bottom edge if a logarithmic axis cannot show it."""
     colour, marker = _of_side(side, sides)
     if y > 0:
         ax.plot(x, y, marker, color=colour, markersize=4, alpha=0.85, zorder=3, label=f"{side}, one seed")
@@ -165,13 +166,13 @@ def accuracy(
 ) -> Axes:  # fmt: skip
     """Accuracy per epoch, as in the paper's Fig. 2: training solid, test dashed.
 
-    Thin lines are seeds, thick ones their mean over the epochs that all have. A seed with a number that is not
-    finite is a thin line that ends in a cross, and in no mean.
+    Thin lines are seeds, thick ones their mean over the epochs that all seeds have. A seed with a number that is
+    not finite is a thin line that ends in a cross; it is left out of the mean.
 
     Args:
       histories: side -> a `train.History` for each seed, or one; "train_accuracy", "test_accuracy" are shares.
       paper: (side, "train" or "test") -> epochs, accuracies in percent.
-      updates: side -> those of an epoch, for an axis of updates, a logarithmic one.
+      updates: side -> updates per epoch, to draw over updates on a logarithmic axis.
       zoom: whether an inset shows test accuracy after the first quarter of the axis.
     """
     sides = {side: [runs] if isinstance(runs, Mapping) else list(runs) for side, runs in histories.items()}
@@ -210,7 +211,7 @@ def accuracy(
 
 
 def _zoom(ax: Axes, lines: Sequence[Line]) -> None:
-    """An inset of some lines after the first quarter of the axis, as high as the labelled ones."""
+    """An inset with some lines after the first quarter of the axis; the labelled lines set its height."""
     inset, end = ax.inset_axes((0.42, 0.14, 0.56, 0.4)), ax.dataLim.xmax
     draw(inset, lines)
     late = np.concatenate([np.array(line.y)[np.array(line.x) > 0.25 * end] for line in lines if line.label])
@@ -223,9 +224,9 @@ def _zoom(ax: Axes, lines: Sequence[Line]) -> None:
 
 
 class Panel(NamedTuple):
-    """Axes and the lines in them; `marks` are vertical lines that the legend names, x -> text.
+    """Axes and their lines; `marks` are vertical lines named in the legend, x -> text.
 
-    A panel is read without its report: it has a title, and both axes say what they show.
+    A panel must be clear without its report: it has a title, and labels on both axes.
     """
 
     title: str
@@ -239,7 +240,7 @@ class Panel(NamedTuple):
 
 
 def beside_paper(panel: Panel, network: str, papers_network: str) -> list[Panel]:
-    """The panel, or where the paper's curves in it are another network's, one for those beside it."""
+    """The panel; if its curves from the paper are of another network, they go into a second panel beside it."""
     if papers_network == network:
         return [panel]
     panels = []
@@ -251,7 +252,7 @@ def beside_paper(panel: Panel, network: str, papers_network: str) -> list[Panel]
 
 
 def panels(panels: Sequence[Panel]) -> Figure:
-    """Axes, at least one, with one legend below them, two side by side."""
+    """A figure of panels, at least one, two side by side, with one legend below them."""
     for panel in panels:
         if not (panel.title and panel.x_label and panel.y_label):
             raise ValueError(f"panel has the title and labels {panel[:3]}; it must have all three")
@@ -275,10 +276,10 @@ def intervals(
     """A value with an interval for each name, one marker for each series; names from the bottom up.
 
     Args:
-      panels: (title, what the axis shows) -> series -> a value and the ends of its interval for each name. An axis
-        that shows "times" is logarithmic.
-      limits: of all axes; by default each is as long as it needs.
-      start: where a vertical line stands, at 1 on an axis of "times"; NaN for none.
+      panels: (title, label of the axis) -> series -> a value and the ends of its interval for each name. An axis
+        with "times" or "% of" in its label is logarithmic.
+      limits: limits of all axes; by default each axis fits its values.
+      start: where to draw a vertical line, but at 1 on an axis of "times"; NaN for no line.
     """
     figure, places = axes(len(panels), len(panels))
     most = max(map(len, panels.values()), default=0)
@@ -306,5 +307,5 @@ def _current() -> Axes:
 
 
 def _of_side(side: str, sides: Sequence[str]) -> tuple[str, str]:
-    """The colour and marker of a side: SB and LB have theirs in every figure."""
+    """The colour and marker of a side: those of SB and LB are the same in every figure."""
     return _SIDES.get(side) or _OTHERS[[name for name in sides if name not in _SIDES].index(side) % len(_OTHERS)]

@@ -1,4 +1,4 @@
-"""Rows computed in processes of this machine, one for each GPU."""
+"""Rows computed in processes on this machine, one for each GPU."""
 
 import multiprocessing
 import os
@@ -23,13 +23,13 @@ _PASSED_ON = (
     "jax_default_matmul_precision",
     "jax_platforms",
 )
-"""Settings of JAX that a process that computes rows takes over."""
+"""Settings of JAX that are passed on to processes that compute rows."""
 
 
 def computed(
     work: Callable[[Mapping[str, Any]], dict[str, Any]], cells: Sequence[Mapping[str, Any]], count: int
 ) -> Generator[tuple[Mapping[str, Any], dict[str, Any]]]:
-    """The cells with `work(cell)` as these are finished, in this process where `count` is 1."""
+    """Yields each cell with `work(cell)` as it is finished; computes in this process if `count` is 1."""
     if count == 1 or len(cells) < 2:
         for cell in cells:
             yield cell, work(cell)
@@ -44,9 +44,9 @@ def computed(
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
-            words = "a process that computed rows was killed, perhaps since memory ran out"
+            words = "a process that computed rows was killed, perhaps because memory ran out"
             raise ValueError(
-                f"{words}; the same command resumes the run, with a smaller jobs in less memory"
+                f"{words}; the same command resumes the run, and a smaller jobs needs less memory"
             ) from None
         except BaseException:
             processes = list(pool._processes.values())
@@ -57,7 +57,7 @@ def computed(
 
 
 def gpus() -> list[str]:
-    """The NVIDIA GPUs of the machine, found without a start of JAX, which would take their memory."""
+    """The NVIDIA GPUs of the machine, found without starting JAX, which would take their memory."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device for device in visible.split(",") if device not in ("", "-1")]
@@ -65,7 +65,7 @@ def gpus() -> list[str]:
 
 
 def settings_of_jax() -> dict[str, Any]:
-    """What another process has to `take` to compute the same rows."""
+    """The settings of JAX that another process has to `take` to compute the same rows."""
     return {name: jax.config.values[name] for name in _PASSED_ON}
 
 
@@ -88,4 +88,4 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)  # what was trained so far is in a checkpoint
+    os._exit(1)  # a checkpoint has what was trained so far

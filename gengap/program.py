@@ -1,9 +1,9 @@
-"""A function compiled by what it computes, so that it is read anew each time it is given, and compiled once.
+"""Compile a function by what it computes: each call reads its current closure, and equal programs compile once.
 
-`jax.jit` keeps what a function read when it was first traced, and compiles two closures of one code twice. Here a
-function is traced once by each public call; the arrays that it closes over become arguments, and what is compiled
-is found by the trace. A program is never differentiated, so that it needs no rules for that, which a trace shows
-by name only.
+`jax.jit` keeps the values that a function read when it was first traced, and compiles two closures of one code
+twice. Here each public call traces a function once; the arrays that it closes over become arguments, and the trace
+is the key of the compiled program. A program is never differentiated, so it needs no rules for derivatives, which
+a trace shows only by name.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from gengap import hosts
 
 __all__ = ["asked_precision", "compiled", "fingerprint", "is_traced", "precision", "primitives"]
 
-_MOST = 256  # programs that are kept
+_MOST = 256  # programs to keep
 
 _programs: dict[Any, tuple[Callable, list[Any]]] = {}
 
 
 def compiled(fn: Callable, *, donate: Sequence[int] = (), matmul: str | None = None) -> Callable:
-    """`fn` as it is now, compiled where the same computation has not been compiled before.
+    """`fn` as it is now, compiled unless the same computation has been compiled before.
 
     Args:
-      fn: of pytrees of arrays. It is traced once for arguments of each type and shape.
-      donate: positions of arguments whose memory the result may take.
+      fn: function of pytrees of arrays. It is traced once for each set of argument types and shapes.
+      donate: positions of arguments whose memory the result may reuse.
       matmul: precision of matrix products, see `precision`.
 
     >>> scale = 1.0
@@ -58,9 +58,9 @@ def compiled(fn: Callable, *, donate: Sequence[int] = (), matmul: str | None = N
 
 
 def fingerprint(fn: Callable, *args: Any) -> str:
-    """What a function computes of arguments of these types, with all that it closes over, as 16 digits.
+    """16 digits that identify what a function computes for arguments of these types, with all it closes over.
 
-    Functions that JAX calls back are known by their names alone.
+    Functions that JAX calls back are identified only by their names.
     """
     closed, _ = _trace(fn, args)
     text, objects = _description(closed.jaxpr)
@@ -94,12 +94,12 @@ def asked_precision() -> str:
 
 
 def is_traced(*trees: Any) -> bool:
-    """Whether a value is unknown, since a JAX transformation is looking at it."""
+    """Whether a value is unknown because a JAX transformation traces it."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def primitives(jaxpr: core.Jaxpr) -> Iterator[str]:
-    """The names of the primitives of a program, also of those within others."""
+    """The names of the primitives of a program and of the programs inside it."""
     for eqn in jaxpr.eqns:
         yield eqn.primitive.name
         for inner in _within(eqn.params):
@@ -114,10 +114,10 @@ def _within(params: dict[str, Any]) -> list[core.Jaxpr]:
 
 
 def _trace(fn: Callable, args: Any) -> tuple[core.ClosedJaxpr, Any]:
-    """The program of a function, every array that it closes over a constant of it; and its result's tree."""
+    """The program of a function, with every array that it closes over as a constant; and its result's tree."""
     tree = None
 
-    def leaves_of(*args: Any) -> list[Any]:  # anew each time, as JAX remembers a function that it has traced
+    def leaves_of(*args: Any) -> list[Any]:  # a new function each time, as JAX remembers traced ones
         nonlocal tree
         leaves, tree = jax.tree.flatten(fn(*args))
         return leaves
@@ -129,7 +129,7 @@ def _trace(fn: Callable, args: Any) -> tuple[core.ClosedJaxpr, Any]:
 
 
 def _read(fn: Callable, args: Any, donate: Sequence[int]) -> Callable | None:
-    """The program for arguments of these types; `None` where it holds unknown values."""
+    """The compiled program for arguments of these types; `None` if it closes over unknown values."""
     closed, tree = _trace(fn, args)
     if is_traced(closed.consts):
         return None
@@ -137,8 +137,8 @@ def _read(fn: Callable, args: Any, donate: Sequence[int]) -> Callable | None:
     key = (text, *map(_identity, objects), tuple(donate), jax.tree.structure(args))
     if key not in _programs:
         jitted = jax.jit(partial(_run, closed.jaxpr), donate_argnums=[1 + i for i in donate])
-        _programs[key] = jitted, objects  # while these live, nothing else has their id
-    program, _ = _programs[key] = _programs.pop(key)  # the last one used is the last one to go
+        _programs[key] = jitted, objects  # keeps the objects alive, so that nothing else gets their id
+    program, _ = _programs[key] = _programs.pop(key)  # the least recently used one goes first
     while len(_programs) > _MOST:
         del _programs[next(iter(_programs))]
     consts = [jnp.asarray(value) for value in closed.consts]
@@ -146,7 +146,7 @@ def _read(fn: Callable, args: Any, donate: Sequence[int]) -> Callable | None:
 
 
 def _identity(it: Any) -> Any:
-    """What tells an object from others: itself, as JAX has it, or its address where it cannot be hashed."""
+    """What distinguishes an object: itself, as in JAX, or its address if it cannot be hashed."""
     try:
         hash(it)
     except TypeError:
@@ -159,7 +159,7 @@ def _run(jaxpr: core.Jaxpr, consts: list[Any], *args: Any) -> list[Any]:
 
 
 def _evaluate(closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
-    """A program with calls of jitted functions, and of those with rules for derivatives, written out."""
+    """Evaluate a program, with calls of jitted functions and of functions with derivative rules inlined."""
     variables = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
     values = dict(zip(variables, [*closed.consts, *args], strict=True))
 
@@ -180,7 +180,7 @@ def _evaluate(closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
 
 
 def _inlined(eqn: Any) -> Any:
-    """The program to write out: of a function with a rule, or of a jitted one that places nothing on devices."""
+    """The program to inline: of a function with a derivative rule, or of a jitted one without device placement."""
     if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
         return eqn.params["call_jaxpr"]
     if eqn.primitive.name not in ("jit", "pjit"):
@@ -236,7 +236,7 @@ _LOOPS = {"cond": _cond, "scan": _scan, "while": _while}
 
 
 def _description(jaxpr: core.Jaxpr) -> tuple[str, list[Any]]:
-    """A program in words that are the same for the same computation, and what has to be told apart by identity."""
+    """A text that is the same for the same computation, and the objects that have to be compared by identity."""
     objects: list[Any] = []
     digests: dict[int, str] = {}
 
@@ -264,7 +264,7 @@ def _description(jaxpr: core.Jaxpr) -> tuple[str, list[Any]]:
         yield words(jaxpr.outvars)
 
     def tells(eqn: Any, name: str) -> bool:
-        """Whether a parameter belongs to what is computed: a name does not, nor do rules for derivatives."""
+        """Whether a parameter is part of the computation: names are not, nor are rules for derivatives."""
         value, rules = eqn.params[name], eqn.primitive.name.startswith("custom_")
         return name != "name" and not (rules and (callable(value) or "Wrapped" in type(value).__name__))
 
@@ -283,7 +283,7 @@ def _description(jaxpr: core.Jaxpr) -> tuple[str, list[Any]]:
             objects.append(value)
             return type(value).__name__
         mesh = getattr(value, "mesh", value)
-        if isinstance(mesh, jax.sharding.Mesh) and not mesh.empty:  # its words do not tell the devices
+        if isinstance(mesh, jax.sharding.Mesh) and not mesh.empty:  # its repr does not name the devices
             text += f" on {[device.id for device in mesh.devices.flat]}"
         return text
 

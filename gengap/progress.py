@@ -1,4 +1,4 @@
-"""Progress on stderr: one line on a terminal that vanishes at the end, elsewhere a plain line once a minute."""
+"""Progress on stderr: on a terminal one line, removed at the end; elsewhere a plain line once a minute."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ _open: list["Line"] = []
 
 
 class Line:
-    """What `line` gives."""
+    """The progress of some work; see `line`."""
 
     def __init__(self, words: str | None, total: int, unit: str, done: int, outer: bool) -> None:
         self._words = None if _silent else words
@@ -39,10 +39,10 @@ class Line:
             _open.append(self)
 
     def update(self, done: int = 1, values: Mapping[str, float] | None = None, *, at_most: bool = False) -> None:
-        """Count finished work, and show values, the most important one first.
+        """Count finished work, and show values, the most important first.
 
         Args:
-          done: units that are finished since the last call.
+          done: units finished since the last call.
           values: name -> number.
           at_most: whether the work may end before all units are done.
         """
@@ -52,7 +52,7 @@ class Line:
         now = self._updated = time.monotonic()
         self._values, self._how = values or {}, "at most" if at_most else "about"
         if self._bar.update(done) and _open[0] is not self:
-            _open[0]._bar.refresh()  # its time left runs on
+            _open[0]._bar.refresh()  # so that its time left is updated
         if self._plain and now - self._told >= _SECONDS_BETWEEN_LINES:
             sys.stderr.write(
                 f"{self._words}: {', '.join([self._count(), *self._rest(), *self._values_in_words()])}\n"
@@ -60,7 +60,7 @@ class Line:
             self._told = now
 
     def counting(self, work: Callable, units: int = 1) -> Callable:
-        """`work` that is waited for and counted at every call; `work` itself where nothing is shown."""
+        """`work`, but each call waits for its result and is counted; `work` itself if nothing is shown."""
 
         def counted(*args: Any) -> Any:
             result = work(*args)
@@ -77,7 +77,7 @@ class Line:
             _open.remove(self)
 
     def fitting(self, width: int, charset: str) -> str:
-        """As much as fits into a line of a terminal; what does not fit is left out whole."""
+        """The longest text that fits into a line of the terminal; parts that do not fit are left out entirely."""
         count, rest, values = self._count(), self._rest(), self._values_in_words()
         share = min(1.0, self._done / max(1, self._total))
         drawn = "" if self._outer else f"|{Bar(share, _BAR, charset)}| "
@@ -116,7 +116,7 @@ def _is_terminal() -> bool:
 
 
 def _columns() -> int:
-    """Of the terminal; some say that they have none."""
+    """The columns of the terminal; some terminals report 0."""
     try:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns
     except (AttributeError, OSError, ValueError):
@@ -125,15 +125,15 @@ def _columns() -> int:
 
 
 def line(words: str | None, total: int, unit: str, done: int = 0, *, outer: bool = False) -> closing[Line]:
-    """A line that says how far some work is and how long the rest takes.
+    """A line that shows how far some work is and how long the rest will take.
 
     Args:
-      words: what the work is called; `None` shows nothing.
+      words: name of the work; `None` shows nothing.
       total: units of the whole work.
       unit: what is counted, such as "epoch".
       done: units that were done before.
-      outer: whether other lines are shown below it. It counts the unit that is under way, and is shown at once;
-        others appear after two seconds.
+      outer: whether other lines are shown below it. An outer line counts the unit in progress and is shown at
+        once; others appear after two seconds.
 
     >>> with line(None, 2, "epoch") as shown:
     ...     shown.update(1, {"train_loss": 0.5})
@@ -142,21 +142,21 @@ def line(words: str | None, total: int, unit: str, done: int = 0, *, outer: bool
 
 
 def named(progress: str | None, measure: str) -> str | None:
-    """What to call the line of a measure: its name for "auto", on a terminal that shows no other line."""
+    """The name of a measure's line: for "auto" `measure`, on a terminal that shows no other line, or `None`."""
     if progress != "auto":
         return progress
     return measure if _is_terminal() and not _open else None
 
 
 def of_measure(progress: str | None, measure: str, total: int, unit: str = "gradient") -> closing[Line]:
-    """The line of a measure that is called by a user."""
+    """The line of a measure; `progress` is what the user passed."""
     return line(named(progress, measure), total, unit)
 
 
 def each(
     work: Callable, items: Sequence[Any], progress: str | None, measure: str, unit: str = "sample"
 ) -> list[Any]:
-    """What `work` gives for each item, with the line of a measure.
+    """`work(item)` for each item, with the line of a measure.
 
     >>> each(abs, [-1, 2], None, "sizes")
     [1, 2]
@@ -175,9 +175,9 @@ def part(progress: str | None, words: str) -> str | None:
 
 
 def say(words: str) -> None:
-    """A sentence on stderr, unless nothing is to be shown."""
+    """Write a sentence to stderr, unless this process is silenced."""
     if not _silent:
-        tqdm.write(words, file=sys.stderr)  # above a line that is shown
+        tqdm.write(words, file=sys.stderr)  # above a progress line
 
 
 def silence() -> None:

@@ -1,7 +1,7 @@
-"""A run on disk: cells -> rows, each kept as it is finished, with where it came from.
+"""A run on disk: cells -> rows. Each row is saved when it is finished, with its origin.
 
-A run is a directory with `config.json`, what was asked, and `rows.jsonl`, a row a line, appended as the run goes
-and never rewritten.
+A run is a directory with `config.json`, the settings, and `rows.jsonl`, one row a line. Rows are appended and
+never rewritten.
 """
 
 import fcntl
@@ -33,11 +33,11 @@ class Run(NamedTuple):
     """A run and its rows.
 
     Attributes:
-      path: its directory; `None` for one that is only returned.
+      path: its directory; `None` for a run that is not kept on disk.
       experiment: its name.
-      config: what it was asked.
-      rows: finished ones. Each has an "origin": commit, versions, device, the date when it was finished, and
-        seconds since the row before.
+      config: its settings.
+      rows: the finished rows. Each has an "origin": commit, versions, device, the date when it was finished, and
+        the seconds it took, or else the seconds since the row before.
       begun: when this process began, and when it finished each of its rows, on the clock of `time.monotonic`.
     """
 
@@ -59,7 +59,7 @@ class Run(NamedTuple):
         """Record a finished row.
 
         Raises:
-          ValueError: the directory was removed in the meantime.
+          ValueError: the directory was removed meanwhile.
         """
         now = time.monotonic()
         made = _plain({"origin": origins.dated(now - self.begun[-1]), **row})
@@ -74,7 +74,7 @@ class Run(NamedTuple):
         self.rows.append(made)
 
     def check_kept(self) -> None:
-        """Refuse to go on where a file of the run is gone from its directory."""
+        """Refuse to go on if a file of the run is gone from its directory."""
         for name in ("config.json", "rows.jsonl")[: 1 + bool(self.rows)]:
             if self.path is not None and not (self.path / name).exists():
                 words = "it was removed or moved while the run wrote to it, and its rows are not saved"
@@ -95,7 +95,7 @@ class Run(NamedTuple):
 
     def frame(self) -> Any:
         """The rows as a `pandas.DataFrame`, a column for each number, such as `sharpness_full_1e-3`."""
-        import pandas as pd  # 0.2 s, which whoever only trains need not wait for
+        import pandas as pd  # here, since it takes 0.2 s and training does not need it
 
         return pd.json_normalize(self.rows, sep="_")
 
@@ -111,26 +111,26 @@ def fill(
     jobs: int | cluster.Cluster | None = None,
     seconds: Callable[[Sequence[Cell]], float] | None = None,
 ) -> Run:
-    """The rows of an experiment: those that its run on disk has, and the others computed.
+    """The rows of an experiment: those on disk are read, the others are computed.
 
     Args:
-      name: of the experiment.
+      name: name of the experiment.
       config: its settings, a NamedTuple of settings and NamedTuples of settings.
-      cells: what is asked, one a row: network, side, seed and so on.
-      row: `(config, cell, store) -> what was measured`; `store` is the directory of the minima. It is a function
-        of its arguments alone, so that another process can compute it; that one has to be able to import it.
+      cells: what to compute, one for each row: network, side, seed and so on.
+      row: `(config, cell, store) -> what was measured`; `store` is the directory of the minima. It must depend
+        only on its arguments and be importable, because another process may compute it.
       out: the run directory; `None` keeps nothing on disk.
       fresh: move an earlier run in that directory aside and start over.
-      jobs: processes that compute rows, by default one for each GPU of the machine, and one where there is none;
-        or a cluster, where each row is a job.
-      seconds: the most that some cells will take, to be said before the first one begins.
+      jobs: processes that compute rows, by default one for each GPU of the machine, or one if there is none; or a
+        cluster, where each row is a job.
+      seconds: the most seconds that some cells take; shown before the first one begins.
 
     Returns:
       The run, its rows in the order of the cells.
 
     Raises:
-      ValueError: the directory holds a run of another config or something else, another process writes to it, or
-        some jobs on the cluster have ended without a row; the rows of the others are kept.
+      ValueError: the directory holds a run with another config or something else, another process writes to it, or
+        jobs on the cluster ended without a row; the rows of the others are kept.
     """
     settings, jobs = settings_of(config), jobs or max(1, len(processes.gpus()))
     with ExitStack() as stack:
@@ -170,17 +170,17 @@ def fill(
 def opened(
     experiment: str, config: Mapping[str, Any], directory: str | os.PathLike | None, *, fresh: bool = False
 ) -> Iterator[Run]:
-    """A new run in `directory`, or the one that is there with the rows that it has finished.
+    """A new run in `directory`, or the existing one with its finished rows.
 
     Args:
       experiment: its name.
       config: everything that the numbers depend on.
-      directory: of the run; `None` keeps nothing on disk. One that cannot be written can still be read.
-      fresh: move an earlier run aside, to `<directory>.1` and so on, and begin anew.
+      directory: the directory of the run; `None` keeps nothing on disk. A read-only one can still be read.
+      fresh: move an earlier run aside, to `<directory>.1` and so on, and start over.
 
     Raises:
-      ValueError: the directory holds a run of another config or something else, another process writes to it, or
-        it was removed in the meantime.
+      ValueError: the directory holds a run with another config or something else, another process writes to it, or
+        it was removed meanwhile.
     """
     config = _plain(config)
     if directory is None:
@@ -200,10 +200,10 @@ def opened(
 
 
 def read(directory: str | os.PathLike) -> Run:
-    """A run that is on disk.
+    """Read a run from disk.
 
     Raises:
-      ValueError: there is none, or a file of it is damaged. It has the file's name.
+      ValueError: there is no run, or one of its files is damaged; the message names the file.
     """
     path = Path(directory)
     try:
@@ -215,7 +215,7 @@ def read(directory: str | os.PathLike) -> Run:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The settings of a config with those of the NamedTuples in it, as one dictionary."""
+    """The settings of a config and of the NamedTuples in it, as one dictionary."""
     settings: dict[str, Any] = {}
     for name, value in config._asdict().items():
         settings |= settings_of(value) if hasattr(value, "_asdict") else {name: value}
@@ -237,12 +237,12 @@ def run_name(config: Mapping[str, Any], default: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under another name, then rename."""
+    """Write JSON to a temporary file, then rename it."""
     atomically(path, lambda file: file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"))
 
 
 def atomically(path: Path, write: Callable[[Any], Any]) -> None:
-    """Have `write(file)` fill a temporary file beside `path`, which then takes its place."""
+    """Fill a temporary file beside `path` by `write(file)`, then rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:
@@ -263,7 +263,7 @@ def _say_how_long(seconds: float) -> None:
     if seconds < 300:
         return
     time_left = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
-    smaller = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it smaller"
+    smaller = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it shorter"
     progress.say(
         f"This takes up to {time_left} here{smaller if seconds > 3600 else ''}. Stop it at any time: the same "
         "command resumes it."
@@ -304,7 +304,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _whole_lines(path: Path) -> bytes:
-    """All but a last line that a process was stopped while it wrote."""
+    """The complete lines, without a last one whose writing was interrupted."""
     content = path.read_bytes()
     return content[: content.rfind(b"\n") + 1]
 
@@ -314,12 +314,12 @@ def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> N
     if changed:
         raise ValueError(
             f"{path} holds a run with other settings ({'; '.join(changed)}): give another --out, or --fresh to "
-            "begin anew"
+            "start over"
         )
 
 
 def _plain(value: Any) -> Any:
-    """JSON: arrays to lists, numbers that are not finite to null."""
+    """A value for JSON: arrays become lists, numbers that are not finite become null."""
     if isinstance(value, Mapping):
         return {str(name): _plain(entry) for name, entry in value.items()}
     if hasattr(value, "_asdict"):

@@ -1,6 +1,6 @@
 """Rows -> tables -> Markdown -> the terminal, `report.md`, and one self-contained HTML page.
 
-The page needs no network: what it shows is inside it.
+The page needs no network: everything it shows is inside it.
 """
 
 import base64
@@ -45,12 +45,12 @@ class Section(NamedTuple):
     """A part of a report.
 
     Attributes:
-      title: of the section.
-      findings: sentences, computed from the numbers.
-      table: cells that are ready to be shown.
-      figure: what is drawn.
+      title: title of the section.
+      findings: sentences computed from the numbers.
+      table: a table of formatted cells.
+      figure: a figure.
       caption: what the figure shows.
-      name: of the figure's file.
+      name: file name of the figure.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Section(NamedTuple):
 
 
 def apart(figures: Callable[[list[Row]], list[Section]]) -> Callable[[list[Row]], list[Section]]:
-    """`figures` of comparable rows, made into one that gives those of each group and says in the titles whose."""
+    """Make `figures`, for comparable rows, draw each group of any rows; the titles name the group."""
 
     @functools.wraps(figures)
     def of_each(rows: list[Row]) -> list[Section]:
@@ -82,7 +82,7 @@ def apart(figures: Callable[[list[Row]], list[Section]]) -> Callable[[list[Row]]
 
 
 def terminal(sections: Sequence[Section], width: int = 100, batches: str = "") -> str:
-    """The sections as text for a terminal: what SB and LB are, what was found, and the tables."""
+    """The sections as text for a terminal: what SB and LB are, the tables, and the findings."""
     blocks = [_filled(f"{_PAIR}: {batches}", width, "")] * bool(batches)
     for section in sections:
         if section.findings or section.table is not None:
@@ -95,7 +95,7 @@ def terminal(sections: Sequence[Section], width: int = 100, batches: str = "") -
 
 
 def first_findings(directory: str | os.PathLike, width: int = 100) -> str:
-    """What a report that is on disk says first, for a terminal."""
+    """The findings of the first section of a report on disk, as text for a terminal."""
     text = (Path(directory) / "report.md").read_text(encoding="utf-8")
     head, _, rest = re.sub(r"\\(.)", r"\1", text).partition("\n## ")
     title, *lines = [*rest.partition("\n## ")[0].splitlines(), ""]
@@ -128,7 +128,7 @@ def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
 
 
 def _terms(run: Run) -> dict[str, str]:
-    """What the words of a report mean, and what was trained, as far as the run has it: term -> meaning."""
+    """What the terms of a report mean, and what was trained, as far as the run says: term -> meaning."""
     networks = [f"{name} is {paper.NETWORKS[name]}" for name in _values(run, "network") if name in paper.NETWORKS]
     known = {
         _PAIR: of_batches(run),
@@ -188,7 +188,7 @@ def _size(batch: float) -> str:
 
 
 def _of_sharpness(run: Run) -> str:
-    """What sharpness and epsilon are, where the run has them."""
+    """What sharpness and epsilon are, if the run has them."""
     columns = [
         name.split("_") for row in run.rows for name in row if re.fullmatch(r"sharpness_\w+_[\d.]+e-\d+", name)
     ]
@@ -206,7 +206,7 @@ def _of_sharpness(run: Run) -> str:
 
 
 def _of_training(config: Mapping[str, Any]) -> str:
-    """How the settings train, in words."""
+    """How the networks were trained, in words."""
     if "optimizer" not in config or "learning_rate" not in config:
         return ""
     names = {"adam": "Adam", "sgd": "SGD with a momentum of 0.9", "adagrad": "Adagrad"}
@@ -222,7 +222,7 @@ def _of_training(config: Mapping[str, Any]) -> str:
 
 
 def html(text: str, directory: str | os.PathLike) -> str:
-    """One page of Markdown; the figures that it links to below `directory` are put inside."""
+    """Markdown as one HTML page, with the figures below `directory` that it links to embedded."""
     body = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
 
     def inside(found: re.Match) -> str:
@@ -251,13 +251,13 @@ def write(title: str, sections: Sequence[Section], run: Run, directory: str | os
 
 def frame(lines: Any) -> Any:
     """A table of a section, a `pandas.DataFrame`."""
-    import pandas as pd  # takes as long as JAX to import, for which --help need not wait
+    import pandas as pd  # here, so that --help does not wait: it takes as long to import as JAX
 
     return pd.DataFrame(lines)
 
 
 def origins(rows: Sequence[Row]) -> Any:
-    """Which rows came from which commit, device and versions, and what they took."""
+    """How many rows came from each commit, device and set of versions, and how long they took."""
     table = frame([row["origin"] for row in rows])
     keys = [name for name in table.columns if name not in ("date", "seconds")]
     grouped = table.groupby(keys, dropna=False, sort=False)
@@ -279,7 +279,7 @@ def positive(value: Any) -> float | None:
 
 
 def percent(share: Any) -> float | None:
-    """A share in percent; `None` where it is no finite number."""
+    """A share in percent; `None` if it is not a finite number."""
     value = number(share)
     return None if value is None else 100 * value
 
@@ -291,7 +291,7 @@ def theirs(table: Mapping[str, Any], network: str, side: str, key: Any) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation, to two digits of a small mean; a single value as it is."""
+    """Mean ± sample standard deviation, with two digits of a small mean; a single value alone."""
     if not len(values):
         return DASH
     mean = statistics.fmean(values)
@@ -316,7 +316,7 @@ def times(ratio: float, first: str, second: str) -> tuple[str, str, str]:
 
 
 def plain(value: float | None) -> str:
-    """A number for a table cell: two decimals, or two digits where those would be lost."""
+    """A number for a table cell: with two decimals, or two significant digits if it is tiny or huge."""
     if value is None or math.isnan(value):
         return DASH
     size = abs(value)
@@ -326,7 +326,7 @@ def plain(value: float | None) -> str:
 
 
 def _literal(text: Any) -> str:
-    """Text in which Markdown sees no markup."""
+    """Text with the markup of Markdown escaped."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", str(text))
 
 

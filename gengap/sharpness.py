@@ -3,9 +3,9 @@ r"""Sharpness, Metric 2.1 of Keskar et al. (2016): how far the loss rises within
 $$\phi_{x,f}(\epsilon, A) = \frac{(\max_{y \in C_\epsilon} f(x + A y)) - f(x)}{1 + f(x)} \times 100, \qquad
 C_\epsilon = \{ z \in R^p : |z_i| \le \epsilon (|(A^+ x)_i| + 1) \}$$ (eqs. 3 and 4).
 
-The loss is a function of the parameters alone. Every value is a lower bound of the maximum in the definition. All
-functions can be traced by params, key, the data of a loss and epsilon; the Python loops unroll, and no warning is
-given then: look at `finite`.
+The loss is a function of the parameters alone. Every value is a lower bound of the maximum in the definition.
+Params, key, the data of a loss and epsilon can be traced, in all functions. The Python loops then unroll, and no
+warning is given: look at `finite`.
 """
 
 import math
@@ -45,21 +45,23 @@ def full_space(
 
     $$\phi = 100\, \frac{\max_{|y_i| \le \epsilon (|x_i| + 1)} f(x + y) - f(x)}{1 + f(x)}$$
 
-    Two ascents begin in the box: at the corner that the gradient points to after evaluations at the corners of
-    boxes of 2 and 1.4 times the size, and at the corner opposite to the gradient at x. See `ascent.maximise`.
+    Two ascents begin at corners of the box. For the first, the gradient is followed to a corner of the box of
+    twice the size, then of 1.4 times the size; the gradient there chooses the corner. The second begins at the
+    corner opposite to the gradient at x. See `ascent.maximise`.
 
     Args:
-      loss, params, epsilon, only, with_step, progress: as of `random_subspaces`.
-      key: of the coordinates that change sides when an ascent begins again.
-      max_evaluations: gradients for each epsilon; below 6 a single ascent begins where the gradient at x points.
+      loss, params, epsilon, only, with_step, progress: as in `random_subspaces`.
+      key: random key for the coordinates that change sides when an ascent restarts.
+      max_evaluations: gradients for each epsilon; below 6 there is one ascent, from the corner that the gradient
+        at x points to.
 
     Returns:
       A `Sharpness` of scalars, or of `[epsilons]`: `value` is phi, a lower bound of the maximum in the definition;
       `base_loss` f(x) and `max_loss` f(x + y*), in nats; `evaluations`, the gradients spent; `finite`, whether f
-      was finite wherever it was evaluated; `epsilon`; and `step`, y*, where it was asked for.
+      was finite wherever it was evaluated; `epsilon`; and `step`, y*, if asked for.
 
     Raises:
-      ValueError: an argument is out of its range, or f(x) is not finite or not above -1.
+      ValueError: an argument is out of range, or f(x) is not finite or not above -1.
 
     >>> s = full_space(lambda x: x @ x, jnp.array([0.0, 1.0]), jax.random.key(0), epsilon=0.5)
     >>> s  # f is highest at (0.5, 2.0) and (-0.5, 2.0): 0.25 + 4
@@ -101,40 +103,40 @@ def random_subspaces(
     with_step: bool = False,
     progress: str | None = "auto",
 ) -> SubspaceSharpness:
-    r"""Metric 2.1 in random subspaces (Table 4), in percent of 1 + f(x): draws of A, each from a key of its own.
+    r"""Metric 2.1 in random subspaces (Table 4), in percent of 1 + f(x), for several draws of A.
 
-    The paper leaves the distribution of A open; here its entries are random signs. All epsilons look into the same
-    subspaces. The ascents of every draw begin at the corner that the gradient at x points to, and at those of
-    some directions that are found in the full space once for a minimum. A draw depends on its key and on them
-    alone: more draws leave the first ones as they are.
+    The paper does not give the distribution of A; here its entries are random signs. All epsilons use the same
+    subspaces. The ascents of every draw begin at the corner that the gradient at x points to, and at the corners
+    of a few directions that are found once per minimum, in the full space. A draw depends only on these directions
+    and on its own key, so more draws do not change the first ones.
 
-    As in the paper A is not normalised: each parameter of a corner lies some $\epsilon \sqrt{p}$ from x, farther
-    than in the full space wherever |x| is below $\sqrt{p} - 1$. So the value may be above that of the full space.
+    As in the paper A is not normalised: each parameter of a corner is about $\epsilon \sqrt{p}$ from x, farther
+    than in the full space if |x| is below $\sqrt{p} - 1$. So the value can be above that of the full space.
 
     Args:
       loss: `params -> scalar`, in nats.
       params: x, floating-point leaves, n in all.
-      key: of the draws and the directions.
+      key: random key for the draws and the directions.
       dim: p, columns of A, 1 to n.
       num_draws: matrices A.
-      epsilon: one size of the box, or several; the result then has an axis of them.
+      epsilon: one size of the box, or several; the result then has an axis for them.
       max_evaluations: gradients for each draw and epsilon.
-      num_directions: besides the gradient at x, at six gradients each, for each epsilon.
+      num_directions: start directions besides the gradient at x; each costs six gradients for each epsilon.
       entries: sampler of the entries of A, see `subspace.draw`.
-      draws_at_once: under one `vmap`; by default all on an accelerator, which one draw does not fill, and one on a
-        CPU. Where memory runs out they are halved. Where params and the data of the loss are copied to all
-        devices of a mesh, each device takes its share of them, by default at least one.
+      draws_at_once: draws under one `vmap`; by default all on an accelerator, and one on a CPU. If memory runs
+        out, the number is halved. If params and the data of the loss are copied to all devices of a mesh, the
+        draws are shared among the devices, by default at least one for each.
       only: which leaves to move, by their name such as "Dense_0/kernel"; the others stay, and have no rows in A.
-      with_step: also return the steps A y*, one params for each draw and epsilon.
+      with_step: also return the steps A y*, each a pytree like params, for each draw and epsilon.
       progress: a name for the progress bar; `None` shows none. "auto" shows one with the name of the measure, on a
         terminal, after two seconds.
 
     Returns:
-      A `SubspaceSharpness` of `[num_draws]`, or `[epsilons, num_draws]`: `mean` and `sem` over the draws, and for
-      each of them the fields of `full_space`. `shared_evaluations` are the gradients spent on the directions.
+      A `SubspaceSharpness` of `[num_draws]`, or `[epsilons, num_draws]`: `mean` and `sem` over the draws, and the
+      fields of `full_space` for each draw. `shared_evaluations` are the gradients spent on the directions.
 
     Raises:
-      ValueError: an argument is out of its range, or f(x) is not finite or not above -1.
+      ValueError: an argument is out of range, or f(x) is not finite or not above -1.
 
     >>> x = jnp.arange(9.0)
     >>> s = random_subspaces(lambda x: x.sum(), x, jax.random.key(0), dim=2, num_draws=3)
@@ -196,15 +198,15 @@ def random_subspaces(
 
 
 class LayerSharpness(NamedTuple):
-    """Metric 2.1 in the full space, one layer at a time; of several epsilons the first axis.
+    """Metric 2.1 in the full space, one layer at a time; several epsilons are the first axis.
 
     Attributes:
       layers: their names.
-      alone: phi with the box of one layer open and the others closed.
-      without: phi with the box of one layer closed and the others open.
-      full: phi with all open.
+      alone: phi if one layer may move within its box and the others stay.
+      without: phi if one layer stays and the others may move.
+      full: phi if all layers may move.
       finite: whether the loss was finite wherever it was evaluated.
-      evaluations: gradients spent in all.
+      evaluations: total number of gradients spent.
     """
 
     layers: tuple[str, ...]
@@ -218,13 +220,13 @@ class LayerSharpness(NamedTuple):
     def unexplained(self) -> Float[Array, "..."]:
         """The share of phi that no single layer explains: 1 - the sum of `alone` / `full`.
 
-        It is 0 where the loss is a sum of functions of one layer each, near 1 where layers rise together only, and
-        below 0 where each of several layers reaches by itself what all reach together.
+        It is 0 if the loss is a sum of functions of one layer each, near 1 if the loss rises only when layers move
+        together, and below 0 if each of several layers alone raises the loss as far as all do together.
         """
         return 1 - self.alone.sum(-1) / self.full
 
     def __repr__(self) -> str:
-        """The whole, and the layers, the sharpest first."""
+        """The full sharpness, and the layers, the sharpest first."""
         if np.ndim(self.full):
             return words.in_one_line(self)
         order = sorted(zip(self.layers, self.alone.tolist(), strict=True), key=lambda pair: -pair[1])
@@ -243,12 +245,12 @@ def by_layer(
     layer_of: Callable[[str], str] = flat.layer_of,
     progress: str | None = "auto",
 ) -> LayerSharpness:
-    """Metric 2.1 in the full space with one layer's box open and the others closed, and the other way round.
+    """Metric 2.1 in the full space if only one layer may move, and if all layers but one may move.
 
     Args:
-      loss, params, key, epsilon, max_evaluations, progress: as of `full_space`; for L layers it costs as much as
-        2 L + 1 calls of that.
-      layer_of: the layer of a leaf from its name; "Dense_0/kernel" is of "Dense_0" by default.
+      loss, params, key, epsilon, max_evaluations, progress: as in `full_space`. L layers cost as much as 2 L + 1
+        calls of it.
+      layer_of: name of a leaf -> its layer; by default "Dense_0/kernel" belongs to "Dense_0".
 
     Returns:
       Arrays `[layers]`, or `[epsilons, layers]`.
@@ -303,7 +305,7 @@ def _draw(
     slope: Array,
     directions: list[Array],
 ) -> tuple[Subspace, Array, Array, list[Array]]:
-    """A, its box for epsilon 1, the gradient at x in it, and the corners of `directions`; or several of them."""
+    """A, its box for epsilon 1, the gradient at x in it, and the corners of `directions`; or one of each a key."""
 
     def draw(key: Array) -> tuple[Subspace, Array, Array, list[Array]]:
         A = subspace.draw(key, n, dim, entries=entries, spread=tiles)

@@ -1,6 +1,6 @@
-"""What every figure is made of: Axes on a sheet with one legend, lines, logarithmic axes, and the file of it.
+"""The parts of every figure: Axes on a sheet with one legend, lines, logarithmic axes, and the image file.
 
-A colour means one thing in all figures: SB is blue, LB orange, the paper black and grey, a third kind of run
+A colour means the same in all figures: SB is blue, LB orange, the paper black and grey, a third kind of run
 purple. Test is dashed, the paper dotted, a seed thin, a mean of seeds thick. `gengap.mplstyle` has the sizes.
 """
 
@@ -44,7 +44,7 @@ def axes(count: int, columns: int = 2) -> tuple[Figure, list[Axes]]:
 
 
 class Line(NamedTuple):
-    """One curve of a panel; lines of one label share an entry of the legend."""
+    """One curve of a panel; lines with the same label share a legend entry."""
 
     x: Numbers
     y: Numbers
@@ -54,18 +54,18 @@ class Line(NamedTuple):
     width: float = 1.7
     marker: str = ""
     alpha: float = 1.0
-    seeds: int = 0  # of how many it is the mean, 1 for a seed
+    seeds: int = 0  # how many seeds it is the mean of; 1 for a single seed
 
 
 def dotted(curve: tuple[Numbers, Numbers], label: str) -> Line:
-    """A curve of the paper: of LB, or of test where no side is named, in grey; of test with wider gaps."""
+    """A dotted curve of the paper: grey for LB, and for test if the label has no side; wider gaps for test."""
     is_test = "test" in label
     colour = "paper, other" if "LB" in label or (is_test and "SB" not in label) else "paper"
     return Line(*curve, label, colour, (0, (1, 3 if is_test else 1)), 1.1)
 
 
 def seeds(curves: Sequence[Any], label: str, colour: str, dashes: Any = "-", marker: str = "") -> list[Line]:
-    """A thin line for each (x, y), and a thick one for their mean as far as all reach, if they have the same x."""
+    """A thin line for each (x, y). If they share x, also a thick line for their mean, as far as all reach."""
     pairs = [[numbers(f"curve {label!r}", v, np.size(x)) for v in (x, y)] for x, y in curves if np.size(x)]
     shared = min((len(x) for x, _ in pairs), default=0)
     if any((x[:shared] != pairs[0][0][:shared]).any() for x, _ in pairs):
@@ -79,17 +79,17 @@ def seeds(curves: Sequence[Any], label: str, colour: str, dashes: Any = "-", mar
 
 
 def image(figure: Figure) -> bytes:
-    """The bytes of an SVG file: the same for the same figure, since it holds no date and no version."""
+    """The bytes of an SVG file; the same figure gives the same bytes, as the file has no date and no version."""
     for ax in figure.axes:
         for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
-            text.set_fontsize(_RC["font.size"])  # what was set later has matplotlib's own
+            text.set_fontsize(_RC["font.size"])  # text set later has matplotlib's default size
     with matplotlib.rc_context(_RC), warnings.catch_warnings(action="ignore", category=UserWarning):  # no glyph
         figure.savefig(target := io.BytesIO(), format="svg", metadata={"Date": None, "Creator": None})
     return target.getvalue()
 
 
 def numbers(argument: str, values: Numbers, *shape: int | None) -> np.ndarray:
-    """Floats of a shape, in which `None` is 1 or more; not finite is NaN, what matplotlib overflows with 1e250."""
+    """Floats of a shape, `None` being 1 or more. Infinities become NaN; what would overflow is cut at 1e250."""
     try:
         x = np.array(values, float, ndmin=len(shape))
     except (TypeError, ValueError, OverflowError) as error:
@@ -110,7 +110,7 @@ def draw(ax: Axes, lines: Sequence[Line]) -> None:
 
 
 def finish(ax: Axes, grid: Literal["x", "y", "both", ""] = "y") -> Axes:
-    """Faint lines, and a legend of what has a label: below a figure of `axes`, else in the Axes."""
+    """Add a faint grid, and a legend of everything with a label: below a figure of `axes`, else in the Axes."""
     if grid:
         ax.grid(axis=grid, color="#dddddd", linewidth=0.5)
     sheet = figure if isinstance(figure := ax.get_figure(), _Sheet) else None
@@ -132,7 +132,7 @@ def finish(ax: Axes, grid: Literal["x", "y", "both", ""] = "y") -> Axes:
 
 
 def _seeds_rule(places: Sequence[Axes]) -> dict[str, Any]:
-    """What thin and thick lines are, for the legend."""
+    """Legend entries that say what thin and thick lines are."""
     counts = sorted({getattr(line, "gengap_seeds", 0) for ax in places for line in ax.lines} - {0})
     means = [count for count in counts if count > 1]
     if not means:
@@ -143,7 +143,7 @@ def _seeds_rule(places: Sequence[Axes]) -> dict[str, Any]:
 
 
 def logarithmic(ax: Axes, which: str, *limits: float) -> None:
-    """Make the "x" or "y" axis logarithmic, with plain numbers, between limits or where something is positive."""
+    """Make the "x" or "y" axis logarithmic with plain numbers; without limits only if some value is positive."""
     if not limits and np.isinf(getattr(ax.dataLim, f"minpos{which}")):
         return
     axis = getattr(ax, f"{which}axis")
@@ -159,7 +159,7 @@ def logarithmic(ax: Axes, which: str, *limits: float) -> None:
 
 
 def tick(value: float, _: Any = None) -> str:
-    """A number as it is read: 0.003, 0.01, 600, and far from 1 a power of ten."""
+    """The text of a tick: 0.003, 0.01, 600; a power of ten if far from 1."""
     if value > 0 and not 1e-4 <= value < 1e6:
         power = int(np.floor(np.log10(value) + 1e-9))
         factor = value / 10.0**power

@@ -1,6 +1,6 @@
-"""Statistics of seeds and runs: intervals, verdicts, what goes with the gap, values at an equal loss.
+"""Statistics of seeds and runs: intervals, verdicts, correlation with the gap, values at an equal loss.
 
-A number that the data do not give is NaN.
+A number that the data do not determine is NaN.
 """
 
 import itertools
@@ -23,10 +23,10 @@ Settings = Sequence[Mapping[str, Hashable]]
 
 
 def comparable(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The rows of each network, data set and run by these in words; others are never compared or pooled.
+    """Rows grouped by network, data set and run: name -> rows. Different groups are never compared or pooled.
 
-    Settings are those of a run. Where rows of several runs are gathered, each has its "run", and the words name it
-    where the network and the data set do not tell.
+    If rows of several runs are gathered, each row has its "run". The name includes it if the network and the data
+    set do not identify the group.
     """
     groups: dict[tuple, list[Any]] = {}
     for row in rows:
@@ -37,7 +37,7 @@ def comparable(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def check_comparable(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse rows of several groups."""
+    """Refuse rows of more than one group."""
     if len(groups := comparable(rows)) > 1:
         raise ValueError(f"there are rows of {' and of '.join(groups)}; they cannot be compared")
 
@@ -56,7 +56,7 @@ class Interval(NamedTuple):
 
     @property
     def word(self) -> str:
-        """What it says of a number that is claimed to be above 0: "holds", "does not hold" or "undecided"."""
+        """Whether a claim that the number is above 0 "holds", "does not hold" or is "undecided"."""
         return "holds" if self.low > 0 else "does not hold" if self.high < 0 else "undecided"
 
 
@@ -64,11 +64,11 @@ def interval(values: Values, *, level: float = 0.95) -> Interval:
     """The mean of seeds or draws with Student's t interval.
 
     Args:
-      values: independent of each other; one that is not finite makes the mean NaN.
-      level: of confidence. Of normal values the interval holds their mean as often as that, however few they are.
+      values: independent values; one that is not finite makes the mean NaN.
+      level: confidence level. For normal values, however few, the interval contains the true mean this often.
 
     Returns:
-      The ends are NaN below two values.
+      The interval; its ends are NaN for fewer than two values.
 
     >>> tuple(round(end, 2) for end in interval([1.0, 2.0, 3.0, 4.0, 5.0]))
     (3.0, 1.04, 4.96)
@@ -85,13 +85,13 @@ def interval(values: Values, *, level: float = 0.95) -> Interval:
 
 
 class Verdict(NamedTuple):
-    """What is said of a claim; as text "holds (n = 5, 5 of 5)".
+    """The verdict on a claim; as text "holds (n = 5, 5 of 5)".
 
     Attributes:
-      word: "holds", "does not hold", "undecided", "no test" of one seed, or "not tested" where there is none.
-      n: seeds.
-      wins: of them on the claimed side.
-      losses: on the other side; the rest is tied.
+      word: "holds", "does not hold", "undecided", "no test" for one seed, or "not tested" for none.
+      n: number of seeds.
+      wins: seeds on the claimed side.
+      losses: seeds on the other side; the rest are ties.
     """
 
     word: str
@@ -110,14 +110,14 @@ class Verdict(NamedTuple):
 
 
 def verdict(margins: Values) -> Verdict:
-    """Whether a claim holds, from by how much it holds in each seed.
+    """Whether a claim holds, given its margin in each seed.
 
-    It holds where the 95 % t interval of the margins is above 0, and does not hold where it is below. It is
-    undecided where the interval has 0 in it, where a margin is infinite, and with two seeds. One seed is no test.
+    It holds if the 95 % t interval of the margins is above 0, and does not hold if it is below. It is undecided if
+    the interval contains 0, if a margin is infinite, or with two seeds. One seed is no test.
 
     Args:
-      margins: one a seed, above 0 where the claim is true of it: a paired difference, or the distance to a bound.
-        NaN is left out.
+      margins: one for each seed, above 0 if the claim is true for it: a paired difference, or the distance to a
+        bound. NaN is left out.
 
     >>> str(verdict([1.0, 1.2, 0.9])), str(verdict([1.0, -1.2, 0.9])), str(verdict([1.0, 1.2]))
     ('holds (n = 3, 3 of 3)', 'undecided (n = 3, 2 of 3)', 'undecided (n = 2, 2 of 2)')
@@ -129,9 +129,9 @@ def verdict(margins: Values) -> Verdict:
 
 
 def weakest(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict of a claim that has several numbers, such as one for each epsilon: that of the weakest of them.
+    """The verdict on a claim about several numbers, such as one for each epsilon: the weakest of theirs.
 
-    So it holds where it holds for all that were tested, and does not hold where it does not for one.
+    So it holds if it holds for all that were tested, and does not hold if it does not hold for one.
     """
     order = ("does not hold", "undecided", "no test", "holds")
     tested = [verdict for verdict in verdicts if verdict.n]
@@ -139,14 +139,14 @@ def weakest(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def log_ratio(a: float, b: float) -> float:
-    """log(a / b) of two numbers from 0 up: infinite where one is 0, and 0 where they are alike."""
+    """log(a / b) of two numbers that are not negative: infinite if one is 0, and 0 if they are equal."""
     if a == b:
         return 0.0
     return (math.log(a) if a > 0 else -math.inf) - (math.log(b) if b > 0 else -math.inf)
 
 
 def decay(accuracies: Values) -> float:
-    """How far an accuracy is below its peak at the end of training: the peak less the mean of the last tenth.
+    """How far an accuracy is below its peak at the end of training: the peak minus the mean of the last tenth.
 
     >>> decay([50, 90, 80])
     10.0
@@ -159,18 +159,18 @@ def decay(accuracies: Values) -> float:
 def kendall(values: Values, gaps: Values, settings: Settings, *, level: float = 0.95) -> Interval:
     """Kendall's tau-b of a measure and the gaps, with a bootstrap over settings.
 
-    Runs of one setting that differ in their seed alone are no independent evidence, so a resample takes settings,
-    each with all its runs. A resample that has no order counts as tau = 0. In simulations of normal pairs, two
-    runs a setting, the 95 % interval held tau in 95 % of all cases with 24 settings, 94 % with 12, 92 % with 6.
+    Runs that differ only in their seed are not independent evidence, so a resample draws settings, each with all
+    its runs. A resample without an order counts as tau = 0. In simulations of normal pairs, with two runs for each
+    setting, the 95 % interval contained tau in 95 % of all cases with 24 settings, 94 % with 12, 92 % with 6.
 
     Args:
-      values: of the measure, one a run; runs where it or the gap is not finite are left out.
-      gaps: one a run.
-      settings: the hyperparameters of each run; a `seed` among them tells no settings apart.
-      level: of confidence.
+      values: the measure, one for each run; runs whose measure or gap is not finite are left out.
+      gaps: one for each run.
+      settings: the hyperparameters of each run; a `seed` among them is ignored.
+      level: confidence level.
 
     Returns:
-      tau, NaN where one side is constant; the ends are NaN below five settings.
+      tau, NaN if one side is constant; the ends are NaN for fewer than five settings.
 
     >>> kendall([1, 2, 3, 4], [10, 20, 40, 30], [{"rate": r} for r in (1, 2, 3, 4)]).value
     0.6666666666666669
@@ -186,19 +186,19 @@ def kendall(values: Values, gaps: Values, settings: Settings, *, level: float = 
 def granulated(
     values: Values, gaps: Values, settings: Settings, *, level: float = 0.95
 ) -> tuple[Interval, dict[str, float]]:
-    r"""The granulated coefficient $\Psi = \frac{1}{n} \sum_i \psi_i$: does a measure go with every hyperparameter?
+    r"""The granulated coefficient $\Psi = \frac{1}{n} \sum_i \psi_i$: does a measure follow every hyperparameter?
 
     $\psi_i$ is the mean of $\mathrm{sign}(\mu - \mu')\, \mathrm{sign}(g - g')$ over the pairs of runs of one seed
-    that differ in hyperparameter i alone. On a full grid this is the paper's mean of the tau of each group. A tie
-    counts 0, so that a measure that follows one hyperparameter only scores for that one only.
+    that differ only in hyperparameter i. On a full grid this is the paper's mean of the tau of each group. A tie
+    counts 0, so a measure that follows a single hyperparameter scores only for that one.
 
-    Arguments as of `kendall`.
+    Arguments as in `kendall`.
 
     Returns:
-      Psi with an interval over settings, and psi for each hyperparameter that varies alone somewhere.
+      Psi with an interval over settings, and psi for each hyperparameter that alone differs in some pair of runs.
 
     Raises:
-      ValueError: no two runs differ in one hyperparameter alone.
+      ValueError: no two runs differ in exactly one hyperparameter.
 
     Reference: Jiang et al., "Fantastic Generalization Measures and Where to Find Them", 2020, eqs. 2, 5 and 6.
     """
@@ -220,7 +220,7 @@ def granulated(
 
 
 def trend(x: Values, y: Values) -> float:
-    """Spearman's rank correlation of the finite pairs; NaN for fewer than three, or where one side is constant."""
+    """Spearman's rank correlation of the finite pairs; NaN for fewer than three, or if one side is constant."""
     a, b, _ = _finite(x, y, [{}] * len(x))
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
@@ -231,12 +231,12 @@ def at_loss(losses: Values, values: Values, level: float) -> float:
     """The value where a falling loss first reaches a level, by interpolation in both logarithms.
 
     Args:
-      losses: along training.
-      values: such as sharpness, at the same moments.
-      level: of the loss.
+      losses: the loss along training.
+      values: values such as sharpness, at the same times.
+      level: the loss to reach.
 
     Returns:
-      The value. NaN if the loss never reaches the level, if it begins there or below, and if a number beside the
+      The value. NaN if the loss never reaches the level, or begins at or below it, or if a number next to the
       crossing is not positive.
 
     >>> round(at_loss([1.0, 0.01], [100.0, 1.0], 0.1), 6)
@@ -255,8 +255,8 @@ class Signs(NamedTuple):
 
     Attributes:
       wins: differences above 0.
-      n: those that are not 0.
-      p_value: two-sided; NaN without a difference.
+      n: differences that are not 0.
+      p_value: two-sided; NaN if there is no difference.
     """
 
     wins: int
@@ -268,7 +268,7 @@ class Signs(NamedTuple):
 
 
 def signs(differences: Values) -> Signs:
-    """How many of some differences are above 0, and the two-sided sign test of that; NaN and ties are left out.
+    """How many differences are above 0, with the two-sided sign test; NaN and ties are left out.
 
     >>> str(signs([1.0, 2.0, 0.5, 3.0, -1.0]))
     '4 of 5 seeds (p = 0.38)'
@@ -284,8 +284,8 @@ class Threshold(NamedTuple):
     Attributes:
       batch_size: the threshold.
       plateau: the accuracy below it.
-      slope: the change of the accuracy for each factor of ten above it, negative.
-      p_value: of the F test against an accuracy that is the same at all batch sizes.
+      slope: the change of the accuracy for each factor of ten above it; negative.
+      p_value: p-value of the F test against an accuracy that is the same at all batch sizes.
     """
 
     batch_size: float
@@ -295,21 +295,21 @@ class Threshold(NamedTuple):
 
 
 def threshold(batch_sizes: Values, accuracies: Values) -> Threshold | None:
-    r"""The batch size after which accuracy falls: a least-squares fit of a constant that turns into a descent.
+    r"""The batch size above which accuracy falls: a least-squares fit that is constant, then a falling line.
 
-    $a + b \max(0, \log_{10} B - \log_{10} t)$ with b < 0; t is sought on a grid of 400 values between the second
-    and the last but one of the batch sizes, a and b follow for each. The F test has 2 and N - 3 degrees of
-    freedom, and takes the points as independent.
+    $a + b \max(0, \log_{10} B - \log_{10} t)$ with b < 0. The search for t is on a grid of 400 values between the
+    second and the last but one batch size; a and b are fitted for each. The F test has 2 and N - 3 degrees of
+    freedom, and assumes independent points.
 
     Args:
-      batch_sizes: of each point; a batch size may occur several times, once for each seed.
-      accuracies: of each point; one that is not finite is left out.
+      batch_sizes: one for each point; a batch size may occur several times, once for each seed.
+      accuracies: one for each point; one that is not finite is left out.
 
     Returns:
-      The threshold; None with fewer than five batch sizes, or if accuracy falls nowhere.
+      The threshold; None with fewer than five batch sizes, or if accuracy does not fall.
 
     Raises:
-      ValueError: lengths that differ, or a batch size that is not above 0.
+      ValueError: the lengths differ, or a batch size is not above 0.
 
     >>> sizes = [10, 30, 100, 300, 1000, 3000]
     >>> fall = threshold(sizes, [80 - 2 * max(0, math.log10(B / 100)) for B in sizes])
@@ -343,13 +343,13 @@ def threshold(batch_sizes: Values, accuracies: Values) -> Threshold | None:
 def _finite(values: Values, gaps: Values, settings: Settings) -> tuple[np.ndarray, np.ndarray, Settings]:
     x, y = np.asarray(values, float), np.asarray(gaps, float)
     if not len(x) == len(y) == len(settings):
-        raise ValueError(f"{len(x)} values, {len(y)} gaps and {len(settings)} settings; there must be as many")
+        raise ValueError(f"{len(x)} values, {len(y)} gaps and {len(settings)} settings; they must match")
     keep = np.isfinite(x) & np.isfinite(y)
     return x[keep], y[keep], list(itertools.compress(settings, keep))
 
 
 def _over_settings(statistic: Callable[[np.ndarray], float], settings: Settings, level: float) -> Interval:
-    """A statistic of the runs with these numbers, with a bootstrap that draws settings with all their runs."""
+    """A statistic of runs, given by their indices, with a bootstrap that draws settings with all their runs."""
     _check_level(level)
     runs: dict[Hashable, list[int]] = {}
     for i, setting in enumerate(settings):
@@ -361,7 +361,7 @@ def _over_settings(statistic: Callable[[np.ndarray], float], settings: Settings,
     def resampled(drawn: np.ndarray) -> float:
         return float(np.nan_to_num(statistic(np.concatenate([groups[k] for k in drawn]))))
 
-    with warnings.catch_warnings(action="ignore"):  # where all resamples are alike, the ends are NaN
+    with warnings.catch_warnings(action="ignore"):  # if all resamples are equal, the ends are NaN
         ends = scipy.stats.bootstrap(
             (np.arange(len(groups)),), resampled, n_resamples=999, confidence_level=level, rng=0
         ).confidence_interval

@@ -1,7 +1,7 @@
-"""The subspace that Metric 2.1 looks into: the n x p matrix A, whose columns are directions in parameter space.
+"""The subspace that Metric 2.1 searches: the n x p matrix A, whose columns are directions in parameter space.
 
-A is an operator on flat vectors, held in tiles of rows. Random signs, the default, are held as bits: 188 MB for 15
-million parameters and 100 columns, where floats take 6 GB. A tile becomes floats where it is used. All
+A is an operator on flat vectors, stored in tiles of rows. Random signs, the default, are stored as bits: 188 MB
+for 15 million parameters and 100 columns, where floats would take 6 GB. A tile becomes floats when it is used. All
 functions can be traced.
 """
 
@@ -22,7 +22,7 @@ __all__ = ["Entries", "Subspace", "draw", "pseudo_inverse_times", "signs", "time
 Entries = Callable[[Key[Array, ""], tuple[int, int]], Array]
 """A sampler of the entries of A: `(key, (p, n)) -> array [p, n]`, such as `jax.random.normal`."""
 
-_ROWS = 2**14  # of a tile: with 100 columns it stays in a processor's cache
+_ROWS = 2**14  # rows of a tile, which with 100 columns fits into a processor's cache
 _dot = partial(jnp.dot, precision="highest")
 
 
@@ -44,7 +44,7 @@ class Subspace:
     Attributes:
       tiles: A transposed, padded and cut along n: floats, or 32 signs to a word.
       n, dim: rows and columns.
-      spread: how the tiles lie on a mesh of devices, each of which has as many; `None` on one device.
+      spread: how the tiles are divided over a mesh of devices, the same number on each; `None` on one device.
     """
 
     tiles: Float[Array, "*draws tiles p rows"] | UInt32[Array, "*draws tiles p words"]
@@ -63,14 +63,14 @@ def draw(
     """A random A. The same key gives the same A.
 
     Args:
-      key: of the entries.
-      n: rows, the parameters.
+      key: random key for the entries.
+      n: rows, one for each parameter.
       dim: p, the columns.
-      entries: sampler of the entries; those of any but `signs` are held as floats, so that A has to fit in memory.
-      spread: how the tiles of A lie on a mesh of devices, such as `placement.parameters_of(params)`.
+      entries: sampler of the entries. Only `signs` are stored as bits; floats from others must fit in memory.
+      spread: how to divide the tiles of A over a mesh of devices, such as `placement.parameters_of(params)`.
 
     Raises:
-      ValueError: a count below 1, or entries of another shape than [p, n].
+      ValueError: a count is below 1, or the entries have another shape than [p, n].
 
     >>> A = draw(jax.random.key(0), 7, 5)
     >>> times(A, jnp.ones(5)).shape, transpose_times(A, jnp.ones(7)).shape
@@ -100,7 +100,7 @@ def _devices(spread: NamedSharding | None) -> int:
 
 
 def _side_by_side(A: Subspace, tiles: Array) -> Array:
-    """Tiles, or what belongs to them, as [tiles of a device, devices, ...]."""
+    """Tiles, or arrays with a row for each tile, as [tiles of a device, devices, ...]."""
     parts = tiles.reshape(_devices(A.spread), -1, *tiles.shape[1:])
     return placement.spread(parts, A.spread).swapaxes(0, 1)
 
@@ -108,7 +108,7 @@ def _side_by_side(A: Subspace, tiles: Array) -> Array:
 def times(A: Subspace, y: Float[Array, " p"]) -> Float[Array, " n"]:
     """A y."""
 
-    @jax.checkpoint  # else a derivative by y would keep every tile as floats
+    @jax.checkpoint  # else a derivative with respect to y would keep every tile as floats
     def part(y: Array, tile: Array) -> Array:
         return _dot(y, _floats(tile, y.dtype))
 
@@ -126,8 +126,8 @@ def transpose_times(A: Subspace, g: Float[Array, " n"]) -> Float[Array, " p"]:
 def pseudo_inverse_times(A: Subspace, x: Float[Array, " n"]) -> Float[Array, " p"]:
     """A^+ x, from the eigenvectors of A^T A and two steps of refinement: the corrected seminormal equations.
 
-    The columns are scaled to length 1 first. Where they are linearly dependent to working precision, it is the
-    solution of least squares that is shortest in the scaled coordinates.
+    The columns are scaled to length 1 first. If they are linearly dependent to working precision, the result is
+    the least-squares solution that is shortest in the scaled coordinates.
 
     Reference: Björck, "Numerical Methods for Least Squares Problems", 1996, sec. 6.6.5.
     """
@@ -135,7 +135,7 @@ def pseudo_inverse_times(A: Subspace, x: Float[Array, " n"]) -> Float[Array, " p
     lengths = jnp.sqrt(jnp.diag(gram))
     lengths = jnp.where(lengths > 0, lengths, 1)
     eigenvalues, V = jnp.linalg.eigh(gram / lengths[None] / lengths[:, None])
-    # A direction with less than this is lost in the rounding of the products.
+    # An eigenvalue below this is lost in the rounding of the products.
     kept = eigenvalues > 8 * A.dim * jnp.finfo(gram.dtype).eps
     inverse = jnp.where(kept, 1 / jnp.where(kept, eigenvalues, 1), 0)
     z = jnp.zeros(A.dim, x.dtype)
@@ -146,7 +146,7 @@ def pseudo_inverse_times(A: Subspace, x: Float[Array, " n"]) -> Float[Array, " p
 
 
 def _sum(A: Subspace, x: Array, term: Callable, start: Array) -> Array:
-    """The sum of `term(tile [p, rows], the tile's part of x)` over the tiles, rows of padding set to 0."""
+    """The sum of `term(tile [p, rows], the tile's part of x)` over the tiles, with padding rows set to 0."""
     rows = A.tiles.shape[2] * (32 if A.tiles.dtype == jnp.uint32 else 1)
 
     parts = jnp.pad(x, (0, len(A.tiles) * rows - A.n)).reshape(-1, rows)
@@ -166,7 +166,7 @@ def _sum(A: Subspace, x: Array, term: Callable, start: Array) -> Array:
 def _tiles_of_signs(
     key: Array, dim: int, n: int, spread: NamedSharding | None = None
 ) -> UInt32[Array, "tiles p words"]:
-    """32 signs to a word, drawn tile by tile: the bits of the whole would take as much memory again."""
+    """32 signs to a word, drawn tile by tile, because drawing all at once would take twice the memory."""
     count = -(-n // _ROWS)
     words = -(-n // (32 * count))
     kind = jax.random.key_impl(key)
@@ -174,7 +174,7 @@ def _tiles_of_signs(
     def draw(data: Array) -> Array:
         return jax.random.bits(jax.random.wrap_key_data(data, impl=kind), (dim, words), jnp.uint32)
 
-    # Of the data of keys: under vmap jax_debug_key_reuse takes a loop over keys for a mistake.
+    # Pass the data of the keys: under vmap jax_debug_key_reuse reports a loop over keys as an error.
     keys = jax.random.key_data(jax.random.split(key, count))
     if spread is None:
         return jax.lax.map(draw, keys)

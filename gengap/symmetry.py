@@ -1,9 +1,9 @@
-"""Maps of parameters that leave a rectified network's function as it is, and which measures they change.
+"""Maps of parameters that do not change the function of a ReLU network, and which measures they change.
 
-Dinh, Pascanu, Bengio and Bengio, "Sharp Minima Can Generalize For Deep Nets", 2017, arXiv:1703.04933: where
+Dinh, Pascanu, Bengio and Bengio, "Sharp Minima Can Generalize For Deep Nets", 2017, arXiv:1703.04933: if
 $\\phi(\\alpha z) = \\alpha \\phi(z)$ for $\\alpha > 0$, a layer's units can be scaled up and the weights that read
 them scaled down. Max pooling commutes with that. Parameters are nested dictionaries of floating-point arrays; a
-list of `Layer`, which `chain` makes for the networks of `models`, says which of them are what. The maps can be
+list of `Layer` says which array is what. `chain` makes that list for the networks of `models`. The maps can be
 traced; `audit` decides by values and cannot.
 """
 
@@ -28,15 +28,15 @@ Where = tuple[str, ...]
 
 
 class Layer(NamedTuple):
-    """Where one layer's parameters are in a nested dictionary; the last axis of each counts its units.
+    """Where one layer's parameters are in a nested dictionary; the last axis of each is that of the units.
 
-    Another layout, such as [units, in] of PyTorch, has to be transposed first. Shapes that do not fit are refused;
-    a square kernel always fits.
+    Another layout, such as [units, in] in PyTorch, has to be transposed first. Shapes that do not fit are refused,
+    but a square kernel always fits.
 
     Attributes:
-      kernel: the weights, whose axis before the last counts what they read.
-      bias: added to what they give; `None` without one.
-      norm: scale and bias of a batch norm behind them; `None` without one.
+      kernel: the weights; the axis before the last is that of the inputs.
+      bias: the bias; `None` without one.
+      norm: scale and bias of the batch norm after the layer; `None` without one.
     """
 
     kernel: Where
@@ -50,14 +50,14 @@ class Layer(NamedTuple):
 
     @property
     def out(self) -> tuple[Where, ...]:
-        """What multiplies this layer's units: those of the batch norm, else the weights and their biases."""
+        """The parameters that scale this layer's units: those of the batch norm, else the weights and the bias."""
         return self.norm or self.linear
 
 
 def chain(params: Mapping[str, Any]) -> list[Layer]:
     """The layers of a sequential Flax Linen network: Conv_0, Conv_1, ..., then Dense_0, Dense_1, ...
 
-    Batch norms are taken to stand behind the layers in the same order, none behind the last layer.
+    Batch norms are assumed to follow the layers in the same order, with none after the last layer.
 
     Raises:
       ValueError: there are other modules, fewer than two layers, or more batch norms than layers.
@@ -74,16 +74,16 @@ def chain(params: Mapping[str, Any]) -> list[Layer]:
 def rescale(params: PyTree, layers: Sequence[Layer], activations: Sequence[float | Float[Array, "_"]]) -> Any:
     r"""The same function with the activations of each hidden layer k multiplied by $a_k > 0$.
 
-    What makes the units of layer k is multiplied by $a_k$, and what reads them divided by it. Without batch norm
-    that is $\theta_k \mapsto \frac{a_k}{a_{k-1}} \theta_k$, $b_k \mapsto a_k b_k$; with it $(\gamma, \beta)_k
-    \mapsto a_k (\gamma, \beta)_k$ and $\theta_{k+1} \mapsto a_k^{-1} \theta_{k+1}$.
+    The parameters that scale the units of layer k are multiplied by $a_k$, and the weights that read them divided
+    by it. Without batch norm that is $\theta_k \mapsto \frac{a_k}{a_{k-1}} \theta_k$, $b_k \mapsto a_k b_k$; with
+    it $(\gamma, \beta)_k \mapsto a_k (\gamma, \beta)_k$ and $\theta_{k+1} \mapsto a_k^{-1} \theta_{k+1}$.
 
     Args:
       params, layers: the network.
       activations: for each layer but the last a number, or a vector with a factor for each unit.
 
     Raises:
-      ValueError: another count, a factor that is not above 0, or shapes that do not fit `Layer`.
+      ValueError: the wrong number of factors, a factor not above 0, or shapes that do not fit `Layer`.
 
     Reference: Dinh et al. (2017), Definition 5 and appendix B; with vectors Neyshabur et al. (2015).
     """
@@ -99,9 +99,9 @@ def rescale(params: PyTree, layers: Sequence[Layer], activations: Sequence[float
 
 
 def scale_before_norm(params: PyTree, layers: Sequence[Layer], factors: Sequence[float]) -> Any:
-    r"""The same function with what is before each batch norm multiplied: $w \mapsto c\, w$, $b \mapsto c\, b$.
+    r"""The same function with the layer before each batch norm multiplied: $w \mapsto c\, w$, $b \mapsto c\, b$.
 
-    Exact but for the epsilon that a batch norm adds to the variance: gradients go with $1/c$, curvature with
+    Exact except for the epsilon that batch norm adds to the variance. Gradients scale as $1/c$, curvature as
     $1/c^2$ (section 5.1, for weight normalisation). `factors` has a c for each layer with a batch norm.
     """
     normed = [layer for layer in layers if layer.norm is not None]
@@ -132,9 +132,9 @@ class Finding(NamedTuple):
     Attributes:
       measure, symmetry: their names.
       before, after: the mean of the measure over the keys.
-      factor: after / before; NaN where before is 0.
-      verdict: "unchanged", "changed", or "not resolved" where the errors would hide a change by a third, or the
-        values are not finite.
+      factor: after / before; NaN if before is 0.
+      verdict: "unchanged", "changed", or "not resolved" if the errors could hide a change of a third, or if values
+        are not finite.
     """
 
     measure: str
@@ -156,17 +156,17 @@ def audit(
 ) -> list[Finding]:
     """Which maps leave which measures unchanged: a finding for each pair, the measures in order.
 
-    Every measure is taken at `params` and at each image of it with the same keys. What counts is the mean of the
-    logarithm of after / before (of the difference, where a value is not positive): up to `tolerance` it is
-    unchanged; above it is a change if it is above three standard errors, those over the keys and those that the
-    measure itself states; else it is unchanged if three standard errors are below a third, and not resolved.
+    Every measure is computed at `params` and at each image of it, with the same keys. The change is the mean of
+    log(after / before), or of the difference if a value is not positive. Up to `tolerance` it is "unchanged".
+    Above, it is "changed" if it exceeds three standard errors, over the keys and as stated by the measure; else
+    "unchanged" if three standard errors are at most a third, otherwise "not resolved".
 
     Args:
-      measures: name -> `(params, key) -> number` (what has a `value`, such as an `Estimate`, counts by it).
+      measures: name -> `(params, key) -> number`, or a result with `value`, such as an `Estimate`.
       symmetries: name -> map of parameters.
-      params, key: of the measures.
+      params, key: given to the measures.
       repeats: keys, at least 2.
-      tolerance: relative; what arithmetic may change.
+      tolerance: relative change that rounding may cause.
     """
     checks.check_untraced("audit", params, key)
     checks.check_key(key)
@@ -204,7 +204,7 @@ def _verdict(before: np.ndarray, after: np.ndarray, tolerance: float) -> str:
 
 
 def _check(params: PyTree, layers: Sequence[Layer], arguments: Sequence[Any], count: int) -> None:
-    """Refuse another count of arguments, and parameters that do not fit the layers."""
+    """Refuse a wrong number of arguments, and parameters that do not fit the layers."""
     flat.layout_of(params)
     if len(arguments) != count:
         raise ValueError(f"{len(arguments)} are given; there must be {count}, one for each layer that is changed")
@@ -218,7 +218,7 @@ def _check(params: PyTree, layers: Sequence[Layer], arguments: Sequence[Any], co
             others = _shape(params, where)
             if others[-1:] != (units,) or math.prod(others) != units:
                 raise ValueError(f"{where} has the shape {others}; the units of {layer.kernel} are {units}")
-        # A dense layer may read an image that was flattened, a convolution without groups the units themselves.
+        # A dense layer may read a flattened image; a convolution without groups reads the units themselves.
         if before is not None and (reads % before or (kernel and reads != before)):
             raise ValueError(
                 f"{layer.kernel} has the shape {shape} and reads {reads}; before it are {before} units"
@@ -227,16 +227,16 @@ def _check(params: PyTree, layers: Sequence[Layer], arguments: Sequence[Any], co
 
 
 def _moved(params: PyTree, made: Sequence[Where], after: Layer, make: Callable, read: Callable) -> Any:
-    """`make` of what makes a layer's units and `read` of what reads them, as arrays [before, units, behind]."""
+    """`make` of what makes a layer's units and `read` of what reads them, as arrays [before, units, after]."""
     units = _shape(params, made[0])[-1]
     for where in made:
         params = _changed(params, where, lambda leaf: make(leaf.reshape(-1, units, 1)))
-    # Channels are the fastest part of an axis that was flattened.
+    # In a flattened axis, channels vary fastest.
     return _changed(params, after.kernel, lambda leaf: read(leaf.reshape(-1, units, leaf.shape[-1])))
 
 
 def _changed(params: Any, where: Where, change: Callable[[Array], Array]) -> Any:
-    """The parameters with one leaf changed, in float32 at least; in its type and shape in the end."""
+    """The parameters with one leaf changed, computed in float32 or wider and returned in its type and shape."""
     if where:
         return {**params, where[0]: _changed(params[where[0]], where[1:], change)}
     dtype = jnp.result_type(params)

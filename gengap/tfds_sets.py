@@ -1,7 +1,7 @@
-"""TFDS sets on disk, without TensorFlow: find one, prepare one that is missing, read one.
+"""TFDS sets on disk, without TensorFlow: find a set, prepare it if it is missing, read it.
 
 TFDS 4.9 reads array_record sets without TensorFlow. Its builders of MNIST and CIFAR call TensorFlow in a few
-places, for which `prepare` has stand-ins.
+places, which `prepare` replaces.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ _NAME = re.compile(r"[A-Za-z]\w*(/[\w.-]+)?(:[\d.*]+)?", re.ASCII)  # set, confi
 
 
 def read(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str, Examples, Examples, int]:
-    """Read a TFDS set, prepared first where it is missing; arguments and errors are those of `data.load`.
+    """Read a TFDS set, and prepare it first if it is missing; arguments and errors are those of `data.load`.
 
     Returns:
-      What the set is called in messages, the training and the test examples as (x, y), the number of classes.
+      The name of the set for messages, the training and the test examples as (x, y), and the number of classes.
     """
     path = prepare(name, data_dir)
     where = f"data set {name!r} in {path}"
@@ -52,9 +52,9 @@ def read(name: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[str
 
 
 def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Download MNIST, CIFAR or one like them into `data_dir`, as array_record; do nothing where a set is stored.
+    """Download MNIST, CIFAR or a similar set into `data_dir`, as array_record; do nothing if the set is stored.
 
-    It knows mnist, fashion_mnist, kmnist, emnist, cifar10 and cifar100. TFDS's own builder does the work: it
+    It can prepare mnist, fashion_mnist, kmnist, emnist, cifar10 and cifar100. TFDS's own builder does the work: it
     verifies the checksums, and moves the set into place once it is complete.
 
     Args:
@@ -64,8 +64,8 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
       The directory that holds the prepared set.
 
     Raises:
-      FileNotFoundError: no network, or the download or preparation failed; the next call starts again.
-      ValueError: another set that is not stored, or a damaged one in its place.
+      FileNotFoundError: there is no network, or the download or preparation failed; the next call starts again.
+      ValueError: the set is not stored and not one of these, or the stored one is damaged.
     """
     root = _root(data_dir)
     with _quiet():
@@ -112,7 +112,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _root(data_dir: str | os.PathLike[str] | None) -> Path:
-    """Return the directory of TFDS sets that is meant; it exists unless it is TFDS's default."""
+    """Return the directory of TFDS sets to use; it exists unless it is TFDS's default."""
     if not isinstance(data_dir, str | os.PathLike | None):
         raise ValueError(f"data_dir must be the path of a directory, got {shorten(repr(data_dir), 300)}")
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
@@ -124,7 +124,7 @@ def _root(data_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _stored_path(name: str, root: Path) -> Path | None:
-    """Return the directory in `root` of a set that can be read without TensorFlow; None where there is none."""
+    """Return the directory in `root` of a set that can be read without TensorFlow; None if there is none."""
     if not isinstance(name, str) or len(name) > 200 or not _NAME.fullmatch(name):  # they become directories
         words = 'name must be "digits" or a TFDS name such as "emnist/letters", or the path of an .npz file'
         raise ValueError(f"{words}, got {shorten(repr(name), 300)}")
@@ -145,7 +145,7 @@ def _stored_path(name: str, root: Path) -> Path | None:
 
 
 def _download(builder: Any) -> None:
-    """Download a set and write it, with stand-ins where TFDS calls TensorFlow."""
+    """Download a set and write it, with replacements for TFDS's calls of TensorFlow."""
     import requests
     from PIL import Image
     from tensorflow_datasets.core.download import downloader, extractor
@@ -166,7 +166,7 @@ def _download(builder: Any) -> None:
             (sys.modules[type(builder).__module__], "tf", tensorflow),
             (extractor, "tf", tensorflow),
             (image_feature._ImageEncoder, "_encode_image", encode_image),
-            (downloader, "MAX_RETRIES", 2),  # of 10, which take minutes
+            (downloader, "MAX_RETRIES", 2),  # instead of 10, which take minutes
             (requests.Session, "get", get),
         ):
             stack.enter_context(mock.patch.object(target, attribute, value))
@@ -174,7 +174,7 @@ def _download(builder: Any) -> None:
 
 
 def _supervised_keys(builder: Any, where: str) -> tuple[str, str]:
-    """Return the names of the image and of the label that the set is made to be learned with."""
+    """Return the names of the image and the label that the set declares as supervised keys."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -189,7 +189,7 @@ def _supervised_keys(builder: Any, where: str) -> tuple[str, str]:
 
 def _read_split(builder: Any, split: str, image: str, label: str, where: str) -> Examples:
     """Decode a split: uint8 images [m, height, width, channels] and labels [m]."""
-    # No threads: most of the time is Python's, not the PNG decoder's, and four took 1.7 times as long.
+    # No threads: Python, not the PNG decoder, takes most of the time, and four threads took 1.7 times as long.
     try:
         source = builder.as_data_source(split)
         examples = source.__getitems__(list(range(len(source))))

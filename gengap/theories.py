@@ -1,7 +1,7 @@
-"""Why flat should be good: the description length, the evidence and the free energy of a minimum.
+"""Why flat minima should be good: the description length, the evidence and the free energy of a minimum.
 
-The three reasons that Keskar et al. (2016) name where they define flat and sharp minima. Each is a measure of a
-loss f, the mean over N examples, in nats, and of params, the point x. None can be traced.
+Keskar et al. (2016) name these three reasons where they define flat and sharp minima. Each measure takes a loss f,
+the mean over N examples in nats, and params, the point x. None can be traced.
 """
 
 import math
@@ -27,10 +27,10 @@ class DescriptionLength(NamedTuple):
 
     Attributes:
       value, sem: bits per parameter at which the loss rises by `rise`, and the standard error, shaped like `rise`.
-      total, total_sem: bits of the data given the network and of the network, where that is least.
-      best: bits per parameter there.
-      bits, rises: bits per parameter that were tried, and the mean rise of the loss.
-      gradients: what it cost; a value counts as half of one.
+      total, total_sem: the least sum of the bits of the data given the network and of the network, and its error.
+      best: bits per parameter at that least sum.
+      bits, rises: the bits per parameter that were tried, and the mean rise of the loss for each.
+      gradients: the cost in gradients; a value counts as half.
     """
 
     value: float | np.ndarray
@@ -47,7 +47,7 @@ class DescriptionLength(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """The logarithm of the evidence for each example, in nats, and its parts, each shaped like `prior`.
+    """The log evidence per example, in nats, and its parts, each shaped like `prior`.
 
     Attributes:
       value, sem: ln p(data) / N = fit - penalty - occam, and the standard error, that of the trace in `occam`.
@@ -55,9 +55,9 @@ class Evidence(NamedTuple):
       occam: the Occam factor, 1/2 tr ln(1 + N H / alpha) / N.
       prior: alpha, the precision.
       determined: gamma = tr N H (N H + alpha)^-1, how many parameters the data determine.
-      negative: the share of negative eigenvalues in tr |H|; they count as 0.
-      converged: whether the last quarter of the products moves it by less than 3 sem or 5 % of the Occam factor.
-      gradients: what it cost.
+      negative: the share of tr |H| from negative eigenvalues, which count as 0.
+      converged: whether the last quarter of the products moves it by at most 3 sem or 5 % of the Occam factor.
+      gradients: the cost in gradients.
     """
 
     value: float | np.ndarray
@@ -81,8 +81,8 @@ class FreeEnergy(NamedTuple):
     Attributes:
       value, sem: its estimate, and the standard error over the chains.
       up, down: the mean work from the prior to the posterior, and back; the value lies between them.
-      converged: whether they are 6 nats or a tenth of the value apart, or less. Else do not believe the error.
-      gradients: what it cost; a value counts as half of one.
+      converged: whether `up` and `down` differ by at most 6 nats or a tenth of the value; else do not trust `sem`.
+      gradients: the cost in gradients; a value counts as half.
     """
 
     value: float
@@ -107,24 +107,24 @@ def description_length(
     only: flat.Only | None = None,
     progress: str | None = "auto",
 ) -> DescriptionLength:
-    r"""The fewest bits per parameter at which the mean loss rises by at most `rise`, and the whole length in bits.
+    r"""The fewest bits per parameter at which the mean loss rises by at most `rise`, and the total length in bits.
 
     With b bits each leaf is rounded to steps of its range times $2^{-b}$, with a random offset for each parameter.
-    The error is uniform: a quadratic f rises by $\sum_i h_i d_i^2 / 24$ on average, for steps $d_i$. The whole
-    length is $N (f + \text{rise}) / \ln 2 + n b$ for n parameters, without that of the grid.
+    The error is uniform: for steps $d_i$ a quadratic f rises by $\sum_i h_i d_i^2 / 24$ on average. The total is
+    $N (f + \text{rise}) / \ln 2 + n b$ for n parameters, without the bits that describe the grid.
 
     Args:
-      loss: `params -> f`; or the error, of which the whole length means nothing.
+      loss: `params -> f`; or the error, for which `total` means nothing.
       params: x.
-      key: of the offsets, the same for every number of bits.
+      key: random key for the offsets, which are the same for every number of bits.
       examples: N.
-      rise: of f, or several, at the cost of one.
+      rise: how far f may rise; several values cost no more than one.
       num_samples: offsets, at least 2.
-      only: which leaves to round, by their name such as "Dense_0/kernel"; n counts them alone.
-      progress: as of `sharpness.full_space`.
+      only: which leaves to round, by their name such as "Dense_0/kernel"; n counts only these.
+      progress: as in `sharpness.full_space`.
 
     Returns:
-      NaN, with a RuntimeWarning, where f(x) is not finite. One says, too, where the value is but a bound.
+      NaN, with a RuntimeWarning, if f(x) is not finite. Another RuntimeWarning says if `value` is only a bound.
 
     Reference: Hinton and van Camp, "Keeping Neural Networks Simple", 1993; Hochreiter and Schmidhuber, "Flat
     Minima", 1997.
@@ -173,24 +173,25 @@ def evidence(
 ) -> Evidence:
     r"""Laplace's approximation of $\ln p(\text{data}) / N$ with the prior $N(0, 1 / \alpha)$ on each parameter.
 
-    $-f(x) - \frac{\alpha}{2 N} |x|^2 - \frac{1}{2 N} \mathrm{tr} \ln(1 + N H / \alpha)$, where x is taken to be a
-    minimum of $N f + \alpha |x|^2 / 2$. For linear regression it is exact there.
+    $-f(x) - \frac{\alpha}{2 N} |x|^2 - \frac{1}{2 N} \mathrm{tr} \ln(1 + N H / \alpha)$, which assumes that x is a
+    minimum of $N f + \alpha |x|^2 / 2$. For linear regression it is exact at that minimum.
 
     Args:
       loss: `params -> f`, the mean negative log likelihood.
       params: x.
-      key: of the random starts.
+      key: random key for the starts.
       examples: N.
-      prior: the precision $\alpha$; by default the one of most evidence, MacKay's fixed point
-        $\alpha = \gamma / |x|^2$, with $\gamma = \mathrm{tr}\, N H (N H + \alpha)^{-1}$. Several cost
-        what one does.
+      prior: the precision $\alpha$; by default the one with the most evidence, MacKay's fixed point
+        $\alpha = \gamma / |x|^2$, with $\gamma = \mathrm{tr}\, N H (N H + \alpha)^{-1}$. Several values cost no
+        more than one.
       num_samples: random starts of stochastic Lanczos quadrature, at least 2.
-      num_products: with the Hessian, for each of them.
-      only: which leaves have the prior, by their name such as "Dense_0/kernel"; the others are known.
-      progress: as of `description_length`.
+      num_products: products with the Hessian for each start.
+      only: which leaves have the prior, by their name such as "Dense_0/kernel"; the others are taken as known.
+      progress: as in `description_length`.
 
     Returns:
-      NaN, with a RuntimeWarning, where the loss is not finite, or curved upwards nowhere and no prior given.
+      The evidence; NaN, with a RuntimeWarning, if the loss is not finite, or if no prior is given and the loss has
+      no positive curvature.
 
     Reference: MacKay, "A Practical Bayesian Framework for Backpropagation Networks", 1992; Smith and Le, "A
     Bayesian Perspective on Generalization and Stochastic Gradient Descent", 2018.
@@ -242,22 +243,22 @@ def free_energy(
 ) -> FreeEnergy:
     r"""$-\ln E_d \exp(-N (f(x + d) - f(x)))$ for $d \sim N(0, \mathrm{width}^2)$: minus the local entropy.
 
-    Thermodynamic integration: chains of the preconditioned Crank-Nicolson sampler, which needs values only, go
-    from the prior to the posterior and back, and Bennett's acceptance ratio takes the value from both works. The
-    steps they need do not depend on n, but grow with the eigenvalues of $N\, \mathrm{width}^2 H$ above 1.
+    Thermodynamic integration: chains of the preconditioned Crank-Nicolson sampler, which needs no gradients, go
+    from the prior to the posterior and back. Bennett's acceptance ratio gives the value from the work both ways.
+    The steps needed do not depend on n, but grow with the eigenvalues of $N\, \mathrm{width}^2 H$ above 1.
 
     Args:
       loss, params: `params -> f`, and x.
-      key: of the chains.
+      key: random key for the chains.
       width: standard deviation of d, for each parameter.
       examples: N.
       num_chains: chains, at least 2.
-      num_steps: of each chain, each way.
+      num_steps: steps of each chain, each way.
       only: which leaves to move, by their name such as "Dense_0/kernel"; the others stay.
-      progress: as of `description_length`.
+      progress: as in `description_length`.
 
     Returns:
-      The free energy. A RuntimeWarning says where it has not converged: give it more steps, or a smaller width.
+      The free energy. A RuntimeWarning says if it has not converged: give it more steps, or a smaller width.
 
     Reference: Chaudhari et al., "Entropy-SGD", 2017; Cotter et al., "MCMC Methods for Functions", 2013; Neal,
     "Annealed Importance Sampling", 2001; Bennett, "Efficient Estimation of Free Energy Differences", 1976.
@@ -273,7 +274,7 @@ def free_energy(
     begun = jnp.zeros_like(x), jnp.zeros_like(base), jnp.array(True)
 
     def lead(state: tuple, betas: np.ndarray, sizes: np.ndarray) -> tuple[tuple, np.ndarray]:
-        """The end of a chain, and N (f(x + d) - f(x)) after each of its steps."""
+        """The last state of a chain, and N (f(x + d) - f(x)) after each of its steps."""
         nonlocal evaluations
         evaluations, energies = evaluations + len(betas), []
         for beta, size in zip(betas, sizes, strict=True):
@@ -292,7 +293,7 @@ def free_energy(
         for i, beta in enumerate(np.exp(logs)):
             state, _ = lead(state, beta[None], sizes[i : i + 1])
             sizes[i + 1 :] = min(1, sizes[i] * math.exp(0.5 * (float(state[2]) - 0.3)))
-        time = np.cumsum(sizes**-2)  # what relaxes slower is led slower
+        time = np.cumsum(sizes**-2)  # go slower where the chain relaxes slower
         time = (time - time[0]) / (time[-1] - time[0]) + np.linspace(0, 1, num_steps)
         logs, sizes = (np.interp(np.linspace(0, 2, num_steps + 1), time, v) for v in (logs, sizes))
         betas, sizes, works = np.append(0, np.exp(logs)), np.append(1, sizes), np.zeros((2, num_chains))
@@ -314,7 +315,7 @@ def free_energy(
 def _laplace(
     rules: list, n: int, square: float, examples: int, prior: float | None
 ) -> tuple[float, np.ndarray, float, float]:
-    """The precision of the prior, the Occam factor of each rule, the parameters determined, the negative share."""
+    """The precision of the prior, the Occam factor for each rule, `determined` and `negative`."""
 
     def trace(g: Callable) -> np.ndarray:
         return n * np.array([weights @ g(nodes) for nodes, weights in rules])
@@ -332,7 +333,7 @@ def _laplace(
 
 
 def _rounded(f: Callable, x: Array, key: Key[Array, ""], step: Array) -> Array:
-    """f where x is rounded to grids of these steps with random offsets."""
+    """f at x rounded to grids of these steps, with random offsets."""
     offset = jax.random.uniform(key, x.shape, x.dtype) - 0.5
     safe = jnp.where(step > 0, step, 1)
     return f(jnp.where(step > 0, safe * (jnp.round(x / safe + offset) - offset), x))
@@ -341,7 +342,7 @@ def _rounded(f: Callable, x: Array, key: Key[Array, ""], step: Array) -> Array:
 def _crank_nicolson(
     f: Callable, state: tuple, x: Array, base: Array, examples: Array, width: Array, beta: Array, size: Array
 ) -> tuple:
-    """A step from (d, energy, accepted, key): the law is exp(-beta N (f(x + d) - f(x))) times the prior of d."""
+    """A step from (d, energy, accepted, key); the target is exp(-beta N (f(x + d) - f(x))) times the prior."""
     d, energy, _, key = state
     key, of_noise, of_choice = jax.random.split(key, 3)
     new = jnp.sqrt(1 - size**2) * d + size * width * jax.random.normal(of_noise, x.shape, x.dtype)
@@ -352,7 +353,7 @@ def _crank_nicolson(
 
 
 def _bennett(works: Float[np.ndarray, "2 chains"]) -> float:
-    """The free energy from works up and down."""
+    """The free energy from the work of each chain, up and down."""
     up, down = works
     ends = works[np.isfinite(works)]
     excess = lambda value: np.sum(scipy.special.expit(value - up) - scipy.special.expit(down - value))  # noqa: E731

@@ -1,4 +1,4 @@
-"""Training: a Python loop around one compiled step, over data that lie on the device. It cannot be traced."""
+"""Training: a Python loop around one compiled step, with the data on the device. It cannot be traced."""
 
 import numbers
 from collections.abc import Callable
@@ -21,9 +21,9 @@ __all__ = [
 ]  # fmt: skip
 
 History = dict[str, np.ndarray]
-"""Per epoch: "train_loss" and "train_accuracy" as means over the epoch's own batches (as Keras reports
-them, and Fig. 2 shows them), "test_loss" and "test_accuracy" at its end, there "objective" too where there is a
-target, and "batch_size" where that changes."""
+"""Per epoch: "train_loss" and "train_accuracy", the means over the epoch's batches (as Keras reports them and
+Fig. 2 shows them); "test_loss" and "test_accuracy" at its end; "objective" at its end, if there is a target; and
+"batch_size", if that changes."""
 
 
 class Optimizer(NamedTuple):
@@ -44,7 +44,7 @@ def named(name: str, transformation: Any) -> Optimizer:
 
 
 def adam(learning_rate: float = 1e-3, *, weight_decay: float = 0.0) -> Optimizer:
-    """Adam with 0.9, 0.999 and 1e-8; with a weight decay AdamW."""
+    """Adam with betas 0.9 and 0.999 and epsilon 1e-8; AdamW if there is weight decay."""
     rule = optax.adamw(learning_rate, weight_decay=weight_decay) if weight_decay else optax.adam(learning_rate)
     return named(f"adam({_settings(learning_rate, weight_decay)})", rule)
 
@@ -62,13 +62,13 @@ def adagrad(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
 
 
 def lars(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
-    """LARS, optax's: momentum 0.9 and a trust ratio for each array (You et al. 2017)."""
+    """LARS as in optax: momentum 0.9 and a trust ratio for each array (You et al. 2017)."""
     name = f"lars({learning_rate}, weight_decay={weight_decay})"
     return named(name, optax.lars(learning_rate, weight_decay=weight_decay))
 
 
 def lamb(learning_rate: float, *, weight_decay: float = 0.0) -> Optimizer:
-    """LAMB, optax's: Adam with a trust ratio for each array (You et al. 2020)."""
+    """LAMB as in optax: Adam with a trust ratio for each array (You et al. 2020)."""
     name = f"lamb({learning_rate}, weight_decay={weight_decay})"
     return named(name, optax.lamb(learning_rate, weight_decay=weight_decay))
 
@@ -82,13 +82,13 @@ ADAM = adam()
 
 
 class TrainState(NamedTuple):
-    """Where one training run stands.
+    """The state of one training run.
 
     Attributes:
       params, opt_state: pytrees of the network and the optimiser.
-      key: the run's own key; each epoch's permutation and each step's dropout are folded out of it.
+      key: the run's own key; each epoch's permutation and each step's dropout are derived from it.
       epoch, step: epochs and steps done.
-      diverged_at: the first step whose loss was not finite; -1 while there is none.
+      diverged_at: the first step whose loss was not finite; -1 if there is none.
     """
 
     params: PyTree
@@ -114,7 +114,7 @@ def start(params: PyTree, key: Key[Array, ""], *, optimizer: Any = ADAM) -> Trai
 
 
 def count(batch_size: float, m: int) -> int:
-    """A batch size in examples, from their number, 1 to `m`, or as a float up to 1.0, all of the `m` examples.
+    """A batch size in examples, given as a number from 1 to `m` or, as a float up to 1.0, as a share of `m`.
 
     >>> count(256, 60000), count(0.1, 60000), count(1.0, 60000), count(1, 60000)
     (256, 6000, 60000, 1)
@@ -125,14 +125,14 @@ def count(batch_size: float, m: int) -> int:
     size = round(batch_size * m) if is_share else batch_size
     if not (is_number and 1 <= size <= m and size == int(size)):
         raise ValueError(
-            f"batch size {batch_size} is neither a share, up to 1.0, that is an example or more, nor a whole "
+            f"batch size {batch_size} is neither a share, up to 1.0, of at least one example, nor a whole "
             f"number from 1 to {m}, the number of training examples"
         )
     return int(size)
 
 
 def has_plateaued(losses: Float[np.ndarray, " epochs"], patience: int, tolerance: float) -> bool:
-    """Whether the loss has ceased to improve: the last `patience` epochs beat all before by `tolerance` at most.
+    """Whether the loss has stopped improving: the last `patience` epochs beat all before by at most `tolerance`.
 
     >>> has_plateaued(np.array([3.0, 1.0, 1.1, 0.9]), patience=2, tolerance=0.2)
     True
@@ -159,38 +159,38 @@ def fit(
     on_epoch: Callable[[TrainState, History], None] | None = None,
     progress: str | None = "auto",
 ) -> tuple[TrainState, History]:
-    r"""Minimise $\frac{1}{|B|}\sum_{i \in B} f_i(x)$ over batches B of one size until it ceases to improve.
+    r"""Minimise $\frac{1}{|B|}\sum_{i \in B} f_i(x)$ over batches B of one size until it stops improving.
 
     An epoch draws one permutation and takes ceil(m / batch size) steps; the last batch is filled up with the first
-    examples of the same permutation, so that the size stays fixed and no example is left out. Training stops
-    after `epochs` epochs, when the training loss ceases to improve (`has_plateaued`) or is not finite, or when the
+    examples of the same permutation, so the size stays fixed and no example is left out. Training stops after
+    `epochs` epochs, or when the training loss stops improving (`has_plateaued`) or is not finite, or when the
     objective is below `target`.
 
     Args:
-      loss: `(params, x, y, key) -> (scalar, (loss, accuracy))`, such as `batch_loss(...)`: what is descended,
-        and what history and the rules for the end see.
-      state: from `start`, or one to go on from. It is not modified.
+      loss: `(params, x, y, key) -> (scalar, (loss, accuracy))`, such as `batch_loss(...)`: the scalar is
+        minimised; the history and the stopping rules use the pair.
+      state: from `start`, or a later one to continue from. It is not modified.
       x, y: the training set.
-      batch_size: examples, or a share of the training set, see `count`; or the examples of the next epoch from the
-        state and the history.
+      batch_size: examples, or a share of the training set, see `count`; or `(state, history) -> examples` of the
+        next epoch.
       optimizer: any optax transformation, as given to `start`; it may ask for the loss and for functions of it.
-      epochs: the most epochs, counted from the first one ever.
-      patience, tolerance: epochs and nats, see `has_plateaued`; with a patience of `None` it is not asked.
-      target: of the objective, in nats; Jiang et al. (2020) stop at 0.01.
-      objective: `params -> f`, the mean over the training set; asked for after each epoch where there is a target.
-        The losses of an epoch's own batches would not do: with batch norm they say more of the batch than of x.
+      epochs: the most epochs, counted from the very first one.
+      patience, tolerance: epochs and nats, see `has_plateaued`; a patience of `None` turns this rule off.
+      target: value of the objective at which to stop, in nats; Jiang et al. (2020) stop at 0.01.
+      objective: `params -> f`, the mean over the training set; computed after each epoch if there is a target.
+        The batch losses of an epoch cannot replace it: with batch norm they depend more on the batch than on x.
       evaluate: `params -> (test loss, test accuracy)`.
-      precision: of matrix products in training, such as "float32" or "bfloat16"; by default what
-        `jax.default_matmul_precision` says around the call, else "float32".
-      history: that of `state`, when going on from one.
-      on_epoch: called with the state and the history after each epoch; copy of the state what is to be kept.
+      precision: precision of matrix products in training, such as "float32" or "bfloat16"; by default that of
+        `jax.default_matmul_precision` around the call, else "float32".
+      history: the history of `state`, to continue from it.
+      on_epoch: called with the state and the history after each epoch; copy what you keep of the state.
       progress: a name for the progress bar; `None` shows none. "auto" shows one on a terminal, after two seconds.
 
     Returns:
       The state at the end and the history.
 
     Raises:
-      ValueError: a number out of its range.
+      ValueError: a number is out of range.
     """
     checks.check_untraced("training", state, x, y)
     size = 0 if callable(batch_size) else count(batch_size, len(x))
@@ -219,7 +219,7 @@ def fit(
 
 
 def training_step(loss: Callable, optimizer: Any, precision: str | None, rows: Any = None) -> Callable:
-    """`(state, sums, batches, x, y) -> (state, sums)`, a step that overwrites both; batches lie as `rows`."""
+    """`(state, sums, batches, x, y) -> (state, sums)`: a step that overwrites both; `rows` spreads the batch."""
     update = optimizer.update if isinstance(optimizer, Optimizer) else flat.with_extras(optimizer)
 
     def step(state: TrainState, sums: Any, batches: Any, x: Array, y: Array) -> tuple[TrainState, Any]:
@@ -243,7 +243,7 @@ def training_step(loss: Callable, optimizer: Any, precision: str | None, rows: A
 
 @partial(jax.jit, static_argnums=(0, 1))
 def epoch_of(m: int, size: int, key: Array, epoch: Array) -> Any:
-    """Examples [steps, size] and keys of the steps of an epoch; and zeros to sum in."""
+    """The examples [steps, size] and the keys of the steps of an epoch; and zeros to start the sums."""
     order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
     steps = -(-m // size)
     order = jnp.resize(jax.random.permutation(order_key, m), (steps, size))
@@ -253,16 +253,16 @@ def epoch_of(m: int, size: int, key: Array, epoch: Array) -> Any:
 def examples(
     method: Any, apply: Callable, apply_train: Callable | None = None, *, clip: Any = None, loss: Any = None
 ) -> Callable:
-    """What a method makes of the loss: `(params, x, y, key) -> (losses [b], outputs)` of a batch x.
+    """The loss as a method changes it: `(params, x, y, key) -> (losses [b], outputs)` of a batch x.
 
-    `apply_train`, `(params, x, key) -> outputs`, stands in for `apply` where the network has dropout, and `loss`,
-    `(outputs, y) -> [b]`, for cross entropy.
+    `apply_train`, `(params, x, key) -> outputs`, replaces `apply` if the network has dropout; `loss`,
+    `(outputs, y) -> [b]`, replaces cross entropy.
     """
     network = method.network(apply_train or (lambda params, x, key: apply(params, x)))
     of_outputs = _loss_of_outputs(loss, clip)
 
     def plain(params: PyTree, x: Array, y: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        outputs = network(params, x, jax.random.clone(key))  # one dropout for each batch
+        outputs = network(params, x, jax.random.clone(key))  # the same dropout for a batch
         return of_outputs(outputs, y), outputs
 
     changed = method.loss(plain)
@@ -274,7 +274,7 @@ def batch_loss(
 ) -> Callable:
     """For `fit`: `(params, x, y, key) -> (mean loss to descend, (plain loss, accuracy) to report)`.
 
-    Arguments as of `examples`; with a `loss` there is no accuracy, and it is NaN.
+    Arguments as in `examples`; with a `loss` the accuracy is NaN.
     """
     losses_and_outputs = examples(method, apply, apply_train, clip=clip, loss=loss)
     of_outputs = _loss_of_outputs(loss, clip)
@@ -288,7 +288,7 @@ def batch_loss(
 
 
 def _loss_of_outputs(loss: Callable | None, clip: float | None) -> Callable:
-    """`(outputs, y) -> [b]`: of a network's own, or cross entropy."""
+    """`(outputs, y) -> [b]`: the network's own loss, or cross entropy."""
     if loss is not None:
         return objective.check_no_clip(loss, clip)
 
@@ -299,12 +299,12 @@ def _loss_of_outputs(loss: Callable | None, clip: float | None) -> Callable:
 
 
 def parameters(state: TrainState) -> Any:
-    """Those that a run has come to: the average where there is one."""
+    """The parameters that a run has reached: the average of the iterates if it keeps one."""
     return optax.tree.get(state.opt_state, "weight_average", state.params)
 
 
 class GradientNoise(NamedTuple):
-    """Of the gradient g of one batch: the trace of its covariance, Sigma / B, and |g|^2."""
+    """For the gradient g of one batch: the trace of its covariance, Sigma / B, and |g|^2."""
 
     variance: Array
     square: Array
@@ -326,13 +326,13 @@ def gradient_noise(
 
     Args:
       examples: `(params, x, y, key) -> (losses [b], logits)`, as from `examples`.
-      params: where.
+      params: the point.
       x, y: the batch, of two examples or more.
-      key: of z and of the network.
-      draws: sets of z; the variance has a relative error of about sqrt(2 / draws) where one direction dominates.
+      key: random key for z and the network.
+      draws: sets of z; the variance has a relative error of about sqrt(2 / draws) if one direction dominates.
     """
     if len(x) < 2:
-        raise ValueError(f"x has {len(x)} example; the noise of a gradient shows between two or more")
+        raise ValueError(f"x has {len(x)} example; the noise of a gradient needs two or more")
 
     def noise(params: PyTree, x: Array, y: Array, key: Array) -> GradientNoise:
         losses, pull = jax.vjp(lambda p: examples(p, x, y, key)[0], params)
@@ -348,7 +348,7 @@ def gradient_noise(
 
 
 def growing(grow: Callable, first: int, examples: Callable, x: Array, y: Array) -> Callable:
-    """For `fit`: `(state, history) -> batch size` of an epoch, from the first one, by the `grow` of a method."""
+    """For `fit`: `(state, history) -> batch size` of an epoch; it begins at `first`, and `grow` changes it."""
 
     def batch_size(state: TrainState, history: History) -> int:
         if "batch_size" not in history:
@@ -384,11 +384,11 @@ def _check_stops(epochs: Any, patience: Any, tolerance: Any, target: Any, object
     checks.check_counts({"epochs": epochs, "patience": 1 if patience is None else patience})
     checks.check_between({"tolerance": tolerance, "target": 0 if target is None else target}, 0)
     if target is not None and objective is None:
-        raise ValueError(f"target is {target}; it needs the objective, params -> f, that is to fall below it")
+        raise ValueError(f"target is {target}; it needs the objective, params -> f, which has to fall below it")
 
 
 def _may_end_early(history: History, left: int, patience: Any, tolerance: float, target: float | None) -> bool:
-    """Whether a rule may end training before the epochs that are left."""
+    """Whether a stopping rule may end training before the last epoch."""
     if_no_better = np.append(history["train_loss"], np.full(max(0, left - 1), np.inf))
     return target is not None or _has_converged({"train_loss": if_no_better}, patience, tolerance, None)
 

@@ -1,4 +1,4 @@
-"""Results in one line: what IPython shows of them."""
+"""Results in one line, as IPython shows them."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import numpy as np
 
 __all__ = ["in_one_line", "shown"]
 
-_MOST = 6  # numbers that are shown one by one
+_MOST = 6  # up to so many numbers are shown one by one
 
 
 def shown(value: Any) -> str:
-    """A number to four digits; of many numbers the shape and the range; of a pytree how many numbers it has.
+    """A number with four digits; for many numbers the shape and the range; for a pytree how many numbers it has.
 
     >>> shown(0.123456), shown(np.arange(3) / 3), shown(np.arange(30.0).reshape(3, 10))
     ('0.1235', '[0, 0.3333, 0.6667]', '[3, 10] from 0 to 29')
@@ -41,6 +41,6 @@ def shown(value: Any) -> str:
 
 
 def in_one_line(result: Any) -> str:
-    """The name of a result and its fields, as the `__repr__` of a NamedTuple."""
+    """The name of a result and its fields, like the `__repr__` of a NamedTuple."""
     fields = ", ".join(f"{name}={shown(value)}" for name, value in result._asdict().items())
     return f"{type(result).__name__}({fields})"

@@ -63,7 +63,7 @@ def test_jobs_compute_the_rows_of_one_process_and_one_that_fails_costs_its_row_a
         return fake.row(config, cell, store)
 
     out = tmp_path / "fake" / "run"
-    with pytest.raises(ValueError, match=r"2 of 4 rows did not come: .* the same command submits them again"):
+    with pytest.raises(ValueError, match=r"2 of 4 rows are missing: .* the same command submits them again"):
         filled(row, out, LOCAL)
     said = capfd.readouterr().err.splitlines()
     raised = next(line for line in said if "(SB, 1) failed (ValueError: this one is wrong); its log is" in line)
@@ -161,7 +161,7 @@ def test_a_job_that_is_cancelled_on_slurm_is_submitted_again(tmp_path, capfd):
         return fake.row(config, cell, store)
 
     out = tmp_path / "fake" / "run"
-    with pytest.raises(ValueError, match="1 of 4 rows did not come"):
+    with pytest.raises(ValueError, match="1 of 4 rows are missing"):
         filled(row, out, Cluster(hours=0.1))
     said = capfd.readouterr().err
     assert "(LB, 0) was cancelled, killed or out of time; its log is" in said and "sacct" not in said

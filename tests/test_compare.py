@@ -291,7 +291,7 @@ def test_from_the_shell(model, tmp_path, capsys, monkeypatch):
         ("minima = 3", [], "does not define loss"),
         (None, [], "is no file"),
         (MODEL, ["--dim", "9"], "dim is 9; it must be from 1 to 3"),
-        (MODEL, ["--epsilons", "-1"], "each must be above 0"),
+        (MODEL, ["--epsilons", "-1"], "each above 0"),
         (MODEL, ["--nonsense", "1"], "unrecognized arguments"),
         (MODEL, ["--out", "/dev/null"], "must be a directory"),
     ],

@@ -346,7 +346,7 @@ def test_the_share_is_of_directions_and_the_other_ratio_is_not() -> None:
 def test_a_neighbourhood_that_cannot_be_read_is_nan() -> None:
     flat = landscape.neighbourhood(lambda x: 0 * x.sum(), jnp.ones(3), KEY, num_directions=3)
     assert jnp.isnan(flat.share) and jnp.isnan(flat.mean_over_highest)
-    with pytest.warns(RuntimeWarning, match="the loss was not finite where it was looked at"):
+    with pytest.warns(RuntimeWarning, match="the loss was not finite where it was evaluated"):
         broken = landscape.neighbourhood(lambda x: jnp.sqrt(x.sum() - 3), jnp.ones(3), KEY, num_directions=20)
     assert jnp.isnan(broken.highest) and jnp.isnan(broken.mean_over_highest)
     steep = flat._replace(highest=jnp.float32(jnp.inf))

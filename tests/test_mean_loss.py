@@ -187,7 +187,7 @@ def test_a_language_model_is_trained_on_tokens():
 
 
 def test_what_does_not_go_with_a_loss_of_its_own_is_refused():
-    with pytest.raises(ValueError, match="clip is 1e-07, which is of cross entropy"):
+    with pytest.raises(ValueError, match="clip is 1e-07, which only cross entropy uses"):
         minima.find(LINE, POINTS, KEY, minima.Recipe(1.0, clip=1e-7, epochs=1))
     with pytest.raises(ValueError, match=r"see objective.mean_loss, and models.Model\(loss=...\)"):
         minima.find(LINE._replace(loss=None), POINTS, KEY, minima.Recipe(1.0, epochs=1))

@@ -373,7 +373,7 @@ def test_a_checkpoint_is_no_minimum(monkeypatch, tmp_path):
     monkeypatch.setattr(minima, "_SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     monkeypatch.setattr(minima.Path, "unlink", lambda *args, **how: None)
     find(tmp_path, epochs=3)
-    with pytest.raises(ValueError, match="of a training that has not ended"):
+    with pytest.raises(ValueError, match="is a checkpoint of an unfinished training"):
         load(next(tmp_path.glob("*.checkpoint")))
 
 

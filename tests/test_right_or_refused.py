@@ -298,7 +298,7 @@ def test_what_decides_by_numbers_says_so():
         lambda key: hessian.eigenpairs(linear, jax.random.normal(key, (5,)), KEY),
         lambda key: symmetry.audit({}, {}, POINT, key),
     ):
-        with pytest.raises(ValueError, match="decides by numbers and cannot be traced; call it outside jit, vmap"):
+        with pytest.raises(ValueError, match="depends on values and cannot be traced; call it outside jit, vmap"):
             jax.eval_shape(call, KEY)
 
 

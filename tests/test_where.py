@@ -123,7 +123,7 @@ def test_what_a_hessian_does_not_see_is_not_explained():
     assert float(result.sharpness) == pytest.approx(100 * 2.1005, rel=1e-4)
     assert float(result.linear) == pytest.approx(10, rel=1e-4)
     assert float(result.quadratic) == pytest.approx(0.05, rel=1e-2)
-    with pytest.raises(ValueError, match="step is not as params"):
+    with pytest.raises(ValueError, match="step is not like params"):
         hessian.explain(loss, jnp.zeros(2), jnp.zeros((3, 2)), KEY, k=1)
 
 
