@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import operator
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -251,6 +253,14 @@ def test_dir_lists_the_modules_that_are_loaded_on_use() -> None:
     assert not missing, f"gengap.__all__ names {sorted(missing)}, which do not exist"
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = gengap.nonsense
+
+
+def test_what_the_documents_call_by_its_full_name_exists() -> None:
+    texts = [path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+    names = {name for text in texts for name in re.findall(r"(?<!from )\bgengap\.(\w+(?:\.\w+)?)", text)}
+    assert {"compare", "theories.description_length"} <= names
+    for name in names:
+        operator.attrgetter(name)(gengap)
 
 
 def in_a_new_process(code: str) -> str:
