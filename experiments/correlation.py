@@ -51,7 +51,7 @@ class Config(NamedTuple):
     """A grid of runs of a dense network."""
 
     dataset: str = "digits"
-    """"digits", or any image-classification set of TFDS"""
+    """"digits", any image-classification set of TFDS, or an .npz file"""
     train_size: int | None = None
     """number of training examples, the first ones; by default all"""
     batch_sizes: tuple[int, ...] = (32, 128, 512)

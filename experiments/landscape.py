@@ -214,8 +214,8 @@ def straight(runs: Sequence[Row]) -> Section:
     here, there = ([plain(v) for v in pair] for pair in (map(statistics.fmean, (near, far)), beyond(*theirs)))
     between = [_barrier(row["alphas"], row["linear"]["train_loss"]) for row in runs]
     findings = [
-        f"Beyond the minima, at alpha -1/4 and 5/4, the training loss rises by {here[0]} (SB) and {here[1]} "
-        f"(LB){_paper(runs, f'{there[0]} and {there[1]}')}. It is steeper beyond LB: {claims(list(runs))[1].verdict}.",
+        f"Beyond the minima, at alpha -1/4 and 5/4, the training loss rises by {here[0]} (SB) and {here[1]} (LB)"
+        f"{_paper(runs, f'{there[0]} and {there[1]}')}. It is steeper beyond LB: {claims(list(runs))[1].verdict}.",
         f"Between the minima the training loss rises above the higher end by {spread(between)}"
         f"{_paper(runs, plain(_barrier(*theirs)))}.",
     ]

@@ -37,7 +37,7 @@ class Config(NamedTuple):
     """Settings of every part."""
 
     dataset: str = "digits"
-    """"digits", or any image-classification set of TFDS"""
+    """"digits", any image-classification set of TFDS, or an .npz file"""
     network: Network | None = None
     """network; by default the paper's for the data set"""
     num_seeds: int | None = None

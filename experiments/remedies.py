@@ -284,8 +284,8 @@ def _findings(groups: Groups, names: Sequence[str], full: str) -> list[str]:
         of = "LB with as many epochs as SB" if run == "LB" else "LB with as many updates as SB"
         findings += [
             f"Of {len(known)} ways to train {of}, {best} tests best: {spread(accuracies[best])} %, "
-            f"{spread(above)} points above plain LB with as many epochs. It was chosen on these seeds, so they do not "
-            "test it.",
+            f"{spread(above)} points above plain LB with as many epochs. It was chosen on these seeds, so they do "
+            "not test it.",
             f"Over the ways to train {of}, the rank correlation of test accuracy and sharpness is {plain(rank)}.",
         ]
     return findings

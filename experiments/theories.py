@@ -124,7 +124,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
     for name in ("rises", "priors", "widths"):
         values, least = getattr(config, name), -1 if name == "priors" else 0
         if not values or not all(least < value < np.inf and value >= 0 for value in values):
-            raise ValueError(f"{name} is {values}; each must be above 0, and there must be one")
+            raise ValueError(f"{name} is {values}; it needs at least one value, each above 0 (priors: 0 or above)")
         settings.check_distinct({name: values})
     for name, low in {"examples": 1, "num_samples": 2, "num_products": 4, "num_steps": 10}.items():
         if getattr(config, name) < low:
@@ -325,7 +325,8 @@ def _controls(rows: Sequence[Row]) -> Section:
     epsilon = next((name for name in at_end(rows)[0] if name.startswith("sharpness_full_")), column("full", 1e-3))
     ends, equal = (pairs(of, epsilon) for of in (at_end(rows), at_equal_loss(rows)))
     findings = [
-        f'The map "{name}" leaves the function as it is, and changes: {", ".join(changed[name]) or "none of these"}.'
+        f'The map "{name}" leaves the function as it is, and changes: '
+        f"{', '.join(changed[name]) or 'none of these'}."
         for name in MAPS
     ]
     for words, both in (("at the end of training", ends), ("at equal training loss", equal)):
