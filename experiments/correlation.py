@@ -120,7 +120,8 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
     axes = (config.widths, config.batch_sizes, config.learning_rates, config.weight_decays)
     if not all(axes) or config.num_seeds < 1 or config.epochs < 1 or config.examples < 2:
         raise ValueError(
-            "every axis of the grid needs a value; num_seeds and epochs must be at least 1, examples at least 2"
+            "every axis of the grid needs a value; num_seeds and epochs must be at least 1, and examples must be "
+            "at least 2"
         )
     if config.train_size is not None and config.train_size < 1:
         raise ValueError(f"train_size is {config.train_size}; it must be at least 1")

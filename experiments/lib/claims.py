@@ -1,8 +1,8 @@
 """The paper's claims, tested on rows: each holds, does not hold, is undecided, or was not tested.
 
 The experiment that draws the figure of a claim tests it, on the rows of one network, data set and run. Each seed
-gives a number, which is positive if the claim is true there: a difference of SB and LB, or of a number and a bound,
-or the logarithm of a ratio of sharpnesses or distances.
+gives a number, above 0 if the claim is true there: a difference of SB and LB, or of a number and a bound, or the
+logarithm of a ratio of sharpnesses or distances.
 """
 
 from collections import Counter

@@ -39,7 +39,7 @@ class Training(NamedTuple):
     seed: int = 0
     """random seed"""
     small_batch: int | float | None = None
-    """batch size of SB: examples, or a fraction of the training set (0.05, 1.0); by default 1/45 of it, at most 256"""
+    """batch size of SB: examples, or a fraction of the training set (0.05, 1.0); by default 1/45, at most 256"""
     large_batch: int | float = 0.1
     """batch size of LB: examples, or a fraction of the training set"""
     optimizer: Literal["adam", "sgd", "adagrad"] = "adam"
