@@ -115,7 +115,7 @@ def figures(rows: list[Row]) -> list[Section]:
     if paper.beside(kept[0]["network"], kept[0]["dataset"]):
         findings += [
             f"In Table 4 of the {tables.paper_heading(kept)} LB is above SB by {plain(excess[0])} at epsilon 1e-3 "
-            f"and by {plain(excess[1])} at 5e-4. Without such averages the difference would fall with epsilon.",
+            f"and by {plain(excess[1])} at 5e-4. A difference in sharpness alone would fall with epsilon.",
             f"The sharpness of SB in Table 4 is {plain(whole[0])} and {plain(whole[1])}, "
             + (
                 "less than moving averages would add. So SB was not measured with them."

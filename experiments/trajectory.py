@@ -164,8 +164,8 @@ def accuracy_figure(rows: Sequence[Row]) -> list[Section]:
     findings = [
         f"At the end the test accuracy of SB minus that of LB is {spread(gaps)} points. SB tests better: "
         f"{stats.verdict(gaps)}.",
-        f"Test accuracy falls by {spread(falls['SB'])} points (SB) and {spread(falls['LB'])} points (LB), from "
-        "its peak to the mean of the last tenth of the epochs.",
+        f"From its peak to the mean of the last tenth of the epochs, test accuracy falls by {spread(falls['SB'])} "
+        f"points (SB) and {spread(falls['LB'])} points (LB).",
     ]
     if _is_the_papers(network, runs[0]):
         small, large = (theirs[f"{side}_test"].y for side in SIDES)
@@ -289,7 +289,7 @@ def speedup_figure(rows: Sequence[Row]) -> list[Section]:
     if statistics.fmean(ratios) < 1:
         more, less, turned = "SB", "LB", [1 / ratio for ratio in ratios]
     findings = [
-        f"{more} needs {spread(turned)} times the iterations of {less} to the best test accuracy that both reach. "
+        f"{more} takes {spread(turned)} times the iterations of {less} to the best test accuracy that both reach. "
         f"The batches are {small_batch} (SB) and {large_batch} (LB).",
         "By the paper's model LB is faster if SB uses the processors with an efficiency below "
         f"{spread(pays)}" + (" (above 1: always)." if max(pays) > 1 else "."),

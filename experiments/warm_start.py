@@ -99,7 +99,7 @@ def figures(rows: list[Row]) -> list[Section]:
     here, there = stats.where(kept[0]), f"paper, {paper.where(network)}"
     lines = [
         *plots.seeds(starts(kept, sb_accuracy(kept)), "SB at that epoch", "SB", marker="o"),
-        *plots.seeds(starts(kept, test_accuracy), "LB begun there", "LB", marker="s"),
+        *plots.seeds(starts(kept, test_accuracy), "LB started there", "LB", marker="s"),
         plots.dotted(theirs["SB_test"], f"{there}, SB"),
         plots.dotted(theirs["LB_piggyback_test"], f"{there}, LB"),
     ]
@@ -107,17 +107,17 @@ def figures(rows: list[Row]) -> list[Section]:
     panels = plots.beside_paper(panel, kept[0]["network"], network)
     for epsilon, name in EPSILONS:
         shown = [(x, list(map(positive, y))) for x, y in starts(kept, column("full", epsilon))]
-        lines = plots.seeds(shown, "LB begun there", "LB", marker="s")
+        lines = plots.seeds(shown, "LB started there", "LB", marker="s")
         lines.append(plots.dotted(theirs[f"sharp_{name}"], f"{there}, LB"))
         title = f"full space, epsilon {name}"
         panels.append(plots.Panel(title, EPOCH, plots.SHARPNESS, lines, log_x=True, log_y=True))
     in_paper = [b >= a for a, b in zip(theirs["SB_test"].y, theirs["LB_piggyback_test"].y, strict=True)]
     as_good, flatter = claims(kept)
     findings = [
-        f"LB begun from an iterate of SB tests at least as well as that iterate in {sum(better)} of {len(better)} "
-        "starts.",
+        f"LB started from an iterate of SB tests at least as well as that iterate in {sum(better)} of "
+        f"{len(better)} starts.",
         f"It does so on average over the starts of a seed: {as_good.verdict}.",
-        f"The later LB begins, the flatter it ends ({flatter.here or DASH} over seeds and epsilons): "
+        f"The later LB starts, the flatter it ends ({flatter.here or DASH} over seeds and epsilons): "
         f"{flatter.verdict}.",
     ]
     if network == kept[0]["network"] and paper.beside(network, kept[0]["dataset"]):
@@ -126,7 +126,7 @@ def figures(rows: list[Row]) -> list[Section]:
         "LB starts from the parameters of SB after the epoch on the axis, with a new optimiser state. Dotted: the "
         "paper's network named in the legend."
     )
-    title = "Large batches begun from small-batch iterates (Fig. 5)"
+    title = "Large batches started from small-batch iterates (Fig. 5)"
     return [*lost, Section(title, findings, figure=plots.panels(panels), caption=caption, name="fig5")]
 
 
@@ -136,8 +136,8 @@ def claims(rows: list[Row]) -> list[Claim]:
     verdict = stats.verdict([large - small for small, large in both])
     ranks = [curves.ranks(starts(rows, column("full", epsilon))) for epsilon, _ in EPSILONS]
     verdicts = [stats.verdict(-of_epsilon) for of_epsilon in ranks]
-    as_good = "LB begun from an SB iterate tests at least as well as it, on average over the iterates"
-    flatter = "the later LB begins, the flatter it ends"
+    as_good = "LB started from an SB iterate tests at least as well as it, on average over the iterates"
+    flatter = "the later LB starts, the flatter it ends"
     return [
         Claim("Fig. 5", as_good, {"C1": "at all epochs"}, means(both, " %"), [verdict]),
         Claim("Fig. 5", flatter, {"C1": "532 to 1"}, curves.lowest_and_highest(ranks), verdicts),
@@ -150,7 +150,7 @@ def starts(rows: Sequence[Row], value: Value, x: Value = "epoch") -> list[Curve]
 
 
 def accuracies(rows: Sequence[Row]) -> list[list[tuple[float, float]]]:
-    """Test accuracy of SB where LB began, and of LB at the end, in percent, of each seed that has both."""
+    """Test accuracy of SB where LB started, and of LB at the end, in percent, for each seed that has both."""
     of_seeds = starts(rows, test_accuracy, x=sb_accuracy(rows))
     return [[(a, b) for a, b in zip(*curve, strict=True) if b is not None] for curve in of_seeds]
 

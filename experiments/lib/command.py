@@ -150,7 +150,7 @@ def _jobs(options: Options) -> int | Cluster | None:
         for name, value in given.items():
             raise ValueError(f"{name} is {value}; it must come with --cluster slurm")
         if options.shard and options.jobs not in (None, 1):
-            raise ValueError(f"jobs is {options.jobs}; with --shard, where a row takes all devices, it must be 1")
+            raise ValueError(f"jobs is {options.jobs}; it must be 1 with --shard, since a row takes all devices")
         return 1 if options.shard else options.jobs
     return Cluster(options.cluster, at_once=options.jobs, **given)
 
@@ -190,7 +190,7 @@ def _check_devices() -> None:
     except Exception as error:
         platforms = os.environ.get("JAX_PLATFORMS", "not set")
         raise ValueError(
-            f"JAX finds no device where JAX_PLATFORMS is {platforms} ({error or type(error).__name__})"
+            f"JAX finds no device; JAX_PLATFORMS is {platforms} ({error or type(error).__name__})"
         ) from None
 
 
