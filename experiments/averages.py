@@ -45,7 +45,7 @@ SMOKE = Config(Training(num_seeds=1, train_size=400, epochs=2))
 
 
 def row(config: Config, cell: Cell, store: Path) -> Row:
-    """Updates after each epoch, and f there with batch statistics and with moving averages; none is stored."""
+    """The updates after each epoch, and f there with batch statistics and with moving averages."""
     training, label = config.training, settings.label(config.training, cell)
     ds, model, loss, *_ = settings.problem(training, cell["network"])
     recipe = settings.recipe(training, settings.batch_size(training, cell["side"]))
@@ -55,7 +55,7 @@ def row(config: Config, cell: Cell, store: Path) -> Row:
     loss, loss_frozen = jax.jit(loss), jax.jit(settings.loss_over(training, frozen, ds))
     of_batch = jax.jit(lambda params, x: model.statistics(params, objective.scale(x)))  # type: ignore[misc]
     averages, steps, batch, moving = None, [0], [], []
-    for snapshot in list(minimum.snapshots.values())[: minimum.epochs]:  # after the end there is no other
+    for snapshot in list(minimum.snapshots.values())[: minimum.epochs]:  # later ones repeat the end
         latest = of_batch(snapshot.params, ds.x_train[: minimum.batch_size])
         averages = averaged(averages, latest, config.momentum ** (snapshot.steps - steps[-1]))
         steps.append(snapshot.steps)
@@ -65,7 +65,7 @@ def row(config: Config, cell: Cell, store: Path) -> Row:
 
 
 def averaged(averages: PyTree | None, own: PyTree, kept: float) -> PyTree:
-    """Moving averages after the updates of an epoch, with the statistics at its end; they begin at 0 and 1."""
+    """Moving averages after an epoch, from the statistics at its end; means start at 0 and variances at 1."""
     if averages is None:
         averages = jax.tree.map_with_path(lambda path, a: jnp.full_like(a, path[-1].key == "var"), own)
     return jax.tree.map(lambda a, b: kept * a + (1 - kept) * b, averages, own)
@@ -86,7 +86,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
 @report.apart
 def figures(rows: list[Row]) -> list[Section]:
-    """What is added to the metric along training, and what the paper's table has."""
+    """What moving averages would add to the metric along training, beside the paper's table."""
     lost, kept = diverged(rows), converged(rows)
     small, large = ([row for row in kept if row["side"] == side] for side in SIDES)
     if not small or not large:
@@ -109,34 +109,38 @@ def figures(rows: list[Row]) -> list[Section]:
     ]
     passed = [stats.at_loss(added(row), row["steps"], mean) for row in large]
     if passed := [steps for steps in passed if math.isfinite(steps)]:
-        findings.append(f"On the way they would add {plain(mean)} to that of LB after {spread(passed)} updates.")
+        findings.append(f"Earlier, after {spread(passed)} updates of LB, they would add {plain(mean)}.")
     whole = [theirs["SB"][epsilon][0] for epsilon in (1e-3, 5e-4)]
     is_less = min(ends) > max(whole)
     if paper.beside(kept[0]["network"], kept[0]["dataset"]):
         findings += [
-            f"In Table 4 ({tables.paper_heading(kept)}) LB is above SB by {plain(excess[0])} at epsilon 1e-3 and "
-            f"by {plain(excess[1])} at 5e-4. A sharpness alone would fall with epsilon.",
+            f"In Table 4 of the {tables.paper_heading(kept)} LB is above SB by {plain(excess[0])} at epsilon 1e-3 "
+            f"and by {plain(excess[1])} at 5e-4. A difference in sharpness alone would fall with epsilon.",
             f"The sharpness of SB in Table 4 is {plain(whole[0])} and {plain(whole[1])}, "
-            + ("less than averages would add: SB was not measured so." if is_less else "more than that."),
+            + (
+                "less than moving averages would add. So SB was not measured with them."
+                if is_less
+                else "not less than moving averages would add in every seed."
+            ),
         ]
     label = "added to the metric (% of 1 + f)"
-    title = f"f with moving averages less f, {stats.where(kept[0])}"
+    title = f"f with moving averages minus f, {stats.where(kept[0])}"
     panel = plots.Panel(title, "updates", label, lines, log_x=True, log_y=True)
     caption = (
-        "One point for each epoch, up to the minimum: 100 (f with averages - f) / (1 + f), where f has the batch "
-        "statistics of each chunk, as everywhere. Dotted: how much LB lies above SB in the paper's Table 4."
+        "One point for each epoch, up to the minimum: 100 (f with averages - f) / (1 + f), where f uses the "
+        "batch statistics of each chunk, as elsewhere. Dotted: how much LB lies above SB in the paper's Table 4."
     )
     title = "What moving averages in batch norm would add to the sharpness"
     return [*lost, Section(title, findings, figure=plots.panels([panel]), caption=caption, name="averages")]
 
 
 def added(row: Row) -> list[float]:
-    """To the metric by moving averages, after each epoch."""
+    """What moving averages would add to the metric after each epoch."""
     return [100 * (moving - f) / (1 + f) for moving, f in zip(row["moving"], row["batch"], strict=True)]
 
 
 def claims(rows: list[Row]) -> list[Claim]:
-    """None: the paper says nothing of it."""
+    """None: the paper says nothing about moving averages."""
     return []
 
 

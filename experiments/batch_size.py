@@ -22,18 +22,18 @@ from gengap.records import Cell, Row
 from gengap.report import DASH, Section, percent, plain, positive
 
 PAPER = (100, 250, 500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 5000)
-"""For C1 on CIFAR-10; those for F2 are in proportion to a training set that is larger."""
+"""Those of C1 on CIFAR-10; those of F2 are larger, in proportion to its training set."""
 DIGITS = (16, 32, 64, 128, 256, 512, 1024)
 SHARE = "batch size (% of the training set)"
 
 
 class Config(NamedTuple):
-    """One network at many batch sizes, trained for all its epochs."""
+    """One network, trained with many batch sizes, each time for all epochs."""
 
     training: Training = Training(num_seeds=3, epochs=30)
     metric: Metric = Metric(num_draws=0)
     batch_sizes: tuple[int | float, ...] = ()
-    """examples, or fractions of the training set; by default the paper's, for digits 16 to 1024"""
+    """batch sizes: examples, or fractions of the training set; by default the paper's, for digits 16 to 1024"""
 
 
 CONFIG = Config()
@@ -41,7 +41,7 @@ SMOKE = Config(Training(num_seeds=1, train_size=200, epochs=1), Metric(num_draws
 
 
 def row(config: Config, cell: Cell, store: Path) -> Row:
-    """Where the training with one batch size ended: its loss, accuracy and sharpness."""
+    """The end of training with one batch size: its loss, accuracy and sharpness."""
     training, label = config.training, settings.label(config.training, cell)
     ds, model, loss, train, test = settings.problem(training, cell["network"])
     recipe, key = settings.recipe(training, cell["batch_size"]), settings.training_key(training)
@@ -107,12 +107,12 @@ def figures(rows: list[Row]) -> list[Section]:
         findings += [
             "The same fit to the paper's curve of this network gives "
             f"{plain(their_fall and their_fall.batch_size)} %.",
-            f"The paper's text says that its sharpness has risen at about {in_words} examples, "
+            f"The paper's text says that its sharpness has risen at about {in_words} examples, which is "
             f"{plain(100 * in_words / examples)} %.",
         ]
     caption = (
-        "Every batch size trained for the same number of epochs. The axis is a share of the training set, since "
-        "the paper's data sets are larger. Dotted: the paper's network of that name."
+        "Every batch size was trained for the same number of epochs. The axis is a share of the training set, "
+        "because the paper's data sets are larger. Dotted: the paper's network named in the legend."
     )
     title = "Accuracy and sharpness against batch size (Fig. 4)"
     return [*lost, Section(title, findings, figure=plots.panels(panels), caption=caption, name="fig4")]
@@ -121,12 +121,12 @@ def figures(rows: list[Row]) -> list[Section]:
 def _fall_in_words(fall: stats.Threshold | None) -> list[str]:
     if fall is None:
         return ["Test accuracy does not fall with the batch size, or there are too few batch sizes to tell."]
-    weak = "" if fall.p_value < 0.05 else ", so that there may be no fall at all"
+    weak = "" if fall.p_value < 0.05 else ", so there may be no fall at all"
     return [
         f"Test accuracy begins to fall at {plain(fall.batch_size)} % of the training set, by {plain(-fall.slope)} "
         f"points for each factor of ten (F test against no fall: p = {fall.p_value:.2g}{weak}).",
-        "This is a least-squares fit over all seeds of a constant that turns into a straight descent in log batch "
-        "size.",
+        "The least-squares fit over all seeds is constant up to there, and then falls linearly with the logarithm "
+        "of the batch size.",
     ]
 
 
@@ -151,7 +151,7 @@ def claims(rows: list[Row]) -> list[Claim]:
 
 
 def against(rows: Sequence[Row], value: Value) -> list[Curve]:
-    """Batch sizes, in percent of the training set, and a number at each, of each seed."""
+    """For each seed, the batch sizes in percent of the training set, and a number at each."""
     return list(curves.curves(rows, "share", lambda row: percent(row["share"]), value).values())
 
 

@@ -49,20 +49,20 @@ EFFECTS = (
 )
 TERMS = [*((name,) for name in FACTORS), *itertools.combinations(FACTORS, 2)]
 SHARP = "LB + updates"
-"""at whose minimum the escapes begin"""
+"""Escapes start at its minimum."""
 ESCAPES = {"SB": "SB", "LB": "LB", "LB + noise": "other"}
-"""with their colours"""
+"""The trainings that start there, with their colours."""
 TEST = 1000
-"""test examples after each epoch; the tables are of all of them"""
+"""Number of test examples evaluated after each epoch; the tables use all of them."""
 
 
 class Config(NamedTuple):
-    """The factorial. The figures show the largest epsilon."""
+    """A factorial of four differences between SB and LB. The figures show the largest epsilon."""
 
     training: Training = Training("cifar10", "f1", train_size=4000, small_batch=32, epochs=25)
     metric: Metric = Metric(epsilons=(1e-3,), num_draws=2, num_directions=2)
     escape: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """measure after these epochs of SB from the LB minimum, and after as many updates of LB"""
+    """measure after these epochs of SB from the LB minimum, and LB after as many updates"""
 
 
 CONFIG = Config()
@@ -79,7 +79,7 @@ SMOKE = Config(
 
 
 def cells(config: Config) -> list[records.Cell]:
-    """A cell for SB, each LB of the factorial, and each epoch of an escape, of each network and seed."""
+    """For each network and seed: SB, each LB of the factorial, and each measured epoch of an escape."""
     training, after = config.training, sorted(set(config.escape))
     ways: list[dict[str, Any]] = [{**_way(name), "begun": ""} for name in ("SB", *FACTORIAL)]
     ways += [{**_way(name), "begun": f"from {SHARP}", "after": epochs} for name in ESCAPES for epochs in after]
@@ -102,7 +102,7 @@ def _name(row: records.Cell) -> str:
 
 
 def epochs_of(config: Config, cell: records.Cell) -> int:
-    """The most epochs of a cell: as many as SB, or those in which LB makes as many updates."""
+    """The epochs of a cell: as many as SB takes, or as many as LB needs for the same number of updates."""
     epochs = cell.get("after", config.training.epochs)
     if "after" not in cell and "updates" not in cell["factors"]:
         return epochs
@@ -111,13 +111,13 @@ def epochs_of(config: Config, cell: records.Cell) -> int:
 
 
 def recipe(config: Config, cell: records.Cell) -> minima.Recipe:
-    """How SB, or LB with some factors, is trained; an escape has a snapshot after each of its epochs."""
+    """How SB, or LB with some factors, is trained; an escape has a snapshot after each measured epoch."""
     small, large, m = settings.sizes(config.training)
     pieces = {
         "noise": methods.matched_noise(small),
         "ghosts": methods.ghost_batch_norm(small),
         "rate": methods.scale_rate(math.sqrt(large / small)),
-        # the first steps of a new Adam have full length, however small the gradient of the minimum
+        # the first steps of a new Adam have full length, however small the gradient at the minimum
         "warm-up": methods.warm_up(-(-m // small)),
     }
     factors, same_training = {*cell["factors"].split(" + ")}, [cell]
@@ -151,7 +151,7 @@ def row(config: Config, cell: records.Cell, store: Path) -> Row:
         loss, minimum.params, key, metric, train=evaluate_train, test=evaluate_test, progress=label
     )
     summary = minimum.summary()
-    del summary["history"]  # of up to some hundred epochs a row, which nothing reads
+    del summary["history"]  # up to some hundred epochs, which nothing reads
     return summary | measured
 
 
@@ -171,7 +171,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
 @report.apart
 def figures(rows: list[Row]) -> list[report.Section]:
-    """Every cell, the effects of the factors and of their pairs, and the way from an LB minimum."""
+    """The effects of the factors and of their pairs, a table of all cells, and the escapes from an LB minimum."""
     kept, sections = converged(rows), diverged(rows)
     factorial = {
         name: {row["seed"]: row for row in kept if "after" not in row and _name(row) == name}
@@ -187,7 +187,7 @@ def figures(rows: list[Row]) -> list[report.Section]:
 
 
 def claims(rows: list[Row]) -> list[Claim]:
-    """What SB's noise does to LB that has as many updates; the paper has no such experiment."""
+    """What SB's noise changes in LB with as many updates; the paper has no such experiment."""
     both = [row for row in rows if "after" not in row and row["side"] == "LB"]
     _, full, *_ = _columns(rows)
     names = "updates + noise", "updates"
@@ -211,7 +211,7 @@ def claims(rows: list[Row]) -> list[Claim]:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, str]:
-    """What is compared, and in which words."""
+    """The columns that are compared, and their names in the report."""
     epsilon = max(epsilons_of(rows, "full"), default=math.nan)
     return {
         "test_accuracy": "test accuracy, points",
@@ -228,7 +228,7 @@ def _value(row: Row, name: str) -> float:
 
 
 def _response(row: Row, name: str) -> float:
-    """Accuracy in percent; sharpness, distance and loss by their logarithms, so that an effect is a factor."""
+    """Accuracy in percent; the logarithms of sharpness, distance and loss, so that an effect is a factor."""
     value = _value(row, name)
     if name == "test_accuracy":
         return value
@@ -236,12 +236,12 @@ def _response(row: Row, name: str) -> float:
 
 
 def contrast(values: Mapping[str, Any], term: Sequence[str]) -> Any:
-    """An effect in a two-level factorial: of a factor, or of how it changes with the level of a second one.
+    """An effect in a two-level factorial: the main effect of one factor, or the interaction of two.
 
     Args:
-      values: of every cell, numbers or arrays.
-      term: one factor, whose effect is the mean where it is on less the mean where it is off; or two, whose
-        interaction is half of the difference between the effects of the one where the other is on and off.
+      values: a number or an array for each cell.
+      term: one factor, whose effect is the mean with it minus the mean without it; or two, whose interaction is
+        half of the difference between the effects of one with and without the other.
 
     Reference: Box, Hunter and Hunter, "Statistics for Experimenters", 2005, chapter 5.
     """
@@ -267,16 +267,17 @@ def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.
         *_moved("test accuracy", accuracy, in_points=True),
         *_moved("sharpness in the full space", full),
         *_moved("sharpness in random subspaces", random),
-        "A factor is named where its 95 % t interval over at least three seeds is on one side of no change; the "
-        "strongest comes first.",
+        "A factor is named if its 95 % t interval over at least three seeds excludes no change; the strongest "
+        "comes first.",
         f"Factors that raise test accuracy and flatten in the full space: {', '.join(both) or 'none'}.",
-        f"The rank correlation of test accuracy and sharpness over the means of the cells is {plain(rank)}.",
+        "The rank correlation of test accuracy and full-space sharpness over the means of the LB cells is "
+        f"{plain(rank)}.",
         *(f"{claim.claim}: {claim.here}, {claim.verdict}." for claim in tested if claim.verdict.n),
     ]
     table = {words: [_cell(interval) for interval in of_terms] for words, of_terms in intervals.items()}
     caption = (
-        "Each point is the change of the mean over the LB cells when a factor is turned on; for a pair, half the "
-        "change of one effect by the other factor. Bars: 95 % t intervals over seeds. The grey line: no effect."
+        "Each point is the change of the mean over the LB cells when a factor is added; for a pair, half of what "
+        "adding one changes in the effect of the other. Bars: 95 % t intervals over seeds. Grey line: no effect."
     )
     return report.Section(
         "Which difference makes the gap, and which the sharpness",
@@ -300,7 +301,7 @@ def _drawn(effects: np.ndarray, intervals: Sequence[Sequence[stats.Interval]], o
 
 
 def _movers(effects: Mapping[str, np.ndarray], sign: int) -> list[str]:
-    """The factors that raise a response, or with -1 lower it, the strongest first."""
+    """The factors that raise a response, or with sign -1 lower it, the strongest first."""
     sure = [factor for factor in FACTORS if stats.verdict(sign * effects[factor]).word == "holds"]
     return sorted(sure, key=lambda factor: -abs(effects[factor].mean()))
 
@@ -357,8 +358,8 @@ def _escapes(rows: Sequence[Row], begun: Mapping[int, Row]) -> report.Section:
     }
     panels = [_escape_panel(escapes, begun, name, *words) for name, words in shown.items()]
     caption = (
-        "Begun at the minimum of LB with as many updates as SB, with a new state of the optimiser and a rate that "
-        "grows over the first epoch of SB: SB, LB, and LB with the gradient noise of SB."
+        "SB, LB, and LB with the gradient noise of SB, all started at the minimum of LB with as many updates as "
+        "SB. The optimiser state is new, and the learning rate grows over the first epoch of SB."
     )
     last = {name: {seed: later[-1] for seed, later in of_seeds.items()} for name, of_seeds in escapes.items()}
     return report.Section(
@@ -387,9 +388,12 @@ def _escape_panel(
 def _escape_findings(
     last: Mapping[str, Mapping[int, Row]], begun: Mapping[int, Row], name: str, full: str
 ) -> list[str]:
-    """How the end of an escape differs from that of LB, and from where it began."""
+    """How the end of an escape differs from that of LB, and from its start."""
     sentences = []
-    for measured, adjective, comparative in (("distance", "far away", "farther away"), (full, "sharp", "sharper")):
+    for measured, adjective, comparative in (
+        ("distance", "far from the start", "farther from the start"),
+        (full, "sharp", "sharper"),
+    ):
         logs = [
             log
             for seed, row in last[name].items()
@@ -402,7 +406,7 @@ def _escape_findings(
             f"{more} is {comparative}: {compared}.",
         ]
     falls = [_response(begun[seed], full) - _response(row, full) for seed, row in last[name].items()]
-    return [*sentences, f"{name} ends flatter than the LB minimum that it began at: {stats.verdict(falls)}."]
+    return [*sentences, f"{name} ends flatter than the LB minimum that it started from: {stats.verdict(falls)}."]
 
 
 def _cell(interval: stats.Interval) -> str:

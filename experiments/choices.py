@@ -42,17 +42,17 @@ from gengap.report import plain, times
 
 
 class Config(NamedTuple):
-    """Variants of the metric, at the minima of one starting point."""
+    """Other choices, tried at the minima of one starting point."""
 
     training: Training = Training(dataset="mnist")
     metric: Metric = Metric(num_draws=2)
-    """SciPy may spend more gradients"""
+    """Sharpness (Metric 2.1). SciPy may spend more gradients than --max-evaluations."""
     which: int = 0
-    """number of the starting point"""
+    """number of the starting point, from 0"""
     examples: int = 5_000
     """number of training examples in f"""
     stages: tuple[int, ...] = (3, 7, 15)
-    """measure after these epochs"""
+    """also measure after these epochs of training"""
 
 
 CONFIG = Config()
@@ -75,7 +75,7 @@ STAGE = "from the same starting point"
 
 
 def cells(config: Config) -> list[records.Cell]:
-    """SB and LB for each choice, and at each stage of training, there with the default choice."""
+    """SB and LB for each choice, and at each stage of training with the default choice."""
     problem = settings.problem(config.training)
     names = [name for name in NOTES if name != "population statistics" or problem.model.apply_frozen]
     names += [f"after {epochs} epochs" for epochs in sorted(config.stages)]
@@ -109,7 +109,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
 
 def _minimum(config: Config, problem: Problem, side: str, stage: int | None, store: Path) -> minima.Minimum:
-    """The minimum of a side, or where its training stands after so many epochs."""
+    """The minimum of a side, or its parameters after `stage` epochs of training."""
     network = settings.networks(config.training)[0]
     if stage is None:
         return settings.pair(config.training, network, config.which, store)[side]
@@ -188,7 +188,7 @@ def _unit(key: Array, shape: tuple[int, ...]) -> Array:
 
 @report.apart
 def figures(rows: list[Row]) -> list[report.Section]:
-    """The table of choice against value, the paper's numbers for F1 on MNIST in its first line."""
+    """The values under each choice, with the paper's numbers for F1 on MNIST in the first line."""
     if not rows:
         return []
     epsilons = epsilons_of(rows, "random")
@@ -225,7 +225,7 @@ def _table_cells(values: dict[tuple[str, float], float]) -> dict[str, str]:
 
 
 def _nearest(ratios: dict[str, dict[tuple[str, float], float]], epsilon: float) -> list[str]:
-    """Which choices come near the paper's values at an epsilon."""
+    """Which choices come close to the paper's values at an epsilon."""
     finite = {name: r for name, r in ratios.items() if np.isfinite(r["LB", epsilon]) and r["LB", epsilon] > 0}
     both = [name for name, r in ratios.items() if all(0.5 <= r[side, epsilon] <= 2 for side in settings.SIDES)]
     comes = f"{' and '.join(both)} {'come' if len(both) > 1 else 'comes'}" if both else "no choice comes"
@@ -233,7 +233,7 @@ def _nearest(ratios: dict[str, dict[tuple[str, float], float]], epsilon: float) 
     if finite:
         nearest = min(finite, key=lambda name: abs(np.log(finite[name]["LB", epsilon])))
         found.append(
-            f"The choice nearest to the paper's LB is {nearest}. There LB is "
+            f"The choice nearest to the paper's LB is: {nearest}. With it LB is "
             f"{_than_paper(finite[nearest]['LB', epsilon])}, SB {_than_paper(finite[nearest]['SB', epsilon])}."
         )
     return found

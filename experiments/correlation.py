@@ -51,7 +51,7 @@ class Config(NamedTuple):
     """A grid of runs of a dense network."""
 
     dataset: str = "digits"
-    """"digits", or any image-classification set of TFDS"""
+    """"digits", any image-classification set of TFDS, or an .npz file"""
     train_size: int | None = None
     """number of training examples, the first ones; by default all"""
     batch_sizes: tuple[int, ...] = (32, 128, 512)
@@ -69,7 +69,7 @@ class Config(NamedTuple):
     epochs: int = 100
     """maximum number of epochs"""
     examples: int = 500
-    """number of training examples in the measures"""
+    """number of training examples that the measures use"""
 
 
 CONFIG = Config()
@@ -120,7 +120,8 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
     axes = (config.widths, config.batch_sizes, config.learning_rates, config.weight_decays)
     if not all(axes) or config.num_seeds < 1 or config.epochs < 1 or config.examples < 2:
         raise ValueError(
-            "every axis of the grid needs a value, and num_seeds, epochs and examples at least 1, 1 and 2"
+            "every axis of the grid needs a value; num_seeds and epochs must be at least 1, and examples must be "
+            "at least 2"
         )
     if config.train_size is not None and config.train_size < 1:
         raise ValueError(f"train_size is {config.train_size}; it must be at least 1")
@@ -170,7 +171,7 @@ def _error(loss_and_accuracy: Callable, params: PyTree) -> Array:
 
 
 def claims(rows: list[Row]) -> list[Claim]:
-    """Section 1: sharpness goes with the gap."""
+    """Section 1: a larger sharpness goes with a larger gap."""
     runs = [row for row in rows if row.get("measures")]
     words, verdicts = "", []
     if len(runs) >= 3:
@@ -237,8 +238,8 @@ def figures(rows: list[Row]) -> list[report.Section]:
     ]
     caption = (
         "Above 0: the larger the measure, the larger the gap. Bars: 95 % bootstrap intervals over settings, each "
-        f"with all its seeds; each is for one measure, none for the highest of {len(order)}. None below five "
-        "settings. Psi as in Jiang et al. (2020)."
+        "setting with all its seeds, if there are at least five settings. They do not allow for picking the "
+        f"highest of {len(order)} measures. Psi is defined as in Jiang et al. (2020)."
     )
     title = "Which measure predicts the gap"
     return [report.Section(title, findings, report.frame(lines), figure, caption, "correlated")]

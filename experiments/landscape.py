@@ -36,7 +36,7 @@ class Config(NamedTuple):
 
     training: Training = Training(num_seeds=3)
     points: int = 25
-    """number of points on each line, alpha from -1 to 2"""
+    """number of points on each path between the minima"""
     side: int = 21
     """number of points along each side of a plane"""
     examples: int = 5_000
@@ -44,7 +44,7 @@ class Config(NamedTuple):
     num_directions: int = 100
     """number of random directions per minimum"""
     steps: int = 500
-    """steps of Adam that fit the low-loss curve, batch size 256"""
+    """number of Adam steps that train the low-loss curve, with batch size 256"""
 
 
 CONFIG = Config()
@@ -53,7 +53,7 @@ SMOKE = CONFIG._replace(training=Training(num_seeds=1, epochs=2, train_size=400)
 
 
 def cells(config: Config) -> list[records.Cell]:
-    """One for each pair of minima, and one for the planes through those of seed 0."""
+    """One for each pair of minima, and one for the planes through the minima of seed 0."""
     names = ("network", "dataset", "seed")
     pairs = [{name: cell[name] for name in names} for cell in settings.cells_of(config.training, ["any"])]
     return [{**pairs[0], "of": "pair"}, {**pairs[0], "of": "planes"}, *({**p, "of": "pair"} for p in pairs[1:])]
@@ -113,7 +113,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
 
 def _seconds(config: Config, left: Sequence[records.Cell]) -> float:
-    """The most that cells take; a value of the loss costs a third of a gradient."""
+    """An upper bound on the seconds that cells take; a value of the loss costs a third of a gradient."""
     ds = settings.dataset(config.training)
     m, pairs = len(ds.x_train), sum(cell["of"] == "pair" for cell in left)
     some = min(1, config.examples / m)
@@ -214,14 +214,14 @@ def straight(runs: Sequence[Row]) -> Section:
     here, there = ([plain(v) for v in pair] for pair in (map(statistics.fmean, (near, far)), beyond(*theirs)))
     between = [_barrier(row["alphas"], row["linear"]["train_loss"]) for row in runs]
     findings = [
-        f"A quarter of the way beyond each the training loss rises by {here[0]} (SB) and {here[1]} (LB)"
+        f"Beyond the minima, at alpha -1/4 and 5/4, the training loss rises by {here[0]} (SB) and {here[1]} (LB)"
         f"{_paper(runs, f'{there[0]} and {there[1]}')}. It is steeper beyond LB: {claims(list(runs))[1].verdict}.",
-        f"Between them the training loss rises above the higher end by {spread(between)}"
+        f"Between the minima the training loss rises above the higher end by {spread(between)}"
         f"{_paper(runs, plain(_barrier(*theirs)))}.",
     ]
     caption = (
-        "Cross entropy and accuracy at alpha x_LB + (1 - alpha) x_SB: 0 is the small-batch minimum, 1 the "
-        "large-batch one. Training is solid, test dashed, the paper's curves dotted."
+        "Cross entropy and accuracy at alpha x_LB + (1 - alpha) x_SB: alpha 0 is the small-batch "
+        "minimum, alpha 1 the large-batch one. Training is solid, test dashed, the paper's curves dotted."
     )
     figure = _paths(runs, "linear", "fig3_linear")
     return Section("Straight line through both minima (Fig. 3)", findings, None, figure, caption, "fig3")
@@ -238,11 +238,11 @@ def curved(runs: Sequence[Row]) -> Section:
         f"Between the minima the training loss rises above the higher end by {spread(between)}"
         f"{_paper(runs, plain(theirs_between))}. It rises by {'more' if side > 0 else 'less'} than 0.1 nats: "
         f"{verdict([side * (rise - 0.1) for rise in between])}.",
-        f"Its highest value is {spread(outside)}. In the paper Keras clips it at 16.12.",
+        f"Its highest value on the whole curve is {spread(outside)}. In the paper Keras clips the loss at 16.12.",
     ]
     caption = (
-        "Cross entropy and accuracy at sin(alpha pi / 2) x_LB + cos(alpha pi / 2) x_SB; at -1 it is -x_LB, at 2 "
-        "it is -x_SB. Training is solid, test dashed, the paper's curves dotted."
+        "Cross entropy and accuracy at sin(alpha pi / 2) x_LB + cos(alpha pi / 2) x_SB. This is -x_LB at alpha -1 "
+        "and -x_SB at alpha 2. Training is solid, test dashed, the paper's curves dotted."
     )
     figure = _paths(runs, "curvilinear", "fig7_curvilinear")
     return Section("Curve through both minima (Fig. 7)", findings, None, figure, caption, "fig7")
@@ -325,13 +325,13 @@ def on_planes(planes: Sequence[dict[str, Any]]) -> Section:
     ]
     findings = [
         f"The share of the square with a training loss below 0.1 nats is {', '.join(shares)}.",
-        "The filters of both directions are as long as those of the minimum, so that the squares compare (Li et "
+        "In both directions each filter is as long as that of the minimum, so the squares can be compared (Li et "
         "al. 2018).",
     ]
     caption = (
-        "Training loss in nats, two shades for each factor of ten, and lines at the powers of ten. In the first "
-        "plane distances are Euclidean; the others have a filter-normalised random direction on each axis, and "
-        "the minimum at their centre."
+        "Training loss in nats, with two shades for each factor of ten and lines at the powers of ten. Distances "
+        "in the first plane are Euclidean. The other planes have the minimum at the centre and a "
+        "filter-normalised random direction on each axis."
     )
     return Section("Planes through the minima", findings, None, figure, caption, "planes")
 
@@ -351,7 +351,7 @@ def neighbourhood(runs: Sequence[Row]) -> Section:
             lines.append(plots.Line([rise, rise], [0, 1], f"{side}, steepest found", side, ":", 1.2))
     length = statistics.fmean(row["directions"]["LB"]["length"] for row in runs)
     title = f"at a distance of {plain(length)} from the minimum, {runs[0]['network']} on {runs[0]['dataset']}"
-    label = "share of directions that rise less"
+    label = "share of directions with a smaller rise"
     panel = plots.Panel(title, "rise of the training loss (nats); left is flatter", label, lines, log_x=True)
     percent = {
         name: {m: [100 * v for row in runs if (v := row["directions"][m][name]) is not None] for m in ("SB", "LB")}
@@ -362,32 +362,32 @@ def neighbourhood(runs: Sequence[Row]) -> Section:
     findings = [
         f"SB ends {spread(ratios)} times as far from the start as LB. It is {low:g} to {high:g} times, as the "
         f"paper says: {verdict([min(log_ratio(ratio, low), log_ratio(high, ratio)) for ratio in ratios])}.",
-        f"SB and LB end {spread([row['distance']['SB from LB'] for row in runs])} from each other (Euclidean).",
+        f"The Euclidean distance from SB to LB is {spread([row['distance']['SB from LB'] for row in runs])}.",
         f"At a distance of {plain(length)}, that of the corners of the metric's box, the loss rises by "
         f"{spread(highest['SB'])} (SB) and {spread(highest['LB'])} (LB) nats in the steepest direction found.",
         f"The mean rise in random directions is {spread(percent['mean_over_highest']['SB'])} % (SB) and "
         f"{spread(percent['mean_over_highest']['LB'])} % (LB) of that. It would be k / n if f rose along k of n "
         "orthogonal directions, and equally along each.",
         f"The rise is more than twice the median rise along {spread(percent['share']['SB'])} % (SB) and "
-        f"{spread(percent['share']['LB'])} % (LB) of the random directions (minima whose median is above 0).",
+        f"{spread(percent['share']['LB'])} % (LB) of the random directions (minima whose median rise is above 0).",
     ]
     caption = (
-        "Rises in random directions, each line one minimum, and in the steepest direction that an ascent found "
-        "(dotted). A line begins at the share of directions along which the loss falls, or rises by less than "
-        "1e-9."
+        "The rise of the loss in random directions, one line for each minimum, and in the steepest direction that "
+        "an ascent found (dotted). A line starts at the share of directions along which the loss falls, or rises "
+        "by less than 1e-9."
     )
     title = "Distances and steep directions (section 2)"
     return Section(title, findings, None, plots.panels([panel]), caption, "neighbourhood")
 
 
 def _paper(runs: Sequence[Row], words: str) -> str:
-    """A clause with what the paper has for the network; empty beside data that it has nothing for."""
+    """A clause with the paper's numbers for the network; empty if they may not stand beside the data set."""
     heading = paper_heading(runs[:1])
     return f", in the {heading} by {words}" if heading else ""
 
 
 def beyond(alphas: Sequence[float], losses: Sequence[float | None]) -> tuple[float, float]:
-    """f(-1/4) - f(0) and f(5/4) - f(1), between points by interpolation."""
+    """f(-1/4) - f(0) and f(5/4) - f(1), interpolated between the points."""
     at = np.interp([-0.25, 0.0, 1.0, 1.25], alphas, np.array(losses, float))
     return float(at[0] - at[1]), float(at[3] - at[2])
 

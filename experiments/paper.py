@@ -34,12 +34,12 @@ from gengap.cluster import Cluster
 
 
 class Config(NamedTuple):
-    """Settings of all parts."""
+    """Settings of every part."""
 
     dataset: str = "digits"
-    """"digits", or any image-classification set of TFDS"""
+    """"digits", any image-classification set of TFDS, or an .npz file"""
     network: Network | None = None
-    """by default the paper's network for the data set"""
+    """network; by default the paper's for the data set"""
     num_seeds: int | None = None
     """number of starting points in every part; by default that of each experiment"""
     train_size: int | None = None
@@ -63,7 +63,7 @@ BESIDE: dict[str, Any] = {
     "remedies": remedies,
     "theories": theories,
 }
-"""What claims are tested with too, where it has been run; it has figures of its own."""
+"""Experiments whose claims are tested too if they have been run; their figures are in their own reports."""
 CLAIMS: dict[tuple[str, ...], claims.Tests] = {
     tuple(TABLES): digits.claims,
     ("landscape",): landscape.claims,
@@ -92,8 +92,8 @@ def run(
     Args:
       config: the settings.
       out: the directory of the report; `None` keeps nothing on disk.
-      fresh, jobs: as of `records.fill`.
-      settings: the name of the settings that each part begins with.
+      fresh, jobs: as in `records.fill`.
+      settings: the name of the settings that each part starts from.
     """
     changes = {name: value for name, value in config._asdict().items() if value is not None}
     rows, added = [], 0
@@ -114,7 +114,7 @@ def run(
 
 
 def figures(rows: list[records.Row]) -> list[report.Section]:
-    """The claims of the paper, and what each part draws and says."""
+    """The claims of the paper, and the sections of each part."""
     parts: dict[str, ModuleType] = TABLES | FIGURES
     rows_of = {
         name: [row for row in rows if row["part"] == name] for name in dict.fromkeys(r["part"] for r in rows)

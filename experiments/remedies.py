@@ -30,11 +30,11 @@ from gengap.records import Row
 from gengap.report import plain, spread
 
 RUNS = {("SB", "epochs"): "SB", ("LB", "epochs"): "LB", ("LB", "updates"): "LB, updates of SB"}
-"""LB has as many epochs as SB, or as many updates"""
+"""LB has as many epochs as SB, or as many updates."""
 TEST = 1000
-"""test examples after each epoch; the tables are of all of them"""
+"""Number of test examples evaluated after each epoch; the tables use all of them."""
 FLIPS = ("cifar10", "cifar100")
-"""whose images may be mirrored"""
+"""Data sets whose images may be mirrored."""
 PAPER = {
     ("augmentation", "SB"): paper.TABLE_6,
     ("augmentation", "LB"): paper.TABLE_6,
@@ -44,7 +44,7 @@ PAPER = {
 
 
 class Config(NamedTuple):
-    """Remedies. The figures show the largest epsilon."""
+    """Remedies for the generalisation gap. The figures show the largest epsilon."""
 
     training: Training = Training("cifar10", "f1", train_size=4000, num_seeds=3, small_batch=32, epochs=25)
     methods: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ SMOKE = Config(
 
 
 def remedies(training: Training) -> dict[str, dict[str, Method]]:
-    """Each remedy by name, for SB and for LB; one that is plain training for a side has no entry for it."""
+    """Each remedy by name, for SB and for LB; it has no entry for a side for which it is plain training."""
     small, large, m = settings.sizes(training)
     ratio, warm_up = large / small, methods.warm_up(-(-m // large))
     both = {
@@ -99,7 +99,7 @@ def remedies(training: Training) -> dict[str, dict[str, Method]]:
 
 
 def cells(config: Config) -> list[records.Cell]:
-    """A cell for each remedy of SB, of LB with as many epochs, and with as many updates, and each seed."""
+    """For each seed and remedy: SB, LB with as many epochs, and LB with as many updates."""
     dataset, known = settings.dataset(config.training).name, remedies(config.training)
     return [
         {"network": network, "dataset": dataset, "side": side, "budget": budget, "remedy": remedy, "seed": seed}
@@ -122,7 +122,7 @@ def recipe(config: Config, cell: records.Cell) -> minima.Recipe:
 
 
 def row(config: Config, cell: records.Cell, store: Path) -> Row:
-    """One minimum; its seconds are those of training, also where it lay on disk."""
+    """One minimum; its seconds are those of training, even if it was found on disk."""
     training, label = config.training, settings.label(config.training, cell)
     ds, model, loss, evaluate_train, evaluate_test = settings.problem(training, cell["network"])
     few = ds._replace(x_test=ds.x_test[:TEST], y_test=ds.y_test[:TEST])
@@ -134,7 +134,7 @@ def row(config: Config, cell: records.Cell, store: Path) -> Row:
     )
     gradients = minimum.steps * asked.method.gradients
     summary = minimum.summary() | {"changes": asked.method.name, "gradients": gradients}
-    del summary["history"]  # of up to some hundred epochs a row, which nothing reads
+    del summary["history"]  # up to some hundred epochs, which nothing reads
     return summary | measured
 
 
@@ -156,7 +156,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
 @report.apart
 def figures(rows: list[Row]) -> list[report.Section]:
-    """Test accuracy against sharpness, what each remedy does, and its numbers beside Tables 6 and 7."""
+    """Test accuracy and sharpness of each remedy, and its numbers beside Tables 6 and 7."""
     sections, epsilon = diverged(rows), _epsilon(rows)
     kept = [row for row in converged(rows) if column("full", epsilon) in row]
     if not kept:
@@ -210,7 +210,7 @@ Groups = Mapping[tuple[str, str], list[Row]]
 
 
 def _grouped(rows: Sequence[Row]) -> Groups:
-    """The rows of each run and remedy; there are none of others."""
+    """The rows of each run and remedy; an empty list for any other."""
     groups = defaultdict(list)
     for row in rows:
         groups[RUNS[row["side"], row["budget"]], row["remedy"]].append(row)
@@ -241,14 +241,14 @@ def _beside(groups: Groups, names: Sequence[str], epsilon: float, tested: Sequen
         for axis, value in axes.items()
     }
     return report.Section(
-        "Does what tests better end flatter?",
+        "Do remedies that test better end flatter?",
         [
             *_findings(groups, names, full),
             *(f"{claim.claim}: {claim.here}, {claim.verdict}." for claim in tested if claim.verdict.n),
         ],
         figure=plots.intervals(order, panels, start=math.nan),
-        caption="Markers: means over seeds, of sharpness geometric ones. Bars: from the lowest seed to the "
-        "highest. Sorted by the test accuracy of LB with as many epochs as SB. Sharpnesses of 0 are left out.",
+        caption="Markers: means over seeds, for sharpness geometric means. Bars: from the lowest to the highest "
+        "seed. Sorted by the test accuracy of LB with as many epochs as SB. Sharpnesses of 0 are left out.",
         name="remedies",
     )
 
@@ -258,7 +258,7 @@ def _mean(rows: Sequence[Row], value: Value) -> float:
 
 
 def _span(rows: Sequence[Row], value: Value) -> tuple[float, float, float]:
-    """The mean, of sharpness the geometric one, and the lowest and the highest seed."""
+    """The mean (for sharpness the geometric mean), the lowest and the highest seed."""
     seeds = list(by_seed(rows, value).values())
     if value is not test_accuracy:
         seeds = [math.log(seed) for seed in seeds if seed > 0]
@@ -283,9 +283,10 @@ def _findings(groups: Groups, names: Sequence[str], full: str) -> list[str]:
         rank = stats.trend(*([float(np.mean(v[name])) for name in known] for v in (accuracies, sharpnesses)))
         of = "LB with as many epochs as SB" if run == "LB" else "LB with as many updates as SB"
         findings += [
-            f"Of {len(known)} remedies of {of}, {best} tests best: {spread(accuracies[best])} %, {spread(above)} "
-            "points above plain LB with as many epochs. It was chosen on these seeds, which do not test it.",
-            f"Over the remedies of {of}, the rank correlation of test accuracy and sharpness is {plain(rank)}.",
+            f"Of {len(known)} ways to train {of}, {best} tests best: {spread(accuracies[best])} %, "
+            f"{spread(above)} points above plain LB with as many epochs. It was chosen on these seeds, so they do "
+            "not test it.",
+            f"Over the ways to train {of}, the rank correlation of test accuracy and sharpness is {plain(rank)}.",
         ]
     return findings
 

@@ -46,7 +46,7 @@ class Config(NamedTuple):
     factors: tuple[float, ...] = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
     """scale factors of the maps, c and a"""
     metric: Metric = Metric(epsilons=(1e-3,), num_draws=2)
-    """sharpness, at the first epsilon"""
+    """Sharpness (Metric 2.1). The report uses the first epsilon."""
     examples: int = 500
     """number of training examples for the audit and the comparison of logits"""
     repeats: int = 3
@@ -87,7 +87,7 @@ def row(config: Config, cell: records.Cell, store: Path) -> Row:
 
 
 def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
-    """A row for each minimum, and one for the audit; the options are those of `records.fill`."""
+    """A row for each minimum, map and factor, and one for the audit; the options are those of `records.fill`."""
     if 1.0 not in config.factors or not all(0 < factor < math.inf for factor in config.factors):
         raise ValueError(f"factors is {config.factors}; each must be above 0, and one must be 1")
     config = config._replace(training=settings.resolved(config.training))
@@ -184,9 +184,9 @@ def _reparametrised(rows: list[Row]) -> report.Section | None:
         down = [math.exp(stats.log_ratio(value, low)) for low, value, _ in ranges]
         turned, pairs = _turned(kept, space)
         findings += [
-            f"{words.capitalize()}: maps make the same function up to {_range(up)} times sharper and up to "
+            f"{words.capitalize()}: at most the maps make the same function {_range(up)} times sharper and "
             f"{_range(down)} times flatter ({len(up)} minima). They make it ten times sharper: {claim.verdict}.",
-            f"There, mapping one of the two turns the order of SB and LB round in {turned} of {pairs} pairs.",
+            f"There, mapping one of the two minima reverses the order of SB and LB in {turned} of {pairs} pairs.",
         ]
     findings += _open_question(kept)
     caption = (
@@ -198,7 +198,7 @@ def _reparametrised(rows: list[Row]) -> report.Section | None:
 
 
 def claims(rows: list[Row]) -> list[Claim]:
-    """Dinh et al.: the same function can be made ten times sharper. The least of the minima of a seed counts."""
+    """Dinh et al.: the same function can be made ten times sharper. Of each seed the lesser factor counts."""
     claims = []
     for space in NAMES:
         minima = _minima(unchanged(rows), space)
@@ -229,7 +229,7 @@ def _audited(rows: Sequence[Row]) -> report.Section | None:
         f"All maps leave these unchanged: {'; '.join(invariant) or 'none'}.",
         f"At least one map changes these: {'; '.join(moved) or 'none'}.",
     ]
-    title = "Which measures survive which maps: by how many times each changes, though the function stays"
+    title = "Which maps change which measures, and by what factor, though the function stays the same"
     return report.Section(title, findings, report.frame(table), name="audited")
 
 
@@ -242,7 +242,7 @@ def _round(value: float) -> str:
 
 
 def unchanged(rows: Sequence[Row]) -> list[Row]:
-    """The images whose logits stay the same."""
+    """The mapped minima whose logits stay the same."""
     return [row for row in rows if (change := number(row.get("logits_change"))) is not None and change <= SAME]
 
 
@@ -253,7 +253,7 @@ def _sharpness(row: Row, space: str) -> float | None:
 
 
 def _minima(rows: Sequence[Row], space: str) -> dict[tuple[int, str], tuple[float, list[float]]]:
-    """The sharpness of each minimum by seed and side, and that of it and of its images, where they are finite."""
+    """By seed and side, the sharpness of each minimum, and the finite ones of all that it is mapped to."""
     minima = {}
     for place in dict.fromkeys((row["seed"], row["side"]) for row in rows):
         images = [row for row in rows if (row["seed"], row["side"]) == place]
@@ -267,14 +267,14 @@ def _minima(rows: Sequence[Row], space: str) -> dict[tuple[int, str], tuple[floa
 def _kept(images: Sequence[Row], kept: Sequence[Row]) -> str:
     largest = max(row["logits_change"] for row in kept)
     return (
-        f"In {len(kept)} of {len(images)} images the logits stay the same to {largest:.1g} of the largest. The "
-        "others are left out: there the epsilon in a batch norm's variance counts beside small weights, and the "
-        f"logits change by more than {SAME:g}."
+        f"At {len(kept)} of {len(images)} mapped minima the logits change by at most {largest:.1g} of the "
+        f"largest. The others are left out: the logits change by more than {SAME:g}, because the epsilon that "
+        "batch norm adds to the variance matters if weights are small."
     )
 
 
 def _turned(rows: Sequence[Row], space: str) -> tuple[int, int]:
-    """Pairs whose order can be turned round by mapping one of the two, and all pairs."""
+    """How many pairs have an order that mapping one of the two can reverse, and the number of all pairs."""
     turned = pairs = 0
     minima = _minima(rows, space)
     for seed in {seed for seed, _ in minima}:
@@ -287,7 +287,7 @@ def _turned(rows: Sequence[Row], space: str) -> tuple[int, int]:
 
 
 def _open_question(rows: Sequence[Row]) -> list[str]:
-    """What the numbers say of the question that Dinh et al. left open."""
+    """What the numbers say about the question that Dinh et al. left open."""
     changed = draws = 0
     ratios = []
     for place in dict.fromkeys((row["seed"], row["side"]) for row in rows):
@@ -303,10 +303,10 @@ def _open_question(rows: Sequence[Row]) -> list[str]:
             changed += b > 10 * a
     return [
         "Dinh et al. could not show this for random subspaces.",
-        "Here the map that raises the mean over the draws of A most raises it by factors of "
+        "Here the map that raises the mean over the draws of A most raises it by a factor of "
         f"{_range(ratios)} ({len(ratios)} minima).",
         f"Under that map the same function is more than ten times as sharp in {changed} of {draws} draws. The map "
-        "was chosen by these draws, which therefore do not test it.",
+        "was chosen on these draws, so they do not test it.",
     ]
 
 

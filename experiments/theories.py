@@ -38,7 +38,7 @@ REASONS = {
 
 
 class Config(NamedTuple):
-    """Three measures at pairs of minima."""
+    """The three reasons, measured at pairs of minima."""
 
     training: Training = Training()
     metric: Metric = Metric(epsilons=(1e-3,), num_draws=0)
@@ -47,7 +47,7 @@ class Config(NamedTuple):
     rises: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     """description length: allowed rises of the loss, in nats"""
     priors: tuple[float, ...] = (0.0, 100.0, 1000.0)
-    """evidence: precisions of the prior; 0: the one with the most evidence"""
+    """evidence: precisions of the prior; 0: the precision with the most evidence"""
     widths: tuple[float, ...] = (0.003, 0.01)
     """free energy: standard deviations of the steps of each parameter"""
     num_samples: int = 4
@@ -69,14 +69,14 @@ SMOKE = CONFIG._replace(
 
 
 def cells(config: Config) -> list[Cell]:
-    """One for each minimum at the end of training and at equal loss, and for each map of the first seed's."""
+    """One for each minimum at the end of training and at equal loss, and for each map of the first pair."""
     ends = settings.cells_of(config.training)
     states = [{**cell, "state": state} for state in (END, EQUAL) for cell in ends]
     return [*states, *({**cell, "state": name} for name in MAPS for cell in ends[:2])]
 
 
 def row(config: Config, cell: Cell, store: Path) -> Row:
-    """The three of one minimum beside Metric 2.1; `same` where it is at equal loss as it is."""
+    """The three measures and Metric 2.1 of one minimum; `same` if that at equal loss is the one at the end."""
     training, label, state = config.training, settings.label(config.training, cell), cell["state"]
     pair = settings.pair(training, cell["network"], cell["seed"], store)
     minimum = pair[cell["side"]]
@@ -99,7 +99,7 @@ def row(config: Config, cell: Cell, store: Path) -> Row:
 
 
 def _reasons(config: Config, loss: Callable, params: PyTree, key: Any, examples: int) -> dict[str, dict[str, Any]]:
-    """Reason -> setting -> what was found; what has not converged says so."""
+    """Reason -> setting -> what was found; "converged" says whether it can be used."""
     kinds: dict[str, Any] = {"num_samples": config.num_samples, "examples": examples}
     energy = partial(
         theories.free_energy, examples=examples, num_chains=config.num_samples, num_steps=config.num_steps
@@ -124,7 +124,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
     for name in ("rises", "priors", "widths"):
         values, least = getattr(config, name), -1 if name == "priors" else 0
         if not values or not all(least < value < np.inf and value >= 0 for value in values):
-            raise ValueError(f"{name} is {values}; each must be above 0, and there must be one")
+            raise ValueError(f"{name} is {values}; it needs at least one value, each above 0 (priors: 0 or above)")
         settings.check_distinct({name: values})
     for name, low in {"examples": 1, "num_samples": 2, "num_products": 4, "num_steps": 10}.items():
         if getattr(config, name) < low:
@@ -147,7 +147,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
 
 def value(row: Row, reason: str, setting: str) -> float | None:
-    """What a row has of a reason, the lower the better; `None` where that has not converged."""
+    """The value of a reason in a row, lower is better; `None` if there is none or it has not converged."""
     found = row.get("reasons", {}).get(reason, {}).get(setting, {})
     known = number(found.get("value"))
     if known is None or found.get("converged") is False:
@@ -161,14 +161,14 @@ def at_end(rows: Sequence[Row]) -> list[Row]:
 
 
 def at_equal_loss(rows: Sequence[Row]) -> list[Row]:
-    """The minima at equal training loss: where one is the end of training, that."""
+    """The minima at equal training loss; those at the end of training stand for themselves."""
     ends = {(row["seed"], row["side"]): row for row in at_end(rows)}
     equal = [row for row in rows if row["state"] == EQUAL]
     return [ends.get((row["seed"], row["side"]), row) if row.get("same") else row for row in equal]
 
 
 def claims(rows: list[Row]) -> list[Claim]:
-    """Section 2.1: flat minima are shorter, more probable, lower; a margin is that of LB over SB."""
+    """Section 2.1: flat minima need fewer bits, have more evidence and lower free energy. Margins: LB minus SB."""
     words = {
         "bits": "SB minima need fewer bits per parameter than LB (each rise of the loss)",
         "evidence": "SB minima have more evidence than LB (each prior)",
@@ -207,7 +207,7 @@ def _compared(rows: Sequence[Row], reason: str) -> list[str]:
     names = {"bits": "rise of the loss", "evidence": "precision of the prior", "energy": "width"}
     sentences = []
     for setting in _settings(rows, reason):
-        at = "of most evidence" if (reason, float(setting)) == ("evidence", 0) else setting
+        at = "with most evidence" if (reason, float(setting)) == ("evidence", 0) else setting
         of = {
             "end": _pairs(at_end(rows), reason, setting),
             "equal loss": _pairs(at_equal_loss(rows), reason, setting),
@@ -222,7 +222,7 @@ def _compared(rows: Sequence[Row], reason: str) -> list[str]:
 
 
 def _bits(rows: Sequence[Row]) -> Section:
-    """The loss against the bits of each parameter, as far down as it was asked for."""
+    """The rise of the loss against the bits per parameter, down to a third of the least rise asked for."""
     lines, least = [], min(map(float, _settings(rows, "bits"))) / 3
     for side in SIDES:
         found = [next(iter(r["reasons"]["bits"].values())) for r in at_end(rows) if r["side"] == side]
@@ -235,13 +235,13 @@ def _bits(rows: Sequence[Row]) -> Section:
     totals = pairs(at_end(rows), lambda row: number(next(iter(row["reasons"]["bits"].values()))["total"]))
     findings = [
         *_compared(rows, "bits"),
-        f"The whole length, of the data and of the network, is least at {plain(_best(rows))} bits per parameter: "
+        f"The total length of data and network is smallest at {plain(_best(rows))} bits per parameter: "
         f"{means(totals, ' bits')} (SB | LB).",
-        "With many parameters nearly all of it is the length of the parameters.",
+        "If there are many parameters, their bits are nearly all of it.",
     ]
     caption = (
         "Each parameter is rounded to a grid over the range of its leaf, with a random offset. The lower "
-        "the curve, the fewer bits describe the minimum. Rises below these are lost in the noise of the offsets."
+        "the curve, the fewer bits describe the minimum. Smaller rises are lost in the noise of the offsets."
     )
     return Section("Description length", findings, figure=plots.panels([panel]), caption=caption, name="bits")
 
@@ -254,7 +254,7 @@ def _evidence(rows: Sequence[Row]) -> Section:
     """Evidence of SB and LB for each prior."""
     values = {}
     for setting in _settings(rows, "evidence"):
-        words = "prior of most evidence" if float(setting) == 0 else f"precision {setting}"
+        words = "prior with most evidence" if float(setting) == 0 else f"precision {setting}"
         values[words] = of_side(at_end(rows), lambda row: value(row, "evidence", setting))  # noqa: B023
     figure, (ax,) = plots.axes(1)
     plots.sharpness(values, ax=ax)
@@ -265,19 +265,19 @@ def _evidence(rows: Sequence[Row]) -> Section:
     }
     findings = [
         *_compared(rows, "evidence"),
-        f"At the first prior the data determine {plain(mean['determined'])} parameters.",
-        f"Negative eigenvalues have {plain(100 * mean['negative'])} % of tr |H|; they count as 0.",
+        f"With the first prior the data determine {plain(mean['determined'])} parameters.",
+        f"Negative eigenvalues make up {plain(100 * mean['negative'])} % of tr |H|; they count as 0.",
         *(_parts_of(rows, setting) for setting in _settings(rows, "evidence") if float(setting)),
-        _lost(rows, "evidence", "evidences"),
+        _lost(rows, "evidence", "values of the evidence"),
     ]
     caption = (
-        "Minus the logarithm of the evidence for each example by Laplace's approximation: lower is more probable."
+        "Minus the logarithm of the evidence, per example, by Laplace's approximation: lower is more probable."
     )
     return Section("Evidence", findings, figure=figure, caption=caption, name="evidence")
 
 
 def _parts_of(rows: Sequence[Row], setting: str) -> str:
-    """What the evidence of a prior is made of, besides f."""
+    """The parts of the evidence of a prior, apart from f."""
 
     def of(part: str) -> str:
         return means(pairs(at_end(rows), lambda row: number(row["reasons"]["evidence"][setting][part]))) or DASH
@@ -303,12 +303,12 @@ def _energy(rows: Sequence[Row]) -> Section:
     title, y = f"free energy, {stats.where(rows[0])}", REASONS["energy"]
     panel = plots.Panel(title, "width of the step of each parameter", y, lines, log_x=True, log_y=True)
     findings = [*_compared(rows, "energy"), _lost(rows, "energy", "free energies")]
-    caption = "How improbable a random step is that leaves the loss low: lower is flatter."
+    caption = "The free energy says how improbable it is that a random step leaves the loss low: lower is flatter."
     return Section("Free energy", findings, figure=plots.panels([panel]), caption=caption, name="energy")
 
 
 def _controls(rows: Sequence[Row]) -> Section:
-    """What equal loss and a reparametrisation do to each."""
+    """How a reparametrisation changes each reason, and sharpness at equal loss."""
     first = {row["side"]: row for row in at_end(rows) if row["seed"] == 0}
     lines = []
     changed: dict[str, list[str]] = {name: [] for name in MAPS}
@@ -327,7 +327,8 @@ def _controls(rows: Sequence[Row]) -> Section:
     epsilon = next((name for name in at_end(rows)[0] if name.startswith("sharpness_full_")), column("full", 1e-3))
     ends, equal = (pairs(of, epsilon) for of in (at_end(rows), at_equal_loss(rows)))
     findings = [
-        f"The map {name} leaves the function as it is, and changes {', '.join(changed[name]) or 'none of these'}."
+        f'The map "{name}" leaves the function as it is, and changes: '
+        f"{', '.join(changed[name]) or 'none of these'}."
         for name in MAPS
     ]
     for words, both in (("at the end of training", ends), ("at equal training loss", equal)):

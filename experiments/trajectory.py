@@ -44,18 +44,18 @@ SMOKE = Config(Training(num_seeds=1, train_size=400, epochs=3), Metric(num_draws
 
 
 def cells(config: Config) -> list[Cell]:
-    """For each training its starting point, the epochs that are measured, and its end, which has no epoch."""
+    """For each training: its starting point, the measured epochs, and its end, which has no epoch."""
     epochs = [0, *measured_epochs(config), None]
     return [{**cell, "epoch": epoch} for cell in settings.cells_of(config.training) for epoch in epochs]
 
 
 def measured_epochs(config: Config) -> tuple[int, ...]:
-    """Evenly spaced on a logarithmic scale, the last one among them."""
+    """The epochs at which to measure, evenly spaced on a logarithmic scale; the last one is among them."""
     return tuple(np.unique(np.geomspace(1, config.training.epochs, config.points).round().astype(int)).tolist())
 
 
 def row(config: Config, cell: Cell, store: Path) -> Row:
-    """Losses and sharpness after an epoch; of the whole training its history and how it ended."""
+    """Loss and sharpness after an epoch; without an epoch, the history of the whole training and how it ended."""
     training, seed, epoch = config.training, cell["seed"], cell["epoch"]
     ds, model, loss, train, _ = settings.problem(training, cell["network"])
     recipe = settings.recipe(training, settings.batch_size(training, cell["side"]))
@@ -70,7 +70,7 @@ def row(config: Config, cell: Cell, store: Path) -> Row:
 
 
 def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: Any) -> records.Run:
-    """A row for each side, seed and epoch, and one with the history of each; options as of `records.fill`."""
+    """A row for each side, seed and epoch, and one for each history; the options are those of `records.fill`."""
     training = settings.resolved(config.training, all_epochs=True)
     config = config._replace(training=training)
     settings.check_metric(training, config.metric)
@@ -87,7 +87,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
 @report.apart
 def figures(rows: list[Row]) -> list[Section]:
-    """Figs 2 and 6, the comparison at equal loss and appendix C; each where there are rows for it."""
+    """Figs 2 and 6, the comparison at equal loss and appendix C; each if there are rows for it."""
     kept = converged(rows)
     *of_fig6, at_lowest = claims(kept)
     of_losses = [*sharpness_figure(kept, *of_fig6), *equal_loss_figure(kept, at_lowest)]
@@ -95,7 +95,7 @@ def figures(rows: list[Row]) -> list[Section]:
 
 
 def claims(rows: list[Row]) -> list[Claim]:
-    """Fig. 6, and what the paper does not compare: SB and LB at the same training loss."""
+    """Fig. 6, and a comparison that the paper does not make: SB and LB at the same training loss."""
     small, large = (falls(rows, side) for side in SIDES)
     sharper, flatter = "LB gets sharper as its loss falls", "SB gets flatter as its loss falls"
     at_lowest = "LB is sharper at the lowest training loss that both reach"
@@ -131,7 +131,7 @@ def _times_as_sharp(logs: Iterable[float]) -> str:
 
 
 def along(rows: Sequence[Row], side: str, epsilon: float, *, first: int = 0) -> dict[int, Curve]:
-    """Training losses and sharpness of each seed of a side from an epoch on."""
+    """Training losses and sharpness of each seed of a side, from epoch `first` on."""
     measured = [row for row in rows if row["side"] == side and row.get("epoch") is not None]
     return curves.curves(
         [row for row in measured if row["epoch"] >= first], "epoch", "train_loss", column("full", epsilon)
@@ -144,7 +144,7 @@ def falls(rows: Sequence[Row], side: str) -> np.ndarray:
 
 
 def log_ratios(rows: Sequence[Row], epsilon: float, level: float | None = None) -> dict[int, float]:
-    """log(sharpness of LB / of SB) at one training loss, of each seed that reaches it with both.
+    """log(sharpness of LB / of SB) at one training loss, for each seed whose SB and LB both reach it.
 
     The level is in nats; by default it is 1.05 times the lowest that both sides of the seed reach.
     """
@@ -178,9 +178,9 @@ def accuracy_figure(rows: Sequence[Row]) -> list[Section]:
         falls[side] = [drop for drop in drops if math.isfinite(drop)]
     gaps = [small - large for small, large in pairs(runs, lambda row: (_accuracies(row, "test") or [None])[-1])]
     findings = [
-        f"The test accuracy of SB at the end less that of LB is {spread(gaps)} points. SB tests better: "
+        f"At the end the test accuracy of SB minus that of LB is {spread(gaps)} points. SB tests better: "
         f"{stats.verdict(gaps)}.",
-        f"From its peak to the mean of the last tenth of the epochs test accuracy falls by {spread(falls['SB'])} "
+        f"From its peak to the mean of the last tenth of the epochs, test accuracy falls by {spread(falls['SB'])} "
         f"points (SB) and {spread(falls['LB'])} points (LB).",
     ]
     if _is_the_papers(network, runs[0]):
@@ -238,7 +238,7 @@ def sharpness_figure(rows: Sequence[Row], sharper: Claim, flatter: Claim) -> lis
 
 
 def equal_loss_figure(rows: Sequence[Row], at_lowest: Claim) -> list[Section]:
-    """SB against LB at the same training loss, which the paper does not compare."""
+    """SB and LB at the same training loss, a comparison that the paper does not make."""
     panels, findings = [], []
     for epsilon, name in EPSILONS:
         logs = {level: log_ratios(rows, epsilon, level) for level in LEVELS}
@@ -268,9 +268,9 @@ def equal_loss_figure(rows: Sequence[Row], at_lowest: Claim) -> list[Section]:
         f"sharper: {at_lowest.verdict}."
     )
     caption = (
-        "Each run where its training loss first crosses the level, interpolated in both logarithms between the "
-        "epochs at which it was measured; it falls to the right. The paper compares SB and LB at the end of "
-        "training only."
+        "The sharpness of each run is taken where its training loss first crosses the level; both logarithms are "
+        "interpolated between the measured epochs. The loss falls to the right. The paper compares SB and LB only "
+        "at the end of training."
     )
     title = "SB and LB at the same training loss"
     return [Section(title, findings, figure=plots.panels(panels), caption=caption, name="equal_loss")]
@@ -297,7 +297,7 @@ def speedup_figure(rows: Sequence[Row]) -> list[Section]:
         plots.Line(efficiency, even, "break-even, $B_s / (f_s(P) B_l)$", "here"),
         *(plots.Line([0.04, 1], [ratio, ratio], "$I_l / I_s$, one seed", "LB", "-", 0.9) for ratio in ratios),
     ]
-    title = f"{stats.where(rows[0])}: LB is faster where its line lies below the break-even"
+    title = f"{stats.where(rows[0])}: LB is faster where its line is below the break-even"
     x_label = "parallel efficiency of small batches, $f_s(P)$"
     panel = plots.Panel(title, x_label, "iterations, LB / SB (times)", lines, log_x=True, log_y=True)
     pays = [small_batch / (large_batch * ratio) for ratio in ratios]
@@ -307,16 +307,16 @@ def speedup_figure(rows: Sequence[Row]) -> list[Section]:
     findings = [
         f"{more} takes {spread(turned)} times the iterations of {less} to the best test accuracy that both reach. "
         f"The batches are {small_batch} (SB) and {large_batch} (LB).",
-        "By the paper's model LB is faster where SB uses the processors with an efficiency below "
+        "By the paper's model LB is faster if SB uses the processors with an efficiency below "
         f"{spread(pays)}" + (" (above 1: always)." if max(pays) > 1 else "."),
     ]
-    caption = "Appendix C: large batches use all processors fully, small ones with the efficiency on the axis."
+    caption = "Appendix C assumes that LB uses all processors fully, and SB with the efficiency on the axis."
     title = "When large batches pay (appendix C)"
     return [Section(title, findings, figure=plots.panels([panel]), caption=caption, name="speedup")]
 
 
 def iterations(small: Row, large: Row) -> float | None:
-    """Of LB over those of SB, to the best test accuracy that both reach; `None` where one has none."""
+    """Iterations of LB over those of SB to the best test accuracy that both reach; `None` if one has none."""
     accuracies = [np.array(row["history"]["test_accuracy"], float) for row in (small, large)]
     if not all(np.isfinite(values).any() for values in accuracies):
         return None

@@ -24,7 +24,7 @@ from gengap.comparison import Metric, column
 from gengap.records import Cell, Row
 from gengap.report import DASH, Section, percent, positive
 
-EPOCH = "epoch of SB that LB begins from"
+EPOCH = "epoch of SB that LB starts from"
 
 
 class Config(NamedTuple):
@@ -33,7 +33,7 @@ class Config(NamedTuple):
     training: Training = Training(num_seeds=2, epochs=20)
     metric: Metric = Metric(num_draws=0)
     starts: int = 8
-    """number of SB iterates to start from, logarithmically spaced; with as many as epochs, all"""
+    """number of SB iterates to start from, logarithmically spaced; all if it is at least the number of epochs"""
 
 
 CONFIG = Config()
@@ -41,14 +41,14 @@ SMOKE = Config(Training(num_seeds=1, train_size=400, epochs=2), Metric(num_draws
 
 
 def cells(config: Config) -> list[Cell]:
-    """For each seed SB, and an LB for each epoch that it begins from."""
+    """For each seed SB, and an LB for each epoch of SB that it starts from."""
     large = [{"side": "LB", "epoch": epoch} for epoch in start_epochs(config)]
     small = settings.cells_of(config.training, ("SB",))
     return [{**cell, **changes} for cell in small for changes in [{}, *large]]
 
 
 def start_epochs(config: Config) -> tuple[int, ...]:
-    """The epochs of SB that LB begins from, the last one among them."""
+    """The epochs of SB that LB starts from; the last one is among them."""
     last = config.training.epochs
     if config.starts >= last:
         return tuple(range(1, last + 1))
@@ -56,7 +56,7 @@ def start_epochs(config: Config) -> tuple[int, ...]:
 
 
 def row(config: Config, cell: Cell, store: Path) -> Row:
-    """How SB was trained, or where an LB ended that began from it: its loss, accuracy and sharpness."""
+    """How SB was trained; or the loss, accuracy and sharpness of an LB that started from it."""
     training, seed, label = config.training, cell["seed"], settings.label(config.training, cell)
     ds, model, loss, train, test = settings.problem(training, cell["network"])
     key = settings.training_key(training)
@@ -65,7 +65,7 @@ def row(config: Config, cell: Cell, store: Path) -> Row:
     small = minima.find(model, ds, key, recipe, seed=seed, store=store, progress=label)
     if cell["side"] == "SB":
         return small.summary()
-    start = small.snapshots[cell["epoch"]].params  # where SB diverged, so does LB at once
+    start = small.snapshots[cell["epoch"]].params  # if SB diverged, so does LB at once
     recipe = settings.recipe(training, settings.batch_size(training, "LB"))
     large = minima.find(model, ds, key, recipe, seed=seed, start=start, store=store, progress=label)
     key = settings.measure_key(training, seed)
@@ -90,7 +90,7 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 
 @report.apart
 def figures(rows: list[Row]) -> list[Section]:
-    """Fig. 5: LB begun from the iterates of SB."""
+    """Fig. 5: LB started from the iterates of SB."""
     lost, kept = diverged(rows), converged(rows)
     better = [large >= small for of_seed in accuracies(kept) for small, large in of_seed]
     if not better:
@@ -99,7 +99,7 @@ def figures(rows: list[Row]) -> list[Section]:
     here, there = stats.where(kept[0]), f"paper, {paper.where(network)}"
     lines = [
         *plots.seeds(starts(kept, sb_accuracy(kept)), "SB at that epoch", "SB", marker="o"),
-        *plots.seeds(starts(kept, test_accuracy), "LB begun there", "LB", marker="s"),
+        *plots.seeds(starts(kept, test_accuracy), "LB started there", "LB", marker="s"),
         plots.dotted(theirs["SB_test"], f"{there}, SB"),
         plots.dotted(theirs["LB_piggyback_test"], f"{there}, LB"),
     ]
@@ -107,26 +107,26 @@ def figures(rows: list[Row]) -> list[Section]:
     panels = plots.beside_paper(panel, kept[0]["network"], network)
     for epsilon, name in EPSILONS:
         shown = [(x, list(map(positive, y))) for x, y in starts(kept, column("full", epsilon))]
-        lines = plots.seeds(shown, "LB begun there", "LB", marker="s")
+        lines = plots.seeds(shown, "LB started there", "LB", marker="s")
         lines.append(plots.dotted(theirs[f"sharp_{name}"], f"{there}, LB"))
         title = f"full space, epsilon {name}"
         panels.append(plots.Panel(title, EPOCH, plots.SHARPNESS, lines, log_x=True, log_y=True))
     in_paper = [b >= a for a, b in zip(theirs["SB_test"].y, theirs["LB_piggyback_test"].y, strict=True)]
     as_good, flatter = claims(kept)
     findings = [
-        f"LB begun from an iterate of SB tests at least as well as that iterate in {sum(better)} of {len(better)} "
-        "starts.",
+        f"LB started from an iterate of SB tests at least as well as that iterate in {sum(better)} of "
+        f"{len(better)} starts.",
         f"It does so on average over the starts of a seed: {as_good.verdict}.",
-        f"The later LB begins, the flatter it ends ({flatter.here or DASH} over seeds and epsilons): "
+        f"The later LB starts, the flatter it ends ({flatter.here or DASH} over seeds and epsilons): "
         f"{flatter.verdict}.",
     ]
     if network == kept[0]["network"] and paper.beside(network, kept[0]["dataset"]):
         findings.append(f"In the paper's curve of {network} it does in {sum(in_paper)} of {len(in_paper)} starts.")
     caption = (
-        "Above the epoch of SB from whose parameters LB began, with a new optimiser state. Dotted: the "
-        "paper's network of that name."
+        "LB starts from the parameters of SB after the epoch on the axis, with a new optimiser state. Dotted: the "
+        "paper's network named in the legend."
     )
-    title = "Large batches begun from small-batch iterates (Fig. 5)"
+    title = "Large batches started from small-batch iterates (Fig. 5)"
     return [*lost, Section(title, findings, figure=plots.panels(panels), caption=caption, name="fig5")]
 
 
@@ -136,8 +136,8 @@ def claims(rows: list[Row]) -> list[Claim]:
     verdict = stats.verdict([large - small for small, large in both])
     ranks = [curves.ranks(starts(rows, column("full", epsilon))) for epsilon, _ in EPSILONS]
     verdicts = [stats.verdict(-of_epsilon) for of_epsilon in ranks]
-    as_good = "LB begun from an SB iterate tests at least as well as it, on average over the iterates"
-    flatter = "the later LB begins, the flatter it ends"
+    as_good = "LB started from an SB iterate tests at least as well as it, on average over the iterates"
+    flatter = "the later LB starts, the flatter it ends"
     return [
         Claim("Fig. 5", as_good, {"C1": "at all epochs"}, means(both, " %"), [verdict]),
         Claim("Fig. 5", flatter, {"C1": "532 to 1"}, curves.lowest_and_highest(ranks), verdicts),
@@ -145,12 +145,12 @@ def claims(rows: list[Row]) -> list[Claim]:
 
 
 def starts(rows: Sequence[Row], value: Value, x: Value = "epoch") -> list[Curve]:
-    """A number of the LB of each seed, against the epoch that they began from or another number."""
+    """For each seed a number of its LB runs, against the epoch that they started from or another number."""
     return list(curves.curves([row for row in rows if row["side"] == "LB"], "epoch", x, value).values())
 
 
 def accuracies(rows: Sequence[Row]) -> list[list[tuple[float, float]]]:
-    """Test accuracy of SB where LB began, and of LB at the end, in percent, of each seed that has both."""
+    """Test accuracy of SB where LB started, and of LB at the end, in percent, for each seed that has both."""
     of_seeds = starts(rows, test_accuracy, x=sb_accuracy(rows))
     return [[(a, b) for a, b in zip(*curve, strict=True) if b is not None] for curve in of_seeds]
 

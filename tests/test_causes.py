@@ -195,16 +195,16 @@ def test_the_end_of_an_escape_is_compared_with_that_of_lb_and_with_its_beginning
     )
     effects, table, escape = causes.figures(rows)
     assert escape.findings == [
-        "At the end SB is 3.00 times as far away as LB.",
-        "SB is farther away: holds (n = 3, 3 of 3).",
+        "At the end SB is 3.00 times as far from the start as LB.",
+        "SB is farther from the start: holds (n = 3, 3 of 3).",
         "At the end LB is 2.00 times as sharp as SB.",
         "LB is sharper: holds (n = 3, 3 of 3).",
-        "SB ends flatter than the LB minimum that it began at: holds (n = 3, 3 of 3).",
-        "At the end LB + noise is 2.00 times as far away as LB.",
-        "LB + noise is farther away: holds (n = 3, 3 of 3).",
+        "SB ends flatter than the LB minimum that it started from: holds (n = 3, 3 of 3).",
+        "At the end LB + noise is 2.00 times as far from the start as LB.",
+        "LB + noise is farther from the start: holds (n = 3, 3 of 3).",
         "At the end LB + noise is 4.00 times as sharp as LB.",
         "LB + noise is sharper: holds (n = 3, 3 of 3).",
-        "LB + noise ends flatter than the LB minimum that it began at: does not hold (n = 3, 0 of 3).",
+        "LB + noise ends flatter than the LB minimum that it started from: does not hold (n = 3, 0 of 3).",
     ]
     distance, sharpness, *_ = escape.figure.axes
     assert distance.lines[0].get_xdata().tolist() == [10, 40]

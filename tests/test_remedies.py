@@ -107,7 +107,7 @@ def test_the_sentences_name_the_best_and_the_table_has_the_papers_rows():
     gap, verdict, best, rank, *_, claim = scatter.findings
     assert gap == "Without a remedy, SB tests 3.00 points better than LB."
     assert verdict == "Without a remedy, SB tests better than LB: undecided (n = 2, 2 of 2)."
-    assert best.startswith("Of 3 remedies of LB with as many epochs as SB, SAM tests best: 82.00 ± 0.00 %")
+    assert best.startswith("Of 3 ways to train LB with as many epochs as SB, SAM tests best: 82.00 ± 0.00 %")
     assert "5.00 ± 0.00 points above plain LB" in best and "chosen on these seeds" in best and "p =" not in best
     assert rank.endswith("test accuracy and sharpness is -1.00.")
     assert claim == (

@@ -1,8 +1,8 @@
-"""The paper's claims against rows: each holds, does not hold, is undecided, or was not tested.
+"""The paper's claims, tested on rows: each holds, does not hold, is undecided, or was not tested.
 
-A claim is tested beside the figure that shows it, on the rows of one network, data set and run. What counts is by
-how much it is true in each seed: a difference of SB and LB or of a number and a bound, or the logarithm of a ratio
-of sharpnesses or distances.
+The experiment that draws the figure of a claim tests it, on the rows of one network, data set and run. Each seed
+gives a number, above 0 if the claim is true there: a difference of SB and LB, or of a number and a bound, or the
+logarithm of a ratio of sharpnesses or distances.
 """
 
 from collections import Counter
@@ -21,21 +21,21 @@ WORDS = {
     "not tested": "are not tested",
 }
 RULE = (
-    "The interval of a verdict is that of paired differences, for sharpness and distance of logarithms.",
-    "With several epsilons a claim has the verdict of the weakest; the numbers are those of the largest.",
+    "The interval of a verdict is that of paired differences; for sharpness and distance, of their logarithms.",
+    "With several epsilons a claim has the weakest of their verdicts, and the numbers of the largest epsilon.",
 )
 
 
 class Claim(NamedTuple):
-    """What the paper says, and what rows say of it.
+    """What the paper says, and what rows say about it.
 
     Attributes:
       where: the section, table or figure of the paper.
       claim: in words, with the rule of the test.
       theirs: the paper's numbers of each network.
-      here: our numbers in words; empty where there are none.
-      verdicts: of each epsilon where there are several.
-      differs: what differs from the paper, in a sentence with numbers, for the case that the claim does not hold.
+      here: our numbers in words; empty if there are none.
+      verdicts: one, or one for each epsilon.
+      differs: what differs from the paper if the claim does not hold, in a sentence with numbers.
     """
 
     where: str
@@ -47,16 +47,16 @@ class Claim(NamedTuple):
 
     @property
     def verdict(self) -> stats.Verdict:
-        """That of the weakest number."""
+        """The weakest of the verdicts."""
         return stats.weakest(self.verdicts)
 
 
 Tests = Callable[[list[Row]], list[Claim]]
-"""The claims of an experiment, from its rows of one network, data set and run; from none they are not tested."""
+"""The claims of an experiment, from its rows of one network, data set and run; untested if there are none."""
 
 
 def gathered(run: records.Run, name: str) -> list[Row]:
-    """The rows of a run as they stand among those of others, with its experiment as "part" and with its "run"."""
+    """The rows of a run for a list with those of other runs: each has its experiment as "part", and its "run"."""
     return [{**row, "part": run.experiment, "run": f"{run.experiment}/{name}"} for row in run.rows]
 
 
@@ -99,7 +99,7 @@ def side_by_side(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) ->
     """Which network ran on which data; the claims with columns of each: the paper's, here, and n; those that fail.
 
     Args:
-      rows, parts: as of `table`.
+      rows, parts: as in `table`.
     """
     tested = list(_tested(rows, parts))
     places = [of for of in dict.fromkeys(of for of, *_ in tested) if of != report.DASH]

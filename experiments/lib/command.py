@@ -23,19 +23,19 @@ from gengap.cluster import Cluster
 
 _OUT_OF_MEMORY = (
     "The device is out of memory. --shard divides every batch and chunk over all devices. A smaller --chunk takes "
-    "less memory too, but changes f where there is batch norm, which uses the statistics of a chunk. The same "
+    "less memory too, but changes f if there is batch norm, which uses the statistics of a chunk. The same "
     "command resumes the run."
 )
 
 
-_DOC = "{doc}"  # what help says first
+_DOC = "{doc}"  # stands for the text that help begins with
 
 
 class Options(NamedTuple):
     """Output, data, and hardware."""
 
     out: Path | None = None
-    """run directory; by default results/EXPERIMENT/SETTINGS, the settings that differ from their defaults"""
+    """run directory; by default results/EXPERIMENT/SETTINGS, named after the settings that are not the defaults"""
     fresh: bool = False
     """move an earlier run in that directory aside and start over"""
     jobs: int | None = None
@@ -49,7 +49,7 @@ class Options(NamedTuple):
     gpus: int | None = None
     """GPUs per cluster job; by default none"""
     shard: bool = False
-    """split the examples over all devices; one row at a time"""
+    """split the examples over all devices, and compute one row at a time"""
     hosts: Literal["auto"] | tuple[str, int, int] | None = None
     """with --shard, run on several machines: start this command on each, with auto on Slurm and TPU pods;
     elsewhere with HOST:PORT of the first machine, their number, and the number of this one, from 0"""
@@ -79,7 +79,7 @@ def main(
       config: the default settings, a NamedTuple of settings and NamedTuples of settings.
       doc: what `--help` says first.
       args: flags; by default those of the process.
-      sets: data set -> the default settings that `--dataset` with its name takes in place of `config`.
+      sets: data set -> the default settings that replace `config` if `--dataset` names it.
     """
     cache_compilations()
     said = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "ascii")
@@ -150,13 +150,13 @@ def _jobs(options: Options) -> int | Cluster | None:
         for name, value in given.items():
             raise ValueError(f"{name} is {value}; it must come with --cluster slurm")
         if options.shard and options.jobs not in (None, 1):
-            raise ValueError(f"jobs is {options.jobs}; with --shard, where a row takes all devices, it must be 1")
+            raise ValueError(f"jobs is {options.jobs}; it must be 1 with --shard, since a row takes all devices")
         return 1 if options.shard else options.jobs
     return Cluster(options.cluster, at_once=options.jobs, **given)
 
 
 def _take_devices(options: Options) -> None:
-    """Join the other processes of the run, and have its rows take all devices, where that was asked for."""
+    """If asked to, join the other processes of the run, and let each row take all devices."""
     if options.hosts is not None:
         hosts.join(*(() if options.hosts == "auto" else options.hosts))
         if not hosts.is_first():
@@ -166,8 +166,8 @@ def _take_devices(options: Options) -> None:
 
 
 def _show(experiment: str, run: records.Run, figures: Callable, out: Path) -> None:
-    """Print what came out; write the report where rows were added or there is none."""
-    is_own = (out / "config.json").exists()  # else its rows are those of other runs
+    """Print the results; write the report if rows were added or there is none."""
+    is_own = (out / "config.json").exists()  # otherwise its rows are those of other runs
     page, width, findings = out / "report.html", shutil.get_terminal_size((100, 0)).columns, ""
     if page.exists() and not run.added:
         with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):  # it is written again
@@ -190,12 +190,12 @@ def _check_devices() -> None:
     except Exception as error:
         platforms = os.environ.get("JAX_PLATFORMS", "not set")
         raise ValueError(
-            f"JAX finds no device where JAX_PLATFORMS is {platforms} ({error or type(error).__name__})"
+            f"JAX finds no device; JAX_PLATFORMS is {platforms} ({error or type(error).__name__})"
         ) from None
 
 
 def _say(text: str) -> None:
-    """Print, in ASCII where the terminal has only that."""
+    """Print, in ASCII if the terminal has only that."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -205,7 +205,7 @@ def _say(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # its reader, such as head, has ended
+    except BrokenPipeError:  # the reader, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -233,14 +233,14 @@ def parse(config: Any, args: Sequence[str] | None = None, experiment: str | None
 
 
 def _typed(experiment: str | None, args: Sequence[str]) -> str | None:
-    """The command that help names; below an error " --help" follows it."""
+    """The command that help shows; in an error message " --help" follows it."""
     if experiment is None or not {"-h", "--help"} & set(args):
         return experiment and f"python -m experiments.{experiment}"
     return f'make {"" if experiment == "paper" else "exp-"}{experiment} ARGS="..."'
 
 
 def _wrapped(doc: str) -> str:
-    """Its paragraphs in lines that fit the terminal; what is indented stays."""
+    """The paragraphs of a text, wrapped to the terminal; indented ones stay as they are."""
     width = min(shutil.get_terminal_size((80, 0)).columns, 100)
     paragraphs = inspect.cleandoc(doc).split("\n\n")
     return "\n\n".join(p if p.startswith(" ") else textwrap.fill(p, width) for p in paragraphs)

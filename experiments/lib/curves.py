@@ -1,4 +1,4 @@
-"""Curves of seeds: one number of their rows against another, and how the two go together."""
+"""One number of rows against another, a curve for each seed, and the rank correlation of the two."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,14 @@ from gengap.records import Row
 from gengap.report import plain
 
 EPSILONS = ((1e-3, "1e-3"), (5e-4, "5e-4"))
-"""Of the full space in the paper's figures, each as a number and as it is called."""
+"""The epsilons of the full space in the paper's figures, each as a number and in words."""
 Curve = tuple[list[float], list[float | None]]
 
 
 def curves(rows: Sequence[Row], order: str, x: Value, y: Value) -> dict[int, Curve]:
     """Two numbers x and y of the rows of each seed, in the order of a column.
 
-    Rows without x are left out. Where a row has no y, or one that is not finite, y is `None`.
+    Rows without x are left out. If a row has no y, or one that is not finite, y is `None`.
 
     Raises:
       ValueError: the rows are of several networks, data sets or runs.
@@ -40,11 +40,11 @@ def ranks(curves: Iterable[Curve]) -> np.ndarray:
 
 
 def mean_rank(ranks: np.ndarray) -> str:
-    """In words; empty where no seed has one."""
+    """The mean rank correlation in words; empty if no seed has one."""
     return f"rank correlation {plain(statistics.fmean(ranks))}" if len(ranks) else ""
 
 
 def lowest_and_highest(ranks: Iterable[np.ndarray]) -> str:
-    """Rank correlations of several epsilons in words; empty where there are none."""
+    """The lowest and highest rank correlation over several epsilons in words; empty if there are none."""
     known = np.concatenate(list(ranks))
     return f"rank correlation {plain(known.min())} to {plain(known.max())}" if len(known) else ""

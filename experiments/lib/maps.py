@@ -10,7 +10,7 @@ MAPS = ("before batch norm", "behind batch norm")
 
 
 def moved(params: PyTree, name: str, factor: float) -> Any:
-    """The same function: what is before, or what is behind, each batch norm scaled."""
+    """Parameters of the same function, scaled before or behind each batch norm."""
     layers = symmetry.chain(params)
     if name == MAPS[0]:
         norms = sum(layer.norm is not None for layer in layers)

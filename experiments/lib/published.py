@@ -1,4 +1,4 @@
-"""Every report below a directory of runs again, from the rows that are there; nothing is computed anew.
+"""Write every report below a directory of runs again, from the rows on disk; no row is computed again.
 
     make published
 
@@ -60,7 +60,7 @@ def main(root: Path = Path("published")) -> None:
     """Write the reports.
 
     Args:
-      root: where the runs are, each in `<experiment>/<name>/`.
+      root: directory of the runs, each in `<experiment>/<name>/`.
     """
     rows_of: dict[str, list[records.Row]] = {}
     runs = []

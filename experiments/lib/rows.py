@@ -13,7 +13,7 @@ Value = str | Callable[[Row], float | None]
 
 
 def value_of(row: Row, value: Value) -> float | None:
-    """A number of a row; `None` where it has none, or one that is not finite."""
+    """A number of a row; `None` if it has none, or one that is not finite."""
     return number(row.get(value)) if isinstance(value, str) else value(row)
 
 
@@ -33,7 +33,7 @@ def pairs(
 
 
 def of_side(rows: Sequence[Row], value: Value) -> dict[str, dict[int, float]]:
-    """A number of SB and of LB by seed, of the seeds that both have where there are any."""
+    """A number of SB and of LB by seed; only of the seeds that both have, if there are any."""
     stats.check_comparable(rows)
     values = {side: by_seed((row for row in rows if row["side"] == side), value) for side in ("SB", "LB")}
     shared = values["SB"].keys() & values["LB"].keys()
@@ -44,22 +44,22 @@ def of_side(rows: Sequence[Row], value: Value) -> dict[str, dict[int, float]]:
 
 
 def means(pairs: Sequence[tuple[float, float]], unit: str = "") -> str:
-    """The means of pairs in words: "98.11 | 97.94 %"; empty of none."""
+    """The means of pairs in words: "98.11 | 97.94 %"; empty if there are none."""
     return " | ".join(plain(float(np.mean(side))) for side in zip(*pairs, strict=True)) + unit if pairs else ""
 
 
 def test_accuracy(row: Row) -> float | None:
-    """In percent."""
+    """Test accuracy in percent."""
     return percent(row.get("test_accuracy"))
 
 
 def converged(rows: Iterable[Row]) -> list[Row]:
-    """Those of trainings that did not diverge."""
+    """The rows of trainings that did not diverge."""
     return [row for row in rows if row.get("diverged_at") is None]
 
 
 def diverged(rows: Iterable[Row]) -> list[report.Section]:
-    """A sentence for each training that diverged, in a section where there are any; such rows are in no mean."""
+    """A section with a sentence for each training that diverged, if there are any; such rows are in no mean."""
     sentences = [
         f"Diverged, in no comparison: {row['network']} on {row['dataset']}, {_place(row)}, seed {row['seed']}"
         f"{_begun_after(row)}, at step {row['diverged_at']}."

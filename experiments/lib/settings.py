@@ -1,6 +1,6 @@
-"""The settings that experiments share, which become flags, and what they mean.
+"""The settings that experiments share, which become flags, and what is made of them.
 
-Experiments that are given the same settings find each other's minima.
+Experiments with the same settings use each other's minima.
 """
 
 import os
@@ -29,7 +29,7 @@ class Training(NamedTuple):
     """Training. The defaults follow the paper, or its authors' code where the paper is silent."""
 
     dataset: str = "digits"
-    """"digits", or any image-classification set of TFDS"""
+    """"digits", any image-classification set of TFDS, or an .npz file"""
     network: Network | None = None
     """by default the paper's for the data set: c1 (and c2) for cifar10, c3 (and c4) for cifar100, else f1"""
     train_size: int | None = None
@@ -39,13 +39,13 @@ class Training(NamedTuple):
     seed: int = 0
     """random seed"""
     small_batch: int | float | None = None
-    """batch size of SB: examples, or a fraction of the training set (0.05, 1.0); by default min(256, m / 45)"""
+    """batch size of SB: examples, or a fraction of the training set (0.05, 1.0); by default 1/45, at most 256"""
     large_batch: int | float = 0.1
     """batch size of LB: examples, or a fraction of the training set"""
     optimizer: Literal["adam", "sgd", "adagrad"] = "adam"
     """adam (beta 0.9 and 0.999, epsilon 1e-8), sgd (momentum 0.9) or adagrad; without a schedule"""
     learning_rate: float | None = None
-    """by default 1e-3 for adam, 0.1 for sgd, 0.01 for adagrad"""
+    """learning rate; by default 1e-3 for adam, 0.1 for sgd, 0.01 for adagrad"""
     weight_decay: float = 0.0
     """decoupled weight decay for adam (AdamW), L2 regularisation for sgd and adagrad"""
     scaling: Literal["none", "sqrt", "linear"] = "none"
@@ -83,7 +83,7 @@ class Problem(NamedTuple):
 
 
 def problem(training: Training, network: str | Model | None = None) -> Problem:
-    """What the settings train: a network by its name or itself, by default the first of theirs, and its losses."""
+    """What the settings train: a network, by default their first, on their data set, and its losses."""
     ds = dataset(training)
     model = network if isinstance(network, Model) else NETWORKS[network or networks(training)[0]](ds.num_classes)
     evaluate = partial(objective.loss_and_accuracy, model.apply, chunk=training.chunk, clip=training.clip)
@@ -105,7 +105,7 @@ def dataset(training: Training) -> Dataset:
     """The data set, cut to the training examples that were asked for.
 
     Raises:
-      ValueError: there is none, or it is smaller than what was asked for.
+      ValueError: there is no such data set, or it is smaller than what was asked for.
     """
     path = Path(training.dataset)
     version = path.stat().st_mtime_ns if path.suffix == ".npz" and path.exists() else None
@@ -146,12 +146,12 @@ def resolved(
 
     Args:
       training: the settings.
-      pair: whether SB and LB are trained, so that the one batch must be below the other.
-      all_epochs: whether training takes all its epochs, so that no rule may end it before.
+      pair: whether both SB and LB are trained; the batch of SB must then be smaller.
+      all_epochs: whether training takes all its epochs; then no rule may stop it early.
       one_network: whether only the first of the paper's networks for the data set is trained.
 
     Raises:
-      ValueError: a setting out of its range, or data that are not there.
+      ValueError: a setting is out of its range, or the data are missing.
     """
     _check_numbers(training, all_epochs)
     m, digits = len(dataset(training).x_train), training.dataset == "digits"
@@ -187,13 +187,13 @@ def _check_numbers(training: Training, all_epochs: bool) -> None:
             raise ValueError(f"{name} is {settings[name]}; it must be a number from 0 up")
     for name in ("patience", "target"):
         if all_epochs and settings[name]:
-            raise ValueError(f"{name} is {settings[name]}; it must be 0 here, where training takes all its epochs")
+            raise ValueError(f"{name} is {settings[name]}; it must be 0 here: training takes all its epochs")
     if training.clip is not None and not 0 < training.clip < 0.5:
         raise ValueError(f"clip is {training.clip}; it must be between 0 and 0.5")
 
 
 def counts(sizes: Mapping[str, Sequence[float]], m: int) -> list[int]:
-    """Batch sizes by the name of their setting, as examples of `m`."""
+    """The batch sizes of a setting, given by its name, in examples; fractions are of `m`."""
     for name, values in sizes.items():
         try:
             return [train.count(value, m) for value in values]
@@ -203,7 +203,7 @@ def counts(sizes: Mapping[str, Sequence[float]], m: int) -> list[int]:
 
 
 def batch_size(training: Training, side: str) -> int | float:
-    """That of SB or of LB, as the settings have it."""
+    """The batch size of SB or of LB, as the settings have it."""
     assert training.small_batch is not None
     return training.small_batch if side == "SB" else training.large_batch
 
@@ -265,7 +265,7 @@ def cells_of(training: Training, sides: Sequence[str] = SIDES) -> list[Cell]:
 
 
 def label(training: Training, cell: Cell) -> str:
-    """Of a cell, for the line that shows progress: "F1 seed 1 of 5, SB"."""
+    """The name of a cell in the progress bar: "F1 seed 1 of 5, SB"."""
     named = ("network", "dataset", "seed")
     rest = [str(value) for name, value in cell.items() if name not in named and value != ""]
     return ", ".join([f"{cell['network']} seed {cell['seed'] + 1} of {training.num_seeds}", *rest])
@@ -277,7 +277,7 @@ def training_key(training: Training) -> Key[Array, ""]:
 
 
 def measure_key(training: Training, seed: int) -> Key[Array, ""]:
-    """The key of what is measured at the minima of a seed, and of nothing in training."""
+    """The key for what is measured at the minima of a seed; nothing in training uses it."""
     return jax.random.fold_in(jax.random.fold_in(training_key(training), 2**31), seed)
 
 
@@ -290,14 +290,14 @@ def check_metric(training: Training, metric: comparison.Metric) -> None:
 
 
 def check_distinct(settings: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse, by its name, a list that has something twice."""
+    """Refuse, by its name, a list with repeated values."""
     for name, values in settings.items():
         if repeated := {value for value in values if list(values).count(value) > 1}:
             raise ValueError(f"{name} has {', '.join(map(str, sorted(repeated)))} more than once")
 
 
 def seconds(training: Training, *, gradients: float, epochs: float) -> float:
-    """The most that some work takes here, from one timed gradient of a few examples.
+    """An upper bound on the seconds of some work here, from one timed gradient of a few examples.
 
     Args:
       training: the settings.

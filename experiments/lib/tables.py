@@ -107,7 +107,7 @@ def epsilons_of(rows: Sequence[Row], space: Space) -> list[float]:
 
 
 def headline(rows: Sequence[Row]) -> list[str]:
-    """How sharpness and accuracy of LB compare with those of SB, in sentences of one idea each."""
+    """How sharpness and accuracy of LB compare with those of SB, in sentences."""
     if not rows:
         return ["No rows yet."]
     groups = comparable(rows)
@@ -150,7 +150,7 @@ def gap_in_words(small: Mapping[int, float], large: Mapping[int, float]) -> list
 
 
 def sharpness_figure(rows: Sequence[Row]) -> Section:
-    """Sharpness of every minimum, a panel for each space and epsilon, beside the paper's."""
+    """Sharpness of every minimum, in a panel for each space and epsilon, beside the paper's values."""
     places = [(space, epsilon) for space in SPACES for epsilon in epsilons_of(rows, space)]
     figure, axes = plots.axes(max(1, len(places)))
     for ax, (space, epsilon) in zip(axes, places, strict=False):
@@ -183,7 +183,7 @@ def _shown(value: float | None) -> float:
 
 
 def accuracy_figure(rows: Sequence[Row]) -> Section:
-    """Accuracy per epoch of every network, the paper's curve beside it where there is one (Fig. 2)."""
+    """Accuracy per epoch of every network, beside the paper's curve if there is one (Fig. 2)."""
     groups = comparable(rows)
     figure, axes = plots.axes(len(groups))
     for ax, (words, group) in zip(axes, groups.items(), strict=True):
@@ -204,13 +204,13 @@ def accuracy_figure(rows: Sequence[Row]) -> Section:
 
 
 def paper_heading(rows: Iterable[Row]) -> str:
-    """What the columns of the paper's numbers are called, with its data sets; empty where there are none."""
+    """The name of the columns with the paper's numbers, with its data sets; empty if there are none."""
     known = (paper.NAMES[paper.DATASET[row["network"]]] for row in rows if _of_paper(row))
     return f"paper ({', '.join(names)})" if (names := dict.fromkeys(known)) else ""
 
 
 def of_paper(table: Mapping[Any, Any], row: Row, side: str, key: Any) -> str:
-    """The paper's number for the network of a row, where it may stand beside its data set."""
+    """The paper's number for the network of a row, if it may stand beside its data set."""
     return theirs(table if _of_paper(row) else {}, row["network"], side, key)
 
 
@@ -281,6 +281,6 @@ def _distance_table(rows: Sequence[Row]) -> Section:
         line["larger / smaller"] = f"{over} = {spread(turned)}" if ratios else DASH
         lines.append(line | {"n": str(len(ratios))})
     low, high = paper.DISTANCE_RATIO
-    sentences = [f"The paper says in words that SB / LB is {low:g} to {high:g}, for no network in particular."]
+    sentences = [f"The text of the paper says that SB / LB is {low:g} to {high:g}, without naming a network."]
     of_any = sentences if paper_heading(rows) else []
     return Section("Euclidean distance from the starting point to the minimum", of_any, frame(lines))
