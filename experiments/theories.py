@@ -331,6 +331,7 @@ def _controls(rows: Sequence[Row]) -> Section:
         f"{', '.join(changed[name]) or 'none of these'}."
         for name in MAPS
     ]
+    findings.append("A number that has not converged (-) is not compared.")
     for words, both in (("at the end of training", ends), ("at equal training loss", equal)):
         findings.append(
             f"Sharpness in the full space {words}: {means(both, ' %')} (SB | LB). SB is flatter: "
@@ -342,11 +343,11 @@ def _controls(rows: Sequence[Row]) -> Section:
 
 
 def _differ(row: Row, image: Row, reason: str, setting: str) -> bool:
-    """Whether two numbers are farther apart than three of their standard errors, and than 5 %."""
+    """Whether two numbers, both converged, are farther apart than three of their standard errors, and than 5 %."""
     a, b = (r["reasons"][reason][setting] for r in (row, image))
     before, after = (value(r, reason, setting) for r in (row, image))
     if before is None or after is None:
-        return before is not after
+        return False
     error = np.hypot(number(a["sem"]) or 0, number(b["sem"]) or 0)
     return bool(abs(after - before) > max(3 * error, 0.05 * abs(before)))
 
