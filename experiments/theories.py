@@ -52,7 +52,7 @@ class Config(NamedTuple):
     """free energy: standard deviations of the steps of each parameter"""
     num_samples: int = 4
     """number of offsets (description length), starts (evidence) and chains (free energy)"""
-    num_products: int = 40
+    num_products: int = 20
     """evidence: Hessian-vector products per start"""
     num_steps: int = 100
     """free energy: steps per chain and direction"""
@@ -257,16 +257,13 @@ def _evidence(rows: Sequence[Row]) -> Section:
         words = "prior with most evidence" if float(setting) == 0 else f"precision {setting}"
         values[words] = of_side(at_end(rows), lambda row: value(row, "evidence", setting))  # noqa: B023
     figure, (ax,) = plots.axes(1)
-    plots.sharpness(values, ax=ax)
+    plots.sharpness({words: sides for words, sides in values.items() if any(sides.values())}, ax=ax)
     ax.set(title=f"evidence, {stats.where(rows[0])}", ylabel=REASONS["evidence"])
-    of_best = [next(iter(row["reasons"]["evidence"].values())) for row in at_end(rows)]
-    mean = {
-        name: float(np.mean([number(of[name]) or 0.0 for of in of_best])) for name in ("determined", "negative")
-    }
+    of_first = [next(iter(row["reasons"]["evidence"].values())) for row in at_end(rows)]
+    negative = float(np.mean([number(of["negative"]) or 0.0 for of in of_first]))
     findings = [
         *_compared(rows, "evidence"),
-        f"With the first prior the data determine {plain(mean['determined'])} parameters.",
-        f"Negative eigenvalues make up {plain(100 * mean['negative'])} % of tr |H|; they count as 0.",
+        f"Negative eigenvalues make up {plain(100 * negative)} % of tr |H|, as far as the products resolve it.",
         *(_parts_of(rows, setting) for setting in _settings(rows, "evidence") if float(setting)),
         _lost(rows, "evidence", "values of the evidence"),
     ]

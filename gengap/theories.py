@@ -55,7 +55,7 @@ class Evidence(NamedTuple):
       occam: the Occam factor, 1/2 tr ln(1 + N H / alpha) / N.
       prior: alpha, the precision.
       determined: gamma = tr N H (N H + alpha)^-1, how many parameters the data determine.
-      negative: the share of tr |H| from negative eigenvalues, which count as 0.
+      negative: the share of tr |H| from negative eigenvalues.
       converged: whether the last quarter of the products moves it by at most 3 sem or 5 % of the Occam factor.
       gradients: the cost in gradients.
     """
@@ -174,7 +174,9 @@ def evidence(
     r"""Laplace's approximation of $\ln p(\text{data}) / N$ with the prior $N(0, 1 / \alpha)$ on each parameter.
 
     $-f(x) - \frac{\alpha}{2 N} |x|^2 - \frac{1}{2 N} \mathrm{tr} \ln(1 + N H / \alpha)$, which assumes that x is a
-    minimum of $N f + \alpha |x|^2 / 2$. For linear regression it is exact at that minimum.
+    minimum of $N f + \alpha |x|^2 / 2$. For linear regression it is exact at that minimum. A negative eigenvalue
+    counts down to $-\alpha / 2 N$, where the posterior is half as precise as the prior, and no further. To count
+    it as 0 would put a kink where most eigenvalues of a network are, which no quadrature resolves.
 
     Args:
       loss: `params -> f`, the mean negative log likelihood.
@@ -182,8 +184,8 @@ def evidence(
       key: random key for the starts.
       examples: N.
       prior: the precision $\alpha$; by default the one with the most evidence, MacKay's fixed point
-        $\alpha = \gamma / |x|^2$, with $\gamma = \mathrm{tr}\, N H (N H + \alpha)^{-1}$. Several values cost no
-        more than one.
+        $\alpha = \gamma / |x|^2$, with $\gamma = \mathrm{tr}\, N H (N H + \alpha)^{-1}$ over the positive
+        eigenvalues. Several values cost no more than one.
       num_samples: random starts of stochastic Lanczos quadrature, at least 2.
       num_products: products with the Hessian for each start.
       only: which leaves have the prior, by their name such as "Dense_0/kernel"; the others are taken as known.
@@ -327,7 +329,7 @@ def _laplace(
     if prior is None and square > 0 and determined(most := n / square) > 0:
         excess = lambda log: log + math.log(most * square / determined(most * math.exp(log)))  # noqa: E731
         alpha = most * math.exp(scipy.optimize.brentq(excess, -60, 0))
-    occam = trace(lambda h: np.log1p(examples * np.maximum(h, 0) / alpha)) / (2 * examples)
+    occam = trace(lambda h: np.log1p(np.maximum(examples * h / alpha, -0.5))) / (2 * examples)
     below, whole = trace(lambda h: np.maximum(-h, 0)).sum(), trace(np.abs).sum()
     return alpha, occam, determined(alpha), float(below / whole) if whole else 0.0
 

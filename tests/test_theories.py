@@ -153,7 +153,7 @@ def occam_of(h: np.ndarray, **more) -> tuple[list[theories.Evidence], float]:
         for s in SEEDS
     ]
     assert found[0].penalty == pytest.approx(3 * 500 / (2 * N))
-    return found, 0.5 * np.log1p(N * np.maximum(h, 0) / 3).sum() / N
+    return found, 0.5 * np.log1p(np.maximum(N * h / 3, -0.5)).sum() / N
 
 
 def test_the_occam_factor_of_a_dense_hessian() -> None:
@@ -161,12 +161,25 @@ def test_the_occam_factor_of_a_dense_hessian() -> None:
     covered([r._replace(value=r.occam) for r in found], exact)
 
 
-def test_negative_curvature_counts_as_none_and_is_reported() -> None:
-    """A tenth of the eigenvalues; the kink at 0 needs more products."""
-    h = np.concatenate([np.geomspace(1e-3, 30, 450), np.full(50, -0.05)])
+@pytest.mark.parametrize("depth", [-0.2, -2.0])  # of N h / alpha; the second is cut at -0.5
+def test_negative_curvature_counts_down_to_half_the_precision_of_the_prior(depth) -> None:
+    """A tenth of the eigenvalues."""
+    h = np.concatenate([np.geomspace(1e-3, 30, 450), np.full(50, depth * 3 / N)])
     found, exact = occam_of(h, num_products=60)
     np.testing.assert_allclose(np.mean([r.occam for r in found]), exact, rtol=0.02)
-    np.testing.assert_allclose(np.mean([r.negative for r in found]), 2.5 / np.abs(h).sum(), rtol=0.1)
+    negative = -h[450:].sum() / np.abs(h).sum()
+    np.testing.assert_allclose(np.mean([r.negative for r in found]), negative, rtol=0.1)
+
+
+def test_the_evidence_of_a_spectrum_as_networks_have_it() -> None:
+    """A few stiff directions, and twenty thousand of hardly any curvature, up or down."""
+    rng = np.random.default_rng(0)
+    h = np.concatenate([np.geomspace(1e-2, 1, 50), rng.normal(0, 1e-4, 20_000), np.full(50, -5e-3)])
+    scale = jnp.asarray(h, jnp.float32)
+    f = lambda x: 0.5 * jnp.sum(scale * x**2)  # noqa: E731
+    found = theories.evidence(f, jnp.ones(len(h)), KEY, examples=N, prior=3.0)
+    exact = 0.5 * np.log1p(np.maximum(N * h / 3, -0.5)).sum() / N
+    assert found.converged and abs(found.occam - exact) < 3 * found.sem < 0.3 * exact
 
 
 def test_no_curvature_has_no_best_prior() -> None:
