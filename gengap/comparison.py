@@ -303,7 +303,7 @@ def _beside(
         rise = jnp.abs(slope) @ sharpness.box(params, None, epsilon)
         row[column("full", epsilon).replace("sharpness", "linear")] = float(100 * rise / (1 + value))
     if with_hessian and np.isfinite(value):
-        of_top, of_trace = (shown.part(progress, words) for words in ("Hessian eigenvalue", "Hessian trace"))
+        of_top, of_trace = (shown.part(progress, part) for part in ("Hessian eigenvalue", "Hessian trace"))
         top = hessian.eigenpairs(loss, params, flat.key_for(key, "hessian"), progress=of_top)
         trace_key = flat.key_for(key, "trace")
         trace = hessian.trace(loss, params, trace_key, num_samples=_TRACE_SAMPLES, progress=of_trace)

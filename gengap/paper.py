@@ -28,6 +28,7 @@ __all__ = [
     "beside",
     "figure",
     "nearest",
+    "where",
 ]  # fmt: skip
 
 MeanStd = tuple[float, float]
