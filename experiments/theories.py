@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 from experiments.lib import command, settings
 from experiments.lib.claims import Claim
 from experiments.lib.maps import MAPS, moved
-from experiments.lib.rows import converged, diverged, means, of_side, pairs
+from experiments.lib.rows import converged, diverged, means, pairs
 from experiments.lib.settings import SIDES, Training
 from gengap import comparison, data, minima, plots, records, report, stats, theories
 from gengap.comparison import Metric, column
@@ -251,14 +251,18 @@ def _best(rows: Sequence[Row]) -> float:
 
 
 def _evidence(rows: Sequence[Row]) -> Section:
-    """Evidence of SB and LB for each prior."""
-    values = {}
-    for setting in _settings(rows, "evidence"):
-        words = "prior with most evidence" if float(setting) == 0 else f"precision {setting}"
-        values[words] = of_side(at_end(rows), lambda row: value(row, "evidence", setting))  # noqa: B023
-    figure, (ax,) = plots.axes(1)
-    plots.sharpness({words: sides for words, sides in values.items() if any(sides.values())}, ax=ax)
-    ax.set(title=f"evidence, {stats.where(rows[0])}", ylabel=REASONS["evidence"])
+    """The evidence and its Occam factor against the precision of the prior."""
+    parts = {"value": REASONS["evidence"], "occam": "Occam factor (nats per example)\nlower is flatter"}
+    panels = []
+    for part, label in parts.items():
+        lines = []
+        for side in SIDES:
+            seeds = [_at_priors(row, part) for row in at_end(rows) if row["side"] == side]
+            lines += plots.seeds(seeds, side, side, marker="o" if side == "SB" else "s")
+        title = f"{'evidence' if part == 'value' else 'its Occam factor'}, {stats.where(rows[0])}"
+        panels.append(
+            plots.Panel(title, "precision of the prior", label, lines, log_x=True, log_y=part == "value")
+        )
     of_first = [next(iter(row["reasons"]["evidence"].values())) for row in at_end(rows)]
     negative = float(np.mean([number(of["negative"]) or 0.0 for of in of_first]))
     findings = [
@@ -268,9 +272,18 @@ def _evidence(rows: Sequence[Row]) -> Section:
         _lost(rows, "evidence", "values of the evidence"),
     ]
     caption = (
-        "Minus the logarithm of the evidence, per example, by Laplace's approximation: lower is more probable."
+        "Left: minus the logarithm of the evidence by Laplace's approximation; lower is more probable. Right: the "
+        "part of it that depends on the curvature. The rest is the loss and the penalty on |x|."
     )
-    return Section("Evidence", findings, figure=figure, caption=caption, name="evidence")
+    return Section("Evidence", findings, figure=plots.panels(panels), caption=caption, name="evidence")
+
+
+def _at_priors(row: Row, part: str) -> tuple[list[float], list[float | None]]:
+    """The given precisions at which the evidence has converged, and a part of it there."""
+    found = row["reasons"]["evidence"]
+    given = [at for at in found if float(at) and value(row, "evidence", at) is not None]
+    sign = -1 if part == "value" else 1
+    return [float(at) for at in given], [sign * found[at][part] for at in given]
 
 
 def _parts_of(rows: Sequence[Row], setting: str) -> str:

@@ -56,7 +56,8 @@ class Evidence(NamedTuple):
       prior: alpha, the precision.
       determined: gamma = tr N H (N H + alpha)^-1, how many parameters the data determine.
       negative: the share of tr |H| from negative eigenvalues.
-      converged: whether the last quarter of the products moves it by at most 3 sem or 5 % of the Occam factor.
+      converged: whether neither the last eighth nor the last quarter of the products moves it by more than 3 sem and
+        5 % of the Occam factor.
       gradients: the cost in gradients.
     """
 
@@ -208,18 +209,16 @@ def evidence(
     times, square = lanczos.product(f), float(flat.unit(x)[0]) ** 2
     of_start = lambda key: lanczos.tridiagonal(times, x, key, num_products)  # noqa: E731
     spectra = shown.each(of_start, keys, progress, "evidence", "start")
-    rules = [lanczos.rule(T) for T in spectra]
-    sizes = [-(-3 * len(T) // 4) for T in spectra]
-    fewer = [lanczos.rule(T[:m, :m]) for T, m in zip(spectra, sizes, strict=True)]
+    parts = [[T[: (m := -(-share * len(T) // 8)), :m] for T in spectra] for share in (6, 7, 8)]
+    rules = [[lanczos.rule(T) for T in part] for part in parts]
 
     def of(prior: float | None) -> Evidence:
-        (alpha, occam, determined, negative), (fewer_alpha, fewer_occam, *_) = (
-            _laplace(each, len(x), square, examples, prior) for each in (rules, fewer)
-        )
-        penalty, fit = alpha * square / (2 * examples), -float(base)
-        value, sem = float(fit - penalty - occam.mean()), float(occam.std(ddof=1) / math.sqrt(num_samples))
-        moved = value - (fit - fewer_alpha * square / (2 * examples) - fewer_occam.mean())
-        converged = bool(abs(moved) <= max(3 * sem, 0.05 * occam.mean()))
+        found, fit = [_laplace(each, len(x), square, examples, prior) for each in rules], -float(base)
+        values = [fit - alpha * square / (2 * examples) - float(occam.mean()) for alpha, occam, *_ in found]
+        alpha, occam, determined, negative = found[-1]
+        penalty, sem = alpha * square / (2 * examples), float(occam.std(ddof=1) / math.sqrt(num_samples))
+        value, moved = values[-1], max(abs(values[-1] - fewer) for fewer in values[:-1])
+        converged = bool(moved <= max(3 * sem, 0.05 * abs(occam.mean())))
         if np.isfinite(checks.warn_not_finite(jnp.asarray(value))) and not converged:
             checks.warn(
                 f"the last quarter of the products moves the evidence by {moved:.3g}; give it more products"
