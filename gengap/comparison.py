@@ -128,7 +128,7 @@ def measure(
                 )
             row |= zip((f"{split}_loss", f"{split}_accuracy"), map(float, numbers), strict=False)
     if train is None:
-        row["train_loss"] = float(loss(params))
+        row["train_loss"] = float(flat.as_scalar(loss(params), float))
     row["ascent_version"] = ascent.ASCENT_VERSION
     if not np.isfinite(row["train_loss"]):
         return row

@@ -32,7 +32,7 @@ class Line:
         self._before = self._done = done
         self._began = self._told = self._updated = time.monotonic()
         self._values: Mapping[str, float] = {}
-        self._how = "about"
+        self._how, self._is_first = "about", True
         self._plain = bool(self._words) and not _is_terminal()
         self._bar = _Bar(self, not self._words or self._plain)
         if self._words:
@@ -50,6 +50,9 @@ class Line:
         if not self._words:
             return
         now = self._updated = time.monotonic()
+        if self._is_first and not self._outer:
+            self._began, self._before = now, self._done  # the first unit waits for the compiler
+        self._is_first = False
         self._values, self._how = values or {}, "at most" if at_most else "about"
         if self._bar.update(done) and _open[0] is not self:
             _open[0]._bar.refresh()  # so that its time left is updated

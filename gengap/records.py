@@ -150,6 +150,8 @@ def fill(
                 raise ValueError("out must be a directory that the machines of the cluster share")
             rows = cluster.computed(work, left, jobs, run.path / "jobs")
         else:
+            if left and len(left) < len(cells):
+                progress.say(f"{len(cells) - len(left)} of {len(cells)} rows are there from an earlier run.")
             if left and seconds is not None:
                 _say_how_long(seconds(left) / min(jobs, len(left)))
             rows = processes.computed(work, left, jobs)
@@ -189,7 +191,9 @@ def opened(
     path = Path(directory)
     if fresh and (path / "config.json").exists():
         with _locked(path):
-            path.rename(next(aside for i in range(1, 1000) if not (aside := Path(f"{path}.{i}")).exists()))
+            aside = next(to for i in range(1, 1000) if not (to := Path(f"{path}.{i}")).exists())
+            path.rename(aside)
+            progress.say(f"The earlier run is now in {aside}.")
     if not (path / "config.json").exists():
         write_json(path / "config.json", {"experiment": experiment, "config": config})
     with _locked(path):
@@ -260,9 +264,9 @@ def _store(run: Run) -> Iterator[Path]:
 
 
 def _say_how_long(seconds: float) -> None:
-    if seconds < 300:
+    if seconds < 60:
         return
-    time_left = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
+    time_left = f"{-(-seconds // 60):.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
     smaller = "; --train-size, --epochs, --num-seeds, --num-draws, --max-evaluations make it shorter"
     progress.say(
         f"This takes up to {time_left} here{smaller if seconds > 3600 else ''}. Stop it at any time: the same "

@@ -29,7 +29,7 @@ __all__ = [
 
 DASH = "-"
 _CSS = """
-body { margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1a1a1a; background: #fff;
+body { margin: 2rem auto; max-width: 66rem; padding: 0 1rem; color: #1a1a1a; background: #fff;
        font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .85rem;

@@ -56,8 +56,8 @@ class Evidence(NamedTuple):
       prior: alpha, the precision.
       determined: gamma = tr N H (N H + alpha)^-1, how many parameters the data determine.
       negative: the share of tr |H| from negative eigenvalues.
-      converged: whether neither the last eighth nor the last quarter of the products moves it by more than 3 sem and
-        5 % of the Occam factor.
+      converged: whether neither the last eighth nor the last quarter of the products moves it by more than 3 sem
+        and 5 % of the Occam factor.
       gradients: the cost in gradients.
     """
 

@@ -44,8 +44,8 @@ def test_without_a_terminal_there_is_a_line_once_a_minute(clock, capsys):
             line.update(1, {"train_loss": 0.03125, "test_loss": 1}, at_most=True)
     assert capsys.readouterr() == (
         "",
-        "F1 seed 2 of 5, LB: epoch 12 of 100, at most 29 min left, train_loss 0.0312, test_loss 1\n"
-        "F1 seed 2 of 5, LB: epoch 14 of 100, at most 34 min left, train_loss 0.0312, test_loss 1\n",
+        "F1 seed 2 of 5, LB: epoch 12 of 100, at most 22 min left, train_loss 0.0312, test_loss 1\n"
+        "F1 seed 2 of 5, LB: epoch 14 of 100, at most 32 min left, train_loss 0.0312, test_loss 1\n",
     )
 
 
@@ -67,13 +67,15 @@ def test_nothing_is_shown_unasked(clock, capsys, monkeypatch, is_terminal):
 
 def test_a_terminal_has_one_line_that_vanishes(clock, capsys, terminal):
     terminal(80)
-    with pytest.raises(KeyboardInterrupt), progress.line("F1", 3, "epoch", done=1) as line:
+    with pytest.raises(KeyboardInterrupt), progress.line("F1", 4, "epoch", done=1) as line:
+        clock[0] += 90
+        line.update()  # with the compiler, which says nothing of the others
         clock[0] += 5
         line.update(1, {"train_loss": 0.25, "accuracy": 0.5})
         raise KeyboardInterrupt
     out, shown = capsys.readouterr()
     assert out == "" and "\n" not in shown
-    assert "| epoch 2 of 3, about 5 s left, train_loss 0.25, accuracy 0.5" in shown
+    assert "| epoch 3 of 4, about 5 s left, train_loss 0.25, accuracy 0.5" in shown
     assert shown.rsplit("\r", 2)[1].strip() == "" and shown.endswith("\r")
 
 
@@ -97,7 +99,9 @@ def test_nothing_is_cut_and_a_bar_is_never_short(clock, capsys, terminal):
         terminal(columns)
         with progress.line(words, 100, "epoch") as line:
             clock[0] += 5
-            line.update(10, {"train_loss": 0.03125, "test_loss": 1.0})
+            line.update(5)
+            clock[0] += 2.5
+            line.update(5, {"train_loss": 0.03125, "test_loss": 1.0})
             shown = last_shown(capsys)
         name, bar, said = re.fullmatch(rf"({words}: )?(\|.{{10}}\| )?(.*)", shown).groups()
         assert said == ", ".join(facts[: said.count(", ") + 1] if shown else [])

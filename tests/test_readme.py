@@ -101,14 +101,14 @@ def test_the_readme_says_what_flattens_as_the_factorial_has_it() -> None:
     random = factors("lower", "sharpness in random subspaces")
     assert list(full)[:3] == ["rate", "noise", "updates"] and list(random) == ["updates", "rate"]
     said = " ".join((ROOT / "README.md").read_text().split())
-    assert f"by a factor of {random['updates']}, the rate by {random['rate']}." in said
+    assert f"{random['updates']} times in random subspaces, {full['updates']} times in the full space." in said
     assert (
-        f"the rate ({full['rate']}) and noise ({full['noise']}) flatten more than updates ({full['updates']}); "
-        "but both lower the test accuracy"
+        f"There a higher rate ({full['rate']} times) and noise ({full['noise']} times) flatten more, but both lower "
+        "the test accuracy."
     ) in said
     assert {"noise", "rate"} <= factors("lower", "test accuracy").keys()
     noise = factors("raise", "sharpness in random subspaces")["noise"]
-    assert f"noise sharpens random subspaces by {noise}." in said
+    assert f"In random subspaces noise sharpens {noise} times." in said
 
 
 def results(name: str, flags: str, out: Path) -> list[dict]:

@@ -235,7 +235,9 @@ def parse(config: Any, args: Sequence[str] | None = None, experiment: str | None
 def _typed(experiment: str | None, args: Sequence[str]) -> str | None:
     """The command that help shows; in an error message " --help" follows it."""
     if experiment is None or not {"-h", "--help"} & set(args):
-        return experiment and f"python -m experiments.{experiment}"
+        python = Path(sys.executable)
+        typed = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
+        return experiment and f"{typed} -m experiments.{experiment}"
     return f'make {"" if experiment == "paper" else "exp-"}{experiment} ARGS="..."'
 
 
