@@ -178,7 +178,7 @@ def claims(rows: list[Row]) -> list[Claim]:
     for reason, claim in words.items():
         of = {setting: _pairs(at_end(rows), reason, setting) for setting in _settings(rows, reason)}
         verdicts = [stats.verdict([large - small for small, large in both]) for both in of.values()]
-        here = next((means(both) for both in of.values() if both), "")
+        here = next((f"{means(both)} at {float(at):g}" for at, both in of.items() if both), "")
         given = [at for at in of if float(at)]
         differs = " ".join(_parts_of(rows, at) for at in given) if reason == "evidence" else ""
         found.append(Claim("sec. 2.1", claim, {}, here, verdicts, differs))

@@ -32,7 +32,7 @@ _CSS = """
 body { margin: 2rem auto; max-width: 66rem; padding: 0 1rem; color: #1a1a1a; background: #fff;
        font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .85rem;
+table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .8rem;
         font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .4rem; white-space: nowrap; text-align: left; } th { border-bottom: 1px solid #555; }
 img { width: 100%; max-width: 56rem; } pre { white-space: pre-wrap; font-size: .8rem; }

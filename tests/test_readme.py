@@ -103,8 +103,8 @@ def test_the_readme_says_what_flattens_as_the_factorial_has_it() -> None:
     said = " ".join((ROOT / "README.md").read_text().split())
     assert f"{random['updates']} times in random subspaces, {full['updates']} times in the full space." in said
     assert (
-        f"There a higher rate ({full['rate']} times) and noise ({full['noise']} times) flatten more, but both lower "
-        "the test accuracy."
+        f"There a higher rate ({full['rate']} times) and noise ({full['noise']} times) flatten more, but both "
+        "lower the test accuracy."
     ) in said
     assert {"noise", "rate"} <= factors("lower", "test accuracy").keys()
     noise = factors("raise", "sharpness in random subspaces")["noise"]

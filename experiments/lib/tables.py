@@ -253,7 +253,7 @@ def _sharpness_table(rows: Sequence[Row], space: Space) -> Section:
                 for seed in values["SB"]
                 if seed in values["LB"]
             ]
-            lines.append(line | {SHARPER: str(stats.verdict(shared))})
+            lines.append(line | {"LB is sharper": str(stats.verdict(shared))})
             if lost := sum(number(row.get(name)) is None for row in group):
                 sentences.append(
                     f"{of}, epsilon {epsilon:g}: {lost} of {len(group)} met a loss that is not finite, "
