@@ -112,7 +112,7 @@ def test_where_memory_runs_out_one_sentence_says_what_helps(tmp_path, capsys):
     [
         (["--hosts", "auto"], "--hosts is auto; it must come with --shard"),
         (["--hosts", "auto", "--shard", "--cluster", "slurm"], "--hosts is auto; it must come with --shard"),
-        (["--shard", "--jobs", "2"], "--jobs is 2; with --shard"),
+        (["--shard", "--jobs", "2"], "--jobs is 2; it must be 1 with --shard"),
         (["--shard", "--hosts", "auto"], "--hosts: the processes do not find each other"),
     ],
 )

@@ -229,7 +229,7 @@ SPACES = [("1e-3", "sharpness_full_1e-3", "sharpness_random_1e-3")]
             "sharper than the full space for a. A is not normalised",
         ),
         ([row("a"), row("b", full=20.0, random=0.5)], 3, "b is sharper in the full space, a in random subspaces"),
-        ([row("a"), row("b")], 1, "of a single A"),
+        ([row("a"), row("b")], 1, "from a single A"),
         ([row("a"), row("b")], 3, "one seed"),
     ],
 )
