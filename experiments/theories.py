@@ -280,10 +280,10 @@ def _evidence(rows: Sequence[Row]) -> Section:
 
 def _at_priors(row: Row, part: str) -> tuple[list[float], list[float | None]]:
     """The given precisions at which the evidence has converged, and a part of it there."""
-    found = row["reasons"]["evidence"]
-    given = [at for at in found if float(at) and value(row, "evidence", at) is not None]
-    sign = -1 if part == "value" else 1
-    return [float(at) for at in given], [sign * found[at][part] for at in given]
+    found = {at: value(row, "evidence", at) for at in row["reasons"]["evidence"] if float(at)}
+    given = {at: known for at, known in found.items() if known is not None}
+    of_part = [known if part == "value" else row["reasons"]["evidence"][at][part] for at, known in given.items()]
+    return [float(at) for at in given], of_part
 
 
 def _parts_of(rows: Sequence[Row], setting: str) -> str:

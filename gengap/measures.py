@@ -315,7 +315,8 @@ def noise_scale(
         raise ValueError(f"x has {len(x)} examples and y has {len(y)}; the numbers must be equal and above 0")
     flat.layout_of(params)
     lengths_of = [program.compiled(partial(_gradient_length, loss, size)) for size in (small, large)]
-    batches = [(i, k) for i in (0, 1) for k in checks.sample_keys(jax.random.split(key)[i], num_samples, least=1)]
+    keys = [checks.sample_keys(size_key, num_samples, least=1) for size_key in jax.random.split(key)]
+    batches = [(i, batch_key) for i in (0, 1) for batch_key in keys[i]]
     of_batch = lambda batch: lengths_of[batch[0]](params, x, y, batch[1])  # noqa: E731
     lengths = flat.stacked(shown.each(of_batch, batches, progress, "noise scale", "gradient"))
     top = lengths.max()  # squares of small numbers would be 0

@@ -54,8 +54,8 @@ class Evidence(NamedTuple):
       fit, penalty: -f(x), and alpha |x|^2 / 2 N.
       occam: the Occam factor, 1/2 tr ln(1 + N H / alpha) / N.
       prior: alpha, the precision.
-      determined: gamma = tr N H (N H + alpha)^-1, how many parameters the data determine.
-      negative: the share of tr |H| from negative eigenvalues.
+      determined: tr N H (N H + alpha)^-1, how many parameters the data determine.
+      negative: the share of tr |H| from negative eigenvalues, as far as the products resolve those near 0.
       converged: whether neither the last eighth nor the last quarter of the products moves it by more than 3 sem
         and 5 % of the Occam factor.
       gradients: the cost in gradients.
@@ -321,8 +321,8 @@ def _laplace(
     def trace(g: Callable) -> np.ndarray:
         return n * np.array([weights @ g(nodes) for nodes, weights in rules])
 
-    def determined(alpha: float) -> float:
-        return float(trace(lambda h: 1 - 1 / (1 + examples * np.maximum(h, 0) / alpha)).mean())
+    def determined(alpha: float, least: float = 0.0) -> float:
+        return float(trace(lambda h: 1 - 1 / (1 + np.maximum(examples * h / alpha, least))).mean())
 
     alpha = math.nan if prior is None else float(prior)
     if prior is None and square > 0 and determined(most := n / square) > 0:
@@ -330,7 +330,7 @@ def _laplace(
         alpha = most * math.exp(scipy.optimize.brentq(excess, -60, 0))
     occam = trace(lambda h: np.log1p(np.maximum(examples * h / alpha, -0.5))) / (2 * examples)
     below, whole = trace(lambda h: np.maximum(-h, 0)).sum(), trace(np.abs).sum()
-    return alpha, occam, determined(alpha), float(below / whole) if whole else 0.0
+    return alpha, occam, determined(alpha, -0.5), float(below / whole) if whole else 0.0
 
 
 def _rounded(f: Callable, x: Array, key: Key[Array, ""], step: Array) -> Array:

@@ -23,7 +23,7 @@ _NOTES = [
     f"The code has version {ascent.ASCENT_VERSION} of the maximiser. The rows of one run have one version.",
     "Rows of an older version have not been computed again yet.",
     "Sharpness is measured in float32. The GPU trained some minima in TF32, JAX's default at the time.",
-    "Hours are those between two rows of a run, summed, on machines that did other work too.",
+    "Hours are the wall-clock time of the rows, summed, on machines that did other work too.",
 ]
 
 

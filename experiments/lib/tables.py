@@ -45,7 +45,8 @@ def claims(rows: list[Row]) -> list[Claim]:
     histories = [row["history"].get("test_accuracy", ()) for row in rows if row["side"] == "LB"]
     decays = [stats.decay([percent(share) for share in history]) for history in histories]
     drops = [drop for drop in decays if math.isfinite(drop)]
-    peaks = [1 + max(range(len(history)), key=history.__getitem__) for history in histories if history]
+    known = [np.array([number(share) or 0.0 for share in history]) for history in histories if history]
+    peaks = [1 + int(accuracies.argmax()) for accuracies in known]
     ratios = [stats.log_ratio(small, large) for small, large in pairs(rows, "distance")]
     more, factor, less = times(math.exp(float(np.mean(ratios))) if ratios else math.nan, "SB", "LB")
     overfits = stats.decay(paper.figure("fig2_curves")["C1"]["LB_test"].y)
@@ -248,12 +249,8 @@ def _sharpness_table(rows: Sequence[Row], space: Space) -> Section:
             line["larger / smaller"] = _ratio(averages["LB"], averages["SB"], "LB", "SB")
             losses = [list(of_seed.values()) for of_seed in of_side(group, "train_loss").values()]
             line["training loss"] = " | ".join(plain(statistics.fmean(of)) if of else DASH for of in losses)
-            shared = [
-                stats.log_ratio(values["LB"][seed], values["SB"][seed])
-                for seed in values["SB"]
-                if seed in values["LB"]
-            ]
-            lines.append(line | {"LB is sharper": str(stats.verdict(shared))})
+            ratios = [stats.log_ratio(large, small) for small, large in pairs(group, name)]
+            lines.append(line | {"LB is sharper": str(stats.verdict(ratios))})
             if lost := sum(number(row.get(name)) is None for row in group):
                 sentences.append(
                     f"{of}, epsilon {epsilon:g}: {lost} of {len(group)} met a loss that is not finite, "
