@@ -228,6 +228,26 @@ def test_help_names_the_command_of_make(capsys, flag):
     assert capsys.readouterr().out.splitlines()[0] == 'usage: make exp-toy ARGS="..."'
 
 
+def test_a_wrong_flag_names_a_help_that_runs_where_it_was_typed(monkeypatch, capsys, tmp_path):
+    for python, typed in (
+        (tmp_path / ".venv/bin/python", ".venv/bin/python"),
+        (Path("/usr/bin/python"), "python"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "executable", str(python))
+        with pytest.raises(SystemExit):
+            toy(["--sedes", "3"])
+        assert f"{typed} -m experiments.toy --help" in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_paragraphs_of_help_fit_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    doc = 'A first line that is long.\n\n    make exp-toy ARGS="--epochs 5"\n\nA second.'
+    assert command._wrapped(doc).splitlines() == [
+        "A first line that is", "long.", "", '    make exp-toy ARGS="--epochs 5"', "", "A second.",
+    ]  # fmt: skip
+
+
 def test_help_may_lose_its_reader(tmp_path):
     line = f"{sys.executable} -m experiments.digits --help | head -3"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=ROOT, capture_output=True, text=True)

@@ -184,6 +184,7 @@ def unused(loss, params, key):
         ),
         ({"test": lambda p: jnp.ones(3)}, "test returned .*it must return a loss"),
         ({"test": lambda p: (1.0, 0.5, 2.0)}, "test returned .*it must return a loss"),
+        ({"loss": lambda p: p["x"]}, r"loss returned .*it must return a floating-point scalar"),
         ({"key": 3}, "key is 3; it must be one key"),
     ],
 )

@@ -83,7 +83,7 @@ def test_what_is_said_of_known_numbers():
     assert "Negative eigenvalues make up 25.00 %" in text
     assert "1 of 10 free energies have not converged" in text
     same = "leaves the function as it is, and changes"
-    assert f'map "{theories.MAPS[0]}" {same}: {theories.REASONS["evidence"]}' in text
+    assert f'map "{theories.MAPS[0]}" {same}: {theories.REASONS["evidence"]}.' in text
     assert f'map "{theories.MAPS[1]}" {same}: none of these.' in text
     bits, evidence, energy = theories.claims(rows)
     assert [claim.verdict.word for claim in (bits, evidence, energy)] == ["holds", "does not hold", "undecided"]
@@ -92,6 +92,10 @@ def test_what_is_said_of_known_numbers():
 
 def test_what_has_not_converged_counts_nowhere():
     row = made(0, "SB", bits=1.0, evidence=1.0, energy=1.0, converged=False)
+    known = {"value": -2.0, "occam": 0.5, "converged": True}
+    row["reasons"]["evidence"] = {"0.0": known, "100.0": known, "1000.0": known | {"converged": False}}
+    assert theories._at_priors(row, "value") == ([100.0], [2.0])
+    assert theories._at_priors(row, "occam") == ([100.0], [0.5])
     assert theories.value(row, "energy", "0.01") is None and theories.value(row, "bits", "0.01") == 1.0
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import sharpness as bench
 from experiments.lib import published
-from gengap import plots
+from gengap import plots, records
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path.parent for path in ROOT.glob("published/*/*/config.json"))
@@ -67,6 +67,21 @@ def test_every_claim_that_fails_has_its_numbers_and_every_run_its_command():
     ran = text.partition("## What was run")[2].partition("## Provenance")[0]
     experiments = [run.parent.name.replace("_", r"\_") for run in RUNS]
     assert all(f"make exp-{name} " in ran for name in experiments)
+
+
+def test_a_run_has_a_line_for_each_commit_device_and_precision():
+    origin = {"commit": "a", "device": "cpu, 2 cores", "seconds": 1800.0}
+    other = origin | {"commit": "b", "device": "GPU"}
+    rows = [{"origin": origin, "ascent_version": 3}, {"origin": origin}, {"origin": other, "ascent_version": 4}]
+    run = records.Run(None, "causes", {"num_seeds": 2, "epsilons": [0.1, 0.2]}, rows, [])
+    command = 'make exp-causes ARGS="--num-seeds 2 --epsilons 0.1 0.2"'
+    cells = [
+        (line["command"], *list(line.values())[1:]) for line in published._lines(run, "num_seeds=2,epsilons=x")
+    ]
+    assert cells == [
+        (command, 2, "3", "a", "cpu, 2 cores", "float32", "1.00"),
+        (command, 1, "4", "b", "GPU", "TF32", "0.50"),
+    ]
 
 
 def numbers(text):
