@@ -216,6 +216,10 @@ def test_claims_along_training():
     assert verdicts(trajectory, ROWS["trajectory"]) == ["no test", "no test", "no test"]  # one seed
     other = along("SB", (10.0, 50.0, 90.0)) + along("LB", (30.0, 20.0, 10.0))
     assert verdicts(trajectory, seeds(other)) == ["does not hold", "does not hold", "does not hold"]
+    assert trajectory.claims(seeds(other))[0].differs == (
+        "LB's sharpness is 30.00 % after the first epoch, at a training loss of 1.00, and 10.00 % at the end, at "
+        "0.01 (means). In the paper F2's rises from 28 to 961 %."
+    )
     not_finite = along("SB", (30.0, 20.0, 10.0), (None, None, None)) + along("LB", (30.0, 20.0, 10.0))
     assert verdicts(trajectory, not_finite) == ["no test", "not tested", "not tested"]
 

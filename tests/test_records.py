@@ -151,13 +151,25 @@ def test_other_settings_are_refused_with_what_changed(done):
     assert rows(done) == [row(0), row(1)]
 
 
-def test_fresh_moves_the_earlier_run_aside(tmp_path):
+def test_fresh_moves_the_earlier_run_aside_and_says_where(tmp_path, capsys):
     path = tmp_path / "run"
     for seed in range(3):
         with opened(path, {**CONFIG, "epochs": seed}, fresh=True) as run:
             assert run.rows == []
             run.add(row(seed))
     assert [rows(tmp_path / name)[0]["seed"] for name in ("run.1", "run.2", "run")] == [0, 1, 2]
+    assert capsys.readouterr().err == "".join(f"The earlier run is now in {path}.{i}.\n" for i in (1, 2))
+
+
+def test_a_run_that_is_resumed_says_how_many_rows_are_there(tmp_path, capsys):
+    fake.run(out=tmp_path)
+    assert "earlier run" not in capsys.readouterr().err
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines(True)
+    (tmp_path / "rows.jsonl").write_text("".join(lines[:1]))
+    fake.run(out=tmp_path)
+    assert "1 of 4 rows are there from an earlier run.\n" in capsys.readouterr().err
+    fake.run(out=tmp_path)
+    assert "earlier run" not in capsys.readouterr().err  # nothing is left
 
 
 @pytest.mark.parametrize("fresh", [False, True])
