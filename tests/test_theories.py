@@ -178,8 +178,13 @@ def test_the_evidence_of_a_spectrum_as_networks_have_it() -> None:
     scale = jnp.asarray(h, jnp.float32)
     f = lambda x: 0.5 * jnp.sum(scale * x**2)  # noqa: E731
     found = theories.evidence(f, jnp.ones(len(h)), KEY, examples=N, prior=3.0)
-    exact = 0.5 * np.log1p(np.maximum(N * h / 3, -0.5)).sum() / N
+    ratios = np.maximum(N * h / 3, -0.5)
+    exact = 0.5 * np.log1p(ratios).sum() / N
     assert found.converged and abs(found.occam - exact) < 3 * found.sem < 0.3 * exact
+    assert found.determined == pytest.approx((1 - 1 / (1 + ratios)).sum(), rel=0.2)
+    with pytest.warns(RuntimeWarning, match="last quarter of the products moves the evidence by"):
+        found = theories.evidence(f, jnp.ones(len(h)), KEY, examples=N, prior=0.01)
+    assert not found.converged  # alpha / N is below what the products resolve
 
 
 def test_no_curvature_has_no_best_prior() -> None:
