@@ -114,7 +114,7 @@ def _ends(rows: list[Row]) -> str:
     """LB after the first epoch and at the end, beside the paper's numbers."""
     seeds = along(rows, "LB", 1e-3, first=1).values()
     points = ([(losses[at], sharpness[at]) for losses, sharpness in seeds] for at in (0, -1))
-    first, end = (np.mean(of, axis=0).tolist() if of else [math.nan] * 2 for of in points)
+    first, end = (np.array(of, float).mean(0).tolist() if of else [math.nan] * 2 for of in points)
     return (
         f"LB's sharpness is {plain(first[1])} % after the first epoch, at a training loss of {plain(first[0])}, "
         f"and {plain(end[1])} % at the end, at {plain(end[0])} (means). In the paper F2's rises from 28 "

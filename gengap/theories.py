@@ -209,8 +209,12 @@ def evidence(
     times, square = lanczos.product(f), float(flat.unit(x)[0]) ** 2
     of_start = lambda key: lanczos.tridiagonal(times, x, key, num_products)  # noqa: E731
     spectra = shown.each(of_start, keys, progress, "evidence", "start")
-    parts = [[T[: (m := -(-share * len(T) // 8)), :m] for T in spectra] for share in (6, 7, 8)]
-    rules = [[lanczos.rule(T) for T in part] for part in parts]
+
+    def with_share(share: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        sizes = [math.ceil(share * len(T)) for T in spectra]
+        return [lanczos.rule(T[:m, :m]) for T, m in zip(spectra, sizes, strict=True)]
+
+    rules = [with_share(share) for share in (6 / 8, 7 / 8, 1)]  # of the products
 
     def of(prior: float | None) -> Evidence:
         found, fit = [_laplace(each, len(x), square, examples, prior) for each in rules], -float(base)
