@@ -6,7 +6,8 @@
 The default is F1 on 4,000 images of CIFAR-10. Small batches make more updates, have noisier gradients, compute
 batch norm from fewer examples, and have a higher learning rate for their size. LB is given each of these four, in
 all sixteen combinations: as many updates as SB, SB's gradient noise, SB's batch-norm noise, and a learning rate
-scaled by the root of the batch size. SB and LB share starting points.
+scaled by the root of the batch size. `--factors updates noise` takes two of them, in four combinations. SB and LB
+share starting points.
 
 The second part starts at an LB minimum and goes on with SB, with LB, and with LB plus SB's gradient noise. Does
 noise leave a sharp minimum?
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -32,22 +33,19 @@ from gengap.comparison import Metric, column
 from gengap.records import Row
 from gengap.report import plain, spread, times
 
-FACTORS = ("updates", "noise", "ghosts", "rate")
+Factor = Literal["updates", "noise", "ghosts", "rate"]
+FACTORS: tuple[Factor, ...] = get_args(Factor)
 MEANING = {
     "updates": "as many as SB",
     "noise": "gradient noise of SB",
     "ghosts": "batch norm in groups of SB's size",
     "rate": "that of SB × √(B_LB / B_SB)",
 }
-FACTORIAL = {
-    " + ".join(("LB", *on)): on for k in range(len(FACTORS) + 1) for on in itertools.combinations(FACTORS, k)
-}
 EFFECTS = (
     ("test accuracy", "change (points)\nright is better"),
     ("sharpness,\nfull space", "times\nleft is flatter"),
     ("sharpness,\nrandom subspaces", "times\nleft is flatter"),
 )
-TERMS = [*((name,) for name in FACTORS), *itertools.combinations(FACTORS, 2)]
 SHARP = "LB + updates"
 """Escapes start at its minimum."""
 ESCAPES = {"SB": "SB", "LB": "LB", "LB + noise": "other"}
@@ -61,8 +59,11 @@ class Config(NamedTuple):
 
     training: Training = Training("cifar10", "f1", train_size=4000, small_batch=32, epochs=25)
     metric: Metric = Metric(epsilons=(1e-3,), num_draws=2, num_directions=2)
+    factors: tuple[Factor, ...] = FACTORS
+    """the differences between SB and LB that LB is given, in all combinations"""
     escape: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """measure after these epochs of SB from the LB minimum, and LB after as many updates"""
+    """measure after these epochs of SB from the LB minimum, and LB after as many updates; needs
+    the factor updates"""
 
 
 CONFIG = Config()
@@ -81,8 +82,9 @@ SMOKE = Config(
 def cells(config: Config) -> list[records.Cell]:
     """For each network and seed: SB, each LB of the factorial, and each measured epoch of an escape."""
     training, after = config.training, sorted(set(config.escape))
-    ways: list[dict[str, Any]] = [{**_way(name), "begun": ""} for name in ("SB", *FACTORIAL)]
-    ways += [{**_way(name), "begun": f"from {SHARP}", "after": epochs} for name in ESCAPES for epochs in after]
+    ways: list[dict[str, Any]] = [{**_way(name), "begun": ""} for name in ("SB", *factorial(config.factors))]
+    if "updates" in config.factors:
+        ways += [{**_way(name), "begun": f"from {SHARP}", "after": epochs} for name in ESCAPES for epochs in after]
     dataset = settings.dataset(training).name
     return [
         {"network": network, "dataset": dataset, "seed": seed, **way}
@@ -90,6 +92,13 @@ def cells(config: Config) -> list[records.Cell]:
         for seed in range(training.num_seeds)
         for way in ways
     ]
+
+
+def factorial(factors: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The LB cells of a factorial, and the factors that are on in each: {"LB": (), "LB + noise": ("noise",)}."""
+    ordered = [factor for factor in FACTORS if factor in factors]
+    of_size = (itertools.combinations(ordered, k) for k in range(len(ordered) + 1))
+    return {" + ".join(("LB", *on)): on for on in itertools.chain(*of_size)}
 
 
 def _way(name: str) -> dict[str, str]:
@@ -159,6 +168,9 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
     """A row for each cell; the options are those of `records.fill`."""
     config = config._replace(training=settings.resolved(config.training, all_epochs=True))
     checks.check_counts({"escape": min(config.escape, default=0), "num_draws": config.metric.num_draws})
+    if not config.factors:
+        raise ValueError(f"factors is {config.factors}; it needs at least one of {', '.join(FACTORS)}")
+    settings.check_distinct({"factors": config.factors})
     settings.check_metric(config.training, config.metric)
 
     def seconds(cells: Sequence[records.Cell]) -> float:
@@ -173,16 +185,17 @@ def run(config: Config = CONFIG, out: str | PathLike | None = None, **options: A
 def figures(rows: list[Row]) -> list[report.Section]:
     """The effects of the factors and of their pairs, a table of all cells, and the escapes from an LB minimum."""
     kept, sections = converged(rows), diverged(rows)
-    factorial = {
+    factors = {factor for row in rows if "after" not in row for factor in row["factors"].split(" + ")}
+    by_name = {
         name: {row["seed"]: row for row in kept if "after" not in row and _name(row) == name}
-        for name in ("SB", *FACTORIAL)
+        for name in ("SB", *factorial(list(factors)))
     }
-    seeds = sorted(set.intersection(*map(set, factorial.values())))
+    seeds = sorted(set.intersection(*map(set, by_name.values())))
     if seeds:
-        whole = {name: [by_seed[seed] for seed in seeds] for name, by_seed in factorial.items()}
+        whole = {name: [by_seed[seed] for seed in seeds] for name, by_seed in by_name.items()}
         sections += [_effects(whole, claims(kept)), _table(whole)]
     if any("after" in row for row in kept):
-        sections.append(_escapes(kept, factorial[SHARP]))
+        sections.append(_escapes(kept, by_name.get(SHARP, {})))
     return sections
 
 
@@ -239,21 +252,24 @@ def contrast(values: Mapping[str, Any], term: Sequence[str]) -> Any:
     """An effect in a two-level factorial: the main effect of one factor, or the interaction of two.
 
     Args:
-      values: a number or an array for each cell.
+      values: a number or an array for each cell of a `factorial`; others are ignored.
       term: one factor, whose effect is the mean with it minus the mean without it; or two, whose interaction is
         half of the difference between the effects of one with and without the other.
 
     Reference: Box, Hunter and Hunter, "Statistics for Experimenters", 2005, chapter 5.
     """
-    signs = {name: math.prod(1 if factor in on else -1 for factor in term) for name, on in FACTORIAL.items()}
-    return sum(signs[name] * values[name] for name in FACTORIAL) / (len(FACTORIAL) / 2)
+    cells = [name for name in values if name != "SB"]
+    signs = [math.prod(1 if factor in name.split(" + ") else -1 for factor in term) for name in cells]
+    return sum(sign * values[name] for sign, name in zip(signs, cells, strict=True)) / (len(cells) / 2)
 
 
 def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.Section:
     columns = _columns([row for rows in whole.values() for row in rows])
     values = {run: np.array([[_response(row, c) for row in rows] for c in columns]) for run, rows in whole.items()}
-    terms = [" x ".join(term) for term in TERMS]
-    effects = np.array([contrast(values, term) for term in TERMS])  # [terms, responses, seeds]
+    factors = [factor for factor in FACTORS if f"LB + {factor}" in whole]
+    pairs_and_singles = [*((factor,) for factor in factors), *itertools.combinations(factors, 2)]
+    terms = [" x ".join(term) for term in pairs_and_singles]
+    effects = np.array([contrast(values, term) for term in pairs_and_singles])  # [terms, responses, seeds]
     intervals = {
         words: [stats.interval(effect) for effect in effects[:, k]] for k, words in enumerate(columns.values())
     }
@@ -261,7 +277,7 @@ def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.
     small, large = (dict(enumerate(values[side][0].tolist())) for side in settings.SIDES)
     closes, flattens = _movers(accuracy, 1), _movers(full, -1)
     both = [factor for factor in closes if factor in flattens]
-    rank = stats.trend(*([values[run][k].mean() for run in FACTORIAL] for k in (0, 1)))
+    rank = stats.trend(*([values[run][k].mean() for run in whole if run != "SB"] for k in (0, 1)))
     findings = [
         *gap_in_words(small, large),
         *_moved("test accuracy", accuracy, in_points=True),
@@ -283,15 +299,17 @@ def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.
         "Which difference makes the gap, and which the sharpness",
         findings,
         report.frame({"effect": terms, **table}),
-        _drawn(effects, list(intervals.values()), stats.where(whole["SB"][0])),
+        _drawn(pairs_and_singles, effects, list(intervals.values()), stats.where(whole["SB"][0])),
         caption,
         "effects",
     )
 
 
-def _drawn(effects: np.ndarray, intervals: Sequence[Sequence[stats.Interval]], of: str) -> "plots.Figure":
+def _drawn(
+    terms: Sequence[tuple[str, ...]], effects: np.ndarray, intervals: Sequence[Sequence[stats.Interval]], of: str
+) -> "plots.Figure":
     """The effects on accuracy in points, and on sharpness as factors."""
-    names = [" × ".join(term) if len(term) > 1 else f"{term[0]}: {MEANING[term[0]]}" for term in TERMS]
+    names = [" × ".join(term) if len(term) > 1 else f"{term[0]}: {MEANING[term[0]]}" for term in terms]
     label = f"{of}: mean over {effects.shape[2]} seeds, with its 95 % t interval"
     panels = {}
     for axis, of_terms in zip(EFFECTS, intervals, strict=False):
@@ -302,7 +320,7 @@ def _drawn(effects: np.ndarray, intervals: Sequence[Sequence[stats.Interval]], o
 
 def _movers(effects: Mapping[str, np.ndarray], sign: int) -> list[str]:
     """The factors that raise a response, or with sign -1 lower it, the strongest first."""
-    sure = [factor for factor in FACTORS if stats.verdict(sign * effects[factor]).word == "holds"]
+    sure = [name for name in FACTORS if name in effects and stats.verdict(sign * effects[name]).word == "holds"]
     return sorted(sure, key=lambda factor: -abs(effects[factor].mean()))
 
 

@@ -67,13 +67,20 @@ def f2(num_classes: int = 1973) -> Model:
     return _model(f"f2(num_classes={num_classes})", _Dense, num_classes, (512,) * 7)
 
 
-def c1(num_classes: int = 10) -> Model:
+def c1(num_classes: int = 10, *, widths: tuple[int, ...] = (64, 64, 384, 192)) -> Model:
     """C1: two 5x5 convolutions and two dense layers (App. B.3); 1,757,834 parameters on CIFAR-10.
+
+    `widths` are the channels of the two convolutions and the units of the two dense layers.
 
     The paper's "[64,5,5,2]-MaxPool(3)" is, as in the authors' code, a convolution of stride 1 and a 3x3 pool of
     stride 2, both with "same" padding. Dropout keeps half of each dense layer.
     """
-    return _model(f"c1(num_classes={num_classes})", _Shallow, num_classes)
+    widths = tuple(widths)
+    checks.check_counts({f"widths[{i}]": width for i, width in enumerate(widths)})
+    if len(widths) != 4:
+        raise ValueError(f"widths has {len(widths)} numbers; C1 has two convolutions and two dense layers")
+    special = "" if widths == (64, 64, 384, 192) else f", widths={widths}"
+    return _model(f"c1(num_classes={num_classes}{special})", _Shallow, num_classes, widths)
 
 
 def c2(num_classes: int = 10, *, conv_dropout: bool = True) -> Model:
@@ -213,14 +220,15 @@ class _Dense(nn.Module):
 
 class _Shallow(nn.Module):
     num_classes: int
+    widths: tuple[int, ...]
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, frozen: bool = False) -> Array:
         _check_images(x)
-        for _ in range(2):
-            x = max_pool(_norm_relu(_conv(64, (5, 5))(x), frozen), size=3, stride=2)
+        for channels in self.widths[:2]:
+            x = max_pool(_norm_relu(_conv(channels, (5, 5))(x), frozen), size=3, stride=2)
         x = x.reshape(len(x), -1)
-        for width in (384, 192):
+        for width in self.widths[2:]:
             x = nn.Dropout(0.5, deterministic=not train)(_norm_relu(_linear(width)(x), frozen))
         return _linear(self.num_classes)(x)
 

@@ -129,7 +129,8 @@ def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
 
 def _terms(run: Run) -> dict[str, str]:
     """What the terms of a report mean, and what was trained, as far as the run says: term -> meaning."""
-    networks = [f"{name} is {paper.NETWORKS[name]}" for name in _values(run, "network") if name in paper.NETWORKS]
+    in_words = paper.NETWORKS | {"C1-narrow": "C1 with a quarter of its channels and units"}
+    networks = [f"{name} is {in_words[name]}" for name in _values(run, "network") if name in in_words]
     known = {
         _PAIR: of_batches(run),
         "Network": f"{'; '.join(networks)}." if networks else "",

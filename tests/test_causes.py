@@ -1,5 +1,6 @@
 """The factorial of what makes the gap: a part of it at toy size, and its effects where they are known."""
 
+import itertools
 import math
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_there_is_a_cell_for_each_way_and_each_epoch_of_an_escape():
     config = CONFIG._replace(training=settings.resolved(CONFIG.training, all_epochs=True), escape=(2, 1, 2))
     cells = ALL_CELLS(config)
     assert len(cells) == 1 + 16 + 3 * 2 == len({tuple(cell.items()) for cell in cells})
-    assert set(by_name(cells)) == {"SB", *causes.FACTORIAL}
+    assert set(by_name(cells)) == {"SB", *causes.factorial(causes.FACTORS)}
     recipes = {name: causes.recipe(config, cell) for name, cell in by_name(cells).items()}
     assert [recipes[name].batch_size for name in ("SB", "LB", "LB + updates")] == [6, 20, 20]
     epochs = {name: recipe.epochs for name, recipe in recipes.items()}
@@ -104,15 +105,33 @@ def test_contrasts_of_a_made_response_are_its_coefficients():
     """Of y = 3 u - 2 n + 4 u n with u, n from {0, 1}: 3 + 2, -2 + 2, and half of 4."""
     values = {
         name: 3 * ("updates" in on) - 2 * ("noise" in on) + 4 * ("updates" in on and "noise" in on)
-        for name, on in causes.FACTORIAL.items()
+        for name, on in causes.factorial(causes.FACTORS).items()
     }
-    effects = {term: causes.contrast(values, term) for term in causes.TERMS}
+    terms = [*((factor,) for factor in causes.FACTORS), *itertools.combinations(causes.FACTORS, 2)]
+    effects = {term: causes.contrast(values, term) for term in terms}
     assert effects[("updates",)] == 5 and effects[("noise",)] == 0
     assert effects[("updates", "noise")] == 2
     assert sum(abs(value) for value in effects.values()) == 7
 
 
-def made(seeds, accuracy, sharpness):
+def test_two_factors_have_four_combinations_and_without_updates_there_is_no_escape():
+    two = CONFIG._replace(
+        training=settings.resolved(CONFIG.training, all_epochs=True), factors=("noise", "updates")
+    )
+    names = [causes._name(cell) for cell in ALL_CELLS(two) if "after" not in cell]
+    assert names == ["SB", "LB", "LB + updates", "LB + noise", "LB + updates + noise"]
+    assert len(ALL_CELLS(two)) == 5 + 3 * 2
+    rows = made(
+        3, lambda on, seed: 0.5 + 0.02 * ("updates" in on), lambda on, seed: 1.0 + seed, ("updates", "noise")
+    )
+    effects, table = causes.figures(rows)
+    assert effects.findings[2].startswith("Factors that raise test accuracy: updates (+2.00 points")
+    assert effects.table["effect"].tolist() == ["updates", "noise", "updates x noise"] and len(table.table) == 5
+    without = ALL_CELLS(two._replace(factors=("noise", "rate")))
+    assert len(without) == 5 and not any("after" in cell for cell in without)
+
+
+def made(seeds, accuracy, sharpness, factors=causes.FACTORS):
     """Rows whose accuracy and sharpness are functions of the pieces and the seed."""
     base = {"network": "F1", "dataset": "toy", "batch_size": 32, "steps": 9, "train_loss": 0.1, "distance": 1.0}
     base |= {"diverged_at": None, "sharpness_random_1e-3": 1.0}
@@ -120,7 +139,7 @@ def made(seeds, accuracy, sharpness):
         {**base, **causes._way(name), "begun": "", "seed": seed}
         | {"test_accuracy": accuracy(on, seed), "sharpness_full_1e-3": sharpness(on, seed)}
         for seed in range(seeds)
-        for name, on in {"SB": ("SB",), **causes.FACTORIAL}.items()
+        for name, on in {"SB": ("SB",), **causes.factorial(factors)}.items()
     ]
 
 
@@ -228,6 +247,8 @@ def test_a_seed_with_a_run_that_diverged_is_in_no_effect():
     [
         ({"escape": ()}, "escape is 0"),
         ({"escape": (0, 1)}, "escape is 0"),
+        ({"factors": ()}, r"factors is \(\); it needs at least one of updates, noise, ghosts, rate"),
+        ({"factors": ("noise", "rate", "noise")}, "factors has noise more than once"),
         ({"epsilons": (0.0,)}, r"epsilons is \(0\.0,\)"),
         ({"dim": 0}, "dim is 0"),
         ({"num_draws": 0}, "num_draws is 0"),
@@ -238,7 +259,7 @@ def test_a_seed_with_a_run_that_diverged_is_in_no_effect():
 def test_a_setting_out_of_its_range_is_named(tmp_path, changes, message):
     config = (
         CONFIG._replace(**changes)
-        if "escape" in changes
+        if {"escape", "factors"} & changes.keys()
         else CONFIG._replace(metric=CONFIG.metric._replace(**changes))
     )
     with pytest.raises(ValueError, match=message):

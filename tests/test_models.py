@@ -137,9 +137,10 @@ def test_population_statistics_scale_images_as_every_loss_does(dense):
 
 def test_networks_have_names_that_tell_them_apart():
     made = [models.f1(), models.f1(3), models.f2(), models.dense(widths=(4,)), models.dense(widths=(5,))]
-    made += [models.c1(), models.c2(), models.c2(conv_dropout=False), models.c4()]
+    made += [models.c1(), models.c1(widths=(2, 2, 4, 4)), models.c2(), models.c2(conv_dropout=False), models.c4()]
     assert len({model.name for model in made}) == len(made) and all(model.name for model in made)
-    assert models.c3(7) is models.c1(7) and models.c1().name == "c1(num_classes=10)"
+    assert models.c3(7) is models.c1(7) is models.c1(7, widths=(64, 64, 384, 192))
+    assert models.c1().name == "c1(num_classes=10)"
     for conv_dropout in (True, False):
         assert models.c4(7, conv_dropout=conv_dropout) is models.c2(7, conv_dropout=conv_dropout)
 
@@ -152,6 +153,17 @@ def test_convolutions_take_images_with_channels(network, shape):
         model.init(KEY, jnp.zeros(shape))
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(model.apply, shapes(model, (8, 8, 1)), jnp.zeros(shape))
+
+
+def test_widths_of_c1():
+    with pytest.raises(ValueError, match="widths has 3 numbers; C1 has two convolutions and two dense layers"):
+        models.c1(widths=(1, 2, 3))
+    with pytest.raises(ValueError, match=r"widths\[2\] is 0"):
+        models.c1(widths=(1, 2, 0, 4))
+    kernels = named(shapes(models.c1(3, widths=(2, 4, 5, 6)), (8, 8, 1)), "kernel")
+    assert [kernel.shape for kernel in kernels.values()] == [
+        (5, 5, 1, 2), (5, 5, 2, 4), (16, 5), (5, 6), (6, 3),
+    ]  # fmt: skip
 
 
 def test_population_statistics_need_batch_norm():

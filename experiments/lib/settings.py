@@ -18,8 +18,9 @@ from gengap.data import Dataset
 from gengap.models import Model
 from gengap.records import Cell
 
-Network = Literal["f1", "f2", "c1", "c2", "c3", "c4"]
+Network = Literal["f1", "f2", "c1", "c2", "c3", "c4", "c1-narrow"]
 NETWORKS = {"F1": models.f1, "F2": models.f2, "C1": models.c1, "C2": models.c2, "C3": models.c3, "C4": models.c4}
+NETWORKS["C1-narrow"] = partial(models.c1, widths=(16, 16, 96, 48))
 SIDES = ("SB", "LB")
 _OF_DATASET: dict[str, tuple[Network, ...]] = {"cifar10": ("c1", "c2"), "cifar100": ("c3", "c4")}  # Table 1
 _RATES = {"adam": 1e-3, "sgd": 0.1, "adagrad": 0.01}
@@ -31,7 +32,8 @@ class Training(NamedTuple):
     dataset: str = "digits"
     """"digits", any image-classification set of TFDS, or an .npz file"""
     network: Network | None = None
-    """by default the paper's for the data set: c1 (and c2) for cifar10, c3 (and c4) for cifar100, else f1"""
+    """by default the paper's for the data set: c1 (and c2) for cifar10, c3 (and c4) for cifar100, else f1;
+    c1-narrow: c1 with a quarter of its channels and units"""
     train_size: int | None = None
     """number of training examples, the first ones; by default all"""
     num_seeds: int = 5
@@ -136,7 +138,7 @@ def _loaded(name: str, data_dir: str | None, version: int | None) -> Dataset:
 def networks(training: Training) -> tuple[str, ...]:
     """The network that was asked for, or those that the paper has for the data set, as in its tables: "F1"."""
     names = (training.network,) if training.network else _OF_DATASET.get(training.dataset, ("f1",))
-    return tuple(name.upper() for name in names)
+    return tuple(name.capitalize() for name in names)
 
 
 def resolved(
