@@ -22,12 +22,12 @@ from jaxtyping import PyTree
 from experiments.lib import command, settings
 from experiments.lib.claims import Claim
 from experiments.lib.maps import MAPS, moved
-from experiments.lib.rows import converged, diverged, means, pairs
+from experiments.lib.rows import converged, diverged, means, pairs, test_accuracy
 from experiments.lib.settings import SIDES, Training
 from gengap import comparison, data, minima, plots, records, report, stats, theories
 from gengap.comparison import Metric, column
 from gengap.records import Cell, Row
-from gengap.report import DASH, Section, frame, number, plain, positive
+from gengap.report import DASH, Section, frame, number, plain
 
 END, EQUAL = "end", "equal loss"
 REASONS = {
@@ -180,8 +180,10 @@ def claims(rows: list[Row]) -> list[Claim]:
         verdicts = [stats.verdict([large - small for small, large in both]) for both in of.values()]
         here = next((f"{means(both)} at {float(at):g}" for at, both in of.items() if both), "")
         given = [at for at in of if float(at)]
-        differs = " ".join(_parts_of(rows, at) for at in given) if reason == "evidence" else ""
-        found.append(Claim("sec. 2.1", claim, {}, here, verdicts, differs))
+        parts = (
+            [_parts_of(rows, at) for at in given] if reason == "evidence" else _compared(rows, reason, (EQUAL,))
+        )
+        found.append(Claim("sec. 2.1", claim, {}, here, verdicts, " ".join([*parts, *_ends(rows)])))
     return found
 
 
@@ -193,6 +195,18 @@ def _pairs(rows: Sequence[Row], reason: str, setting: str) -> list[tuple[float, 
     return pairs(rows, lambda row: value(row, reason, setting))
 
 
+def _ends(rows: Sequence[Row]) -> list[str]:
+    """Training loss and test accuracy at the end."""
+    losses, accuracies = (pairs(at_end(rows), value) for value in ("train_loss", test_accuracy))
+    if not losses:
+        return []
+    tests = stats.verdict([small - large for small, large in accuracies])
+    return [
+        f"At the end of training the losses are {means(losses)}, the test accuracies {means(accuracies, ' %')} "
+        f"(SB | LB). SB tests better: {tests}."
+    ]
+
+
 @report.apart
 def figures(rows: list[Row]) -> list[Section]:
     """A section with a figure for each reason, and one for the two controls."""
@@ -202,18 +216,16 @@ def figures(rows: list[Row]) -> list[Section]:
     return [*lost, _bits(kept), _evidence(kept), _energy(kept), _controls(kept)]
 
 
-def _compared(rows: Sequence[Row], reason: str) -> list[str]:
-    """A sentence for each setting: SB against LB at the end, and at equal loss."""
+def _compared(rows: Sequence[Row], reason: str, states: Sequence[str] = (END, EQUAL)) -> list[str]:
+    """A sentence for each setting and state: SB against LB."""
+    minima_of = {END: at_end(rows), EQUAL: at_equal_loss(rows)}
     names = {"bits": "rise of the loss", "evidence": "precision of the prior", "energy": "width"}
     sentences = []
     for setting in _settings(rows, reason):
         at = "with most evidence" if (reason, float(setting)) == ("evidence", 0) else setting
-        of = {
-            "end": _pairs(at_end(rows), reason, setting),
-            "equal loss": _pairs(at_equal_loss(rows), reason, setting),
-        }
+        of = {state: _pairs(minima_of[state], reason, setting) for state in states}
         sentences += [
-            f"{names[reason].capitalize()} {at}, at {'the end of training' if state == 'end' else state}: "
+            f"{names[reason].capitalize()} {at}, at {'the end of training' if state == END else state}: "
             f"{means(both) or DASH} (SB | LB). SB is lower: "
             f"{stats.verdict([large - small for small, large in both])}."
             for state, both in of.items()
@@ -308,10 +320,12 @@ def _energy(rows: Sequence[Row]) -> Section:
     widths = [float(setting) for setting in known]
     for side in SIDES:
         seeds = [row for row in at_end(rows) if row["side"] == side]
-        curves = [(widths, [positive(value(row, "energy", setting)) for setting in known]) for row in seeds]
+        curves = [(widths, [value(row, "energy", setting) for setting in known]) for row in seeds]
         lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
     title, y = f"free energy, {stats.where(rows[0])}", REASONS["energy"]
-    panel = plots.Panel(title, "width of the step of each parameter", y, lines, log_x=True, log_y=True)
+    shown = [energy for setting in known for row in at_end(rows) if (energy := value(row, "energy", setting))]
+    log_y = min(shown, default=1) > 0
+    panel = plots.Panel(title, "width of the step of each parameter", y, lines, log_x=True, log_y=log_y)
     findings = [*_compared(rows, "energy"), _lost(rows, "energy", "free energies")]
     caption = "The free energy says how improbable it is that a random step leaves the loss low: lower is flatter."
     return Section("Free energy", findings, figure=plots.panels([panel]), caption=caption, name="energy")
@@ -341,7 +355,7 @@ def _controls(rows: Sequence[Row]) -> Section:
         f"{', '.join(changed[name]) or 'none of these'}."
         for name in MAPS
     ]
-    findings.append("A number that has not converged (-) is not compared.")
+    findings += ["A number that has not converged (-) is not compared.", *_ends(rows)]
     for words, both in (("at the end of training", ends), ("at equal training loss", equal)):
         findings.append(
             f"Sharpness in the full space {words}: {means(both, ' %')} (SB | LB). SB is flatter: "
