@@ -30,6 +30,7 @@ from gengap.records import Cell, Row
 from gengap.report import DASH, Section, frame, number, plain
 
 END, EQUAL = "end", "equal loss"
+_BOUNDS = "In their place stands a bound that can only weaken the claim: for SB from above, for LB from below."
 REASONS = {
     "bits": "bits per parameter",
     "evidence": "- ln evidence (nats per example)",
@@ -155,6 +156,18 @@ def value(row: Row, reason: str, setting: str) -> float | None:
     return -known if reason == "evidence" else known
 
 
+def compared(row: Row, reason: str, setting: str) -> float | None:
+    """The value for a comparison of SB and LB; of a free energy that has not converged, its bound.
+
+    The mean work is above it on the way up, and below it on the way back. SB has the upper bound and LB the lower
+    one, which can only weaken the claim that SB is lower.
+    """
+    found = row.get("reasons", {}).get(reason, {}).get(setting, {})
+    if reason == "energy" and found.get("converged") is False:
+        return number(found["up" if row["side"] == "SB" else "down"])
+    return value(row, reason, setting)
+
+
 def at_end(rows: Sequence[Row]) -> list[Row]:
     """The minima at the end of training."""
     return [row for row in rows if row["state"] == END]
@@ -192,7 +205,7 @@ def _settings(rows: Sequence[Row], reason: str) -> list[str]:
 
 
 def _pairs(rows: Sequence[Row], reason: str, setting: str) -> list[tuple[float, float]]:
-    return pairs(rows, lambda row: value(row, reason, setting))
+    return pairs(rows, lambda row: compared(row, reason, setting))
 
 
 def _ends(rows: Sequence[Row]) -> list[str]:
@@ -281,7 +294,7 @@ def _evidence(rows: Sequence[Row]) -> Section:
         *_compared(rows, "evidence"),
         f"Negative eigenvalues make up {plain(100 * negative)} % of tr |H|, as far as the products resolve it.",
         *(_parts_of(rows, setting) for setting in _settings(rows, "evidence") if float(setting)),
-        _lost(rows, "evidence", "values of the evidence"),
+        _lost(rows, "evidence", "values of the evidence", "They are left out."),
     ]
     caption = (
         "Left: minus the logarithm of the evidence by Laplace's approximation; lower is more probable. Right: the "
@@ -308,10 +321,12 @@ def _parts_of(rows: Sequence[Row], setting: str) -> str:
     return f"Precision of the prior {setting}: {parts}."
 
 
-def _lost(rows: Sequence[Row], reason: str, words: str) -> str:
+def _lost(rows: Sequence[Row], reason: str, words: str, instead: str) -> str:
     found = [of for row in rows for of in row.get("reasons", {}).get(reason, {}).values()]
     lost = sum(of.get("converged") is False for of in found)
-    return f"{lost} of {len(found)} {words} have not converged, and are left out."
+    return (
+        f"{lost} of {len(found)} {words} have not converged. {instead}" if lost else f"All {words} have converged."
+    )
 
 
 def _energy(rows: Sequence[Row]) -> Section:
@@ -320,13 +335,13 @@ def _energy(rows: Sequence[Row]) -> Section:
     widths = [float(setting) for setting in known]
     for side in SIDES:
         seeds = [row for row in at_end(rows) if row["side"] == side]
-        curves = [(widths, [value(row, "energy", setting) for setting in known]) for row in seeds]
+        curves = [(widths, [compared(row, "energy", setting) for setting in known]) for row in seeds]
         lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
     title, y = f"free energy, {stats.where(rows[0])}", REASONS["energy"]
-    shown = [energy for setting in known for row in at_end(rows) if (energy := value(row, "energy", setting))]
+    shown = [energy for setting in known for row in at_end(rows) if (energy := compared(row, "energy", setting))]
     log_y = min(shown, default=1) > 0
     panel = plots.Panel(title, "width of the step of each parameter", y, lines, log_x=True, log_y=log_y)
-    findings = [*_compared(rows, "energy"), _lost(rows, "energy", "free energies")]
+    findings = [*_compared(rows, "energy"), _lost(rows, "energy", "free energies", _BOUNDS)]
     caption = "The free energy says how improbable it is that a random step leaves the loss low: lower is flatter."
     return Section("Free energy", findings, figure=plots.panels([panel]), caption=caption, name="energy")
 

@@ -90,12 +90,27 @@ def test_what_is_said_of_known_numbers():
     assert [claim.verdict.word for claim in theories.claims([])] == ["not tested"] * 3
 
 
+def test_a_free_energy_that_has_not_converged_is_compared_by_the_bound_that_weakens_the_claim():
+    rows, bounds = [], {"up": 3.0, "down": 0.5}
+    for seed in range(3):
+        rows.append(made(seed, "SB", bits=1.0, evidence=1.0, energy=0.1 + 0.01 * seed))
+        rows.append(made(seed, "LB", bits=1.0, evidence=1.0, energy=2.0, converged=False))
+        rows[-1]["reasons"]["energy"]["0.01"] |= bounds
+    *_, energy = theories.claims(rows)
+    assert (energy.here, str(energy.verdict)) == ("0.11 | 0.50 at 0.01", "holds (n = 3, 3 of 3)")
+    rows[0]["reasons"]["energy"]["0.01"] |= bounds | {"converged": False}
+    assert theories.compared(rows[0], "energy", "0.01") == 3.0
+    text = words(theories.figures(rows))
+    assert "4 of 6 free energies have not converged. In their place stands a bound" in text
+
+
 def test_what_has_not_converged_counts_nowhere():
     row = made(0, "SB", bits=1.0, evidence=1.0, energy=1.0, converged=False)
     known = {"value": -2.0, "occam": 0.5, "converged": True}
     row["reasons"]["evidence"] = {"0.0": known, "100.0": known, "1000.0": known | {"converged": False}}
     assert theories._at_priors(row, "value") == ([100.0], [2.0])
     assert theories._at_priors(row, "occam") == ([100.0], [0.5])
+    row["reasons"]["energy"]["0.01"] |= {"up": 3.0, "down": 0.5}
     assert theories.value(row, "energy", "0.01") is None and theories.value(row, "bits", "0.01") == 1.0
 
 
