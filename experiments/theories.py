@@ -312,10 +312,14 @@ def _at_priors(row: Row, part: str) -> tuple[list[float], list[float | None]]:
 
 
 def _parts_of(rows: Sequence[Row], setting: str) -> str:
-    """The parts of the evidence of a prior, apart from f."""
+    """The parts of the evidence of a prior, apart from f; the Occam factor only of what has converged."""
 
     def of(part: str) -> str:
-        return means(pairs(at_end(rows), lambda row: number(row["reasons"]["evidence"][setting][part]))) or DASH
+        def of_row(row: Row) -> float | None:
+            known = part == "penalty" or value(row, "evidence", setting) is not None
+            return number(row["reasons"]["evidence"][setting][part]) if known else None
+
+        return means(pairs(at_end(rows), of_row)) or DASH
 
     parts = f"the penalty on |x| is {of('penalty')}, the Occam factor {of('occam')} (SB | LB)"
     return f"Precision of the prior {setting}: {parts}."
