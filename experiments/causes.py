@@ -267,9 +267,9 @@ def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.
     columns = _columns([row for rows in whole.values() for row in rows])
     values = {run: np.array([[_response(row, c) for row in rows] for c in columns]) for run, rows in whole.items()}
     factors = [factor for factor in FACTORS if f"LB + {factor}" in whole]
-    pairs_and_singles = [*((factor,) for factor in factors), *itertools.combinations(factors, 2)]
-    terms = [" x ".join(term) for term in pairs_and_singles]
-    effects = np.array([contrast(values, term) for term in pairs_and_singles])  # [terms, responses, seeds]
+    factors_of = [*((factor,) for factor in factors), *itertools.combinations(factors, 2)]
+    terms = [" x ".join(term) for term in factors_of]
+    effects = np.array([contrast(values, term) for term in factors_of])  # [terms, responses, seeds]
     intervals = {
         words: [stats.interval(effect) for effect in effects[:, k]] for k, words in enumerate(columns.values())
     }
@@ -299,7 +299,7 @@ def _effects(whole: Mapping[str, list[Row]], tested: Sequence[Claim]) -> report.
         "Which difference makes the gap, and which the sharpness",
         findings,
         report.frame({"effect": terms, **table}),
-        _drawn(pairs_and_singles, effects, list(intervals.values()), stats.where(whole["SB"][0])),
+        _drawn(factors_of, effects, list(intervals.values()), stats.where(whole["SB"][0])),
         caption,
         "effects",
     )

@@ -210,7 +210,7 @@ def _pairs(rows: Sequence[Row], reason: str, setting: str) -> list[tuple[float, 
 
 def _ends(rows: Sequence[Row]) -> list[str]:
     """Training loss and test accuracy at the end."""
-    losses, accuracies = (pairs(at_end(rows), value) for value in ("train_loss", test_accuracy))
+    losses, accuracies = (pairs(at_end(rows), column) for column in ("train_loss", test_accuracy))
     if not losses:
         return []
     tests = stats.verdict([small - large for small, large in accuracies])
@@ -342,8 +342,8 @@ def _energy(rows: Sequence[Row]) -> Section:
         curves = [(widths, [compared(row, "energy", setting) for setting in known]) for row in seeds]
         lines += plots.seeds(curves, side, side, marker="o" if side == "SB" else "s")
     title, y = f"free energy, {stats.where(rows[0])}", REASONS["energy"]
-    shown = [energy for setting in known for row in at_end(rows) if (energy := compared(row, "energy", setting))]
-    log_y = min(shown, default=1) > 0
+    shown = (compared(row, "energy", setting) for setting in known for row in at_end(rows))
+    log_y = all(energy is None or energy > 0 for energy in shown)
     panel = plots.Panel(title, "width of the step of each parameter", y, lines, log_x=True, log_y=log_y)
     findings = [*_compared(rows, "energy"), _lost(rows, "energy", "free energies", _BOUNDS)]
     caption = "The free energy says how improbable it is that a random step leaves the loss low: lower is flatter."

@@ -104,6 +104,28 @@ def test_a_free_energy_that_has_not_converged_is_compared_by_the_bound_that_weak
     assert "4 of 6 free energies have not converged. In their place stands a bound" in text
 
 
+def test_a_claim_that_fails_says_the_parts_of_the_evidence_and_how_training_ended():
+    rows = []
+    for seed in range(3):
+        for side, loss in (("SB", 0.2), ("LB", 0.1)):
+            more = {"train_loss": loss, "test_accuracy": 0.9 - loss + 0.01 * seed}
+            rows.append(
+                made(seed, side, bits=1.0, evidence=1.0, energy=(side == "LB") - 0.5 + 0.01 * seed, **more)
+            )
+            parts = {"value": -2.0, "sem": 0.1, "penalty": 7 * loss, "occam": 3 * loss, "negative": 0.0}
+            rows[-1]["reasons"]["evidence"]["100.0"] = parts | {"converged": side == "SB"}
+    bits, evidence, _ = theories.claims(rows)
+    ends = (
+        "the losses are 0.20 | 0.10, the test accuracies 71.00 | 81.00 % (SB | LB). SB tests better: does not hold"
+    )
+    assert ends in bits.differs and ends in evidence.differs
+    assert "the penalty on |x| is 1.40 | 0.70, the Occam factor - (SB | LB)" in evidence.differs
+    energy = next(section for section in theories.figures(rows) if section.name == "energy")
+    assert (
+        energy.figure.axes[0].get_yscale() == "linear" and "All free energies have converged." in energy.findings
+    )
+
+
 def test_what_has_not_converged_counts_nowhere():
     row = made(0, "SB", bits=1.0, evidence=1.0, energy=1.0, converged=False)
     known = {"value": -2.0, "occam": 0.5, "converged": True}

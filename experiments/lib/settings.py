@@ -4,7 +4,7 @@ Experiments with the same settings use each other's minima.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic
@@ -19,8 +19,15 @@ from gengap.models import Model
 from gengap.records import Cell
 
 Network = Literal["f1", "f2", "c1", "c2", "c3", "c4", "c1-narrow"]
-NETWORKS = {"F1": models.f1, "F2": models.f2, "C1": models.c1, "C2": models.c2, "C3": models.c3, "C4": models.c4}
-NETWORKS["C1-narrow"] = partial(models.c1, widths=(16, 16, 96, 48))
+NETWORKS: dict[str, Callable[..., Model]] = {
+    "F1": models.f1,
+    "F2": models.f2,
+    "C1": models.c1,
+    "C2": models.c2,
+    "C3": models.c3,
+    "C4": models.c4,
+    "C1-narrow": partial(models.c1, widths=(16, 16, 96, 48)),
+}
 SIDES = ("SB", "LB")
 _OF_DATASET: dict[str, tuple[Network, ...]] = {"cifar10": ("c1", "c2"), "cifar100": ("c3", "c4")}  # Table 1
 _RATES = {"adam": 1e-3, "sgd": 0.1, "adagrad": 0.01}
