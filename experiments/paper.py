@@ -124,7 +124,7 @@ def figures(rows: list[records.Row]) -> list[report.Section]:
     ]
     fig2 = any(section.name.startswith("fig2") for section in sections)
     kept = [section for section in sections if not (section.name == "accuracy" and fig2)]
-    return [claims.table(rows, CLAIMS), *kept]
+    return [*claims.tables(rows, CLAIMS), *kept]
 
 
 def _parts(dataset: str) -> dict[str, Any]:

@@ -21,15 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from gengap import checkpoints, checks, flat, methods, objective, program, train
+from gengap import checkpoints, checks, flat, methods, objective, origins, program, train
 from gengap.data import Dataset
 from gengap.methods import PLAIN, Method
 from gengap.models import Model
 
-__all__ = ["TRAINING_VERSION", "Minimum", "Recipe", "find", "load", "starting_point"]
+__all__ = ["Minimum", "Recipe", "find", "load", "starting_point"]
 
-TRAINING_VERSION = 2
-"""If it changes, minima already on disk are not found again."""
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
 _CHECKPOINT = ".checkpoint"
 
@@ -260,7 +258,7 @@ def _settings(
         "patience": recipe.patience,
         "tolerance": recipe.tolerance,
         "target": recipe.target,
-        "version": TRAINING_VERSION,
+        "version": origins.TRAINING_VERSION,
         **({} if recipe.method == PLAIN else {"changes": recipe.method.name}),
     }
     return json.loads(json.dumps(settings, default=np.generic.item))

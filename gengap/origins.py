@@ -13,7 +13,10 @@ import jax
 
 from gengap import hosts
 
-__all__ = ["dated"]
+__all__ = ["TRAINING_VERSION", "dated"]
+
+TRAINING_VERSION = 2
+"""The version of training. If it changes, minima already on disk are not found again."""
 
 
 def dated(seconds: float) -> dict[str, Any]:
@@ -28,6 +31,7 @@ def _origin() -> dict[str, Any]:
     packages = ("gengap", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "commit": _commit(),
+        "training_version": TRAINING_VERSION,
         **{name: _version(name) for name in packages},
         "python": platform.python_version(),
         "device": device.device_kind if device.platform != "cpu" else f"cpu, {os.cpu_count()} cores",

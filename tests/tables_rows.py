@@ -1,6 +1,11 @@
 """Rows of pairs of minima whose tables can be counted."""
 
-ORIGIN = {"commit": "abc123", "jax": "0.10.2", "device": "cpu, 2 cores", "date": "2026-11-25", "seconds": 1.5}
+from gengap import origins
+
+ORIGIN = {
+    "commit": "abc123", "training_version": origins.TRAINING_VERSION, "jax": "0.10.2", "device": "cpu, 2 cores",
+    "date": "2026-11-25", "seconds": 1.5,
+}  # fmt: skip
 
 
 def row(network, side, seed, full, draws, *, dataset="mnist", test=0.98, **changed):

@@ -4,8 +4,8 @@ import pytest
 
 from experiments import landscape, paper
 from experiments.lib import claims
+from gengap import ascent, records, report
 from gengap import paper as keskar
-from gengap import records, report
 
 
 def row(part, side, seed, **values):
@@ -30,7 +30,7 @@ def pair(seed, accuracies, full, random, distances=(2.0, 1.0), history=((0.5, 0.
 
 
 def table_of(rows):
-    return claims.table(rows, paper.CLAIMS)
+    return claims.tables(rows, paper.CLAIMS)[0]
 
 
 def verdicts(rows):
@@ -117,6 +117,30 @@ def test_data_sets_stand_side_by_side():
     assert better["F1 on mnist"] == "does not hold: 10.00 | 20.00 %"
     assert better["paper, F1 on MNIST"] == "98.03 | 97.81 %"
     assert set(table.loc["LB gets sharper as its loss falls", ["F1 on digits", "F1 on mnist"]]) == {report.DASH}
+
+
+def test_each_version_has_a_table_of_its_own():
+    """Landscapes have no maximiser: they stand beside the sharpness that has their version of training."""
+    new = [
+        one | {"ascent_version": ascent.ASCENT_VERSION}
+        for one in seeds(pair(0, (0.9, 0.8), (1.0, 9.0), (2.0, 1.0)))
+    ]
+    old = [one | {"origin": {"training_version": 1}, "run": "digits/old", "test_accuracy": 0.5} for one in new]
+    plain = [{name: one[name] for name in one if name != "ascent_version"} for one in old]
+    rows = [*new, *[one | {"ascent_version": 3} for one in old], *[one | {"network": "C1"} for one in plain]]
+    versions = claims.by_version(rows)
+    assert {name: len(of) for name, of in versions.items()} == {"": 6, "training 1, maximiser 3": 12}
+    first, second = claims.tables(rows, paper.CLAIMS)
+    assert "older" not in first.title and second.title.endswith(", by older code: training 1, maximiser 3")
+    assert len(first.table) == 25 and report.DASH not in set(second.table["of"])
+    assert line(rows, "SB tests better")["of"] == "F1 on digits"
+    _, present, older, failing = claims.side_by_side(rows, paper.CLAIMS)
+    better = "SB tests better than LB"
+    assert present.table.set_index("claim").loc[better, "F1 on digits"] == "holds: 90.00 | 80.00 %"
+    assert "C1 on digits" not in present.table
+    assert older.table.set_index("claim").loc[better, "F1 on digits"].startswith("undecided: 50.00 | 50.00 %")
+    assert older.table.set_index("claim").loc[better, "n, C1 on digits"] == "3"
+    assert any(sentence.startswith("F1 on digits (training 1, maximiser 3): ") for sentence in failing.findings)
 
 
 def test_the_papers_numbers_are_those_of_the_network_and_none_beside_other_data():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sharpness as bench
-from experiments.lib import published
+from experiments.lib import claims, published
 from gengap import plots, records
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +31,10 @@ def test_every_row_says_which_commit_computed_it():
     for commit in commits:
         known = subprocess.run(["git", "-C", str(ROOT), "merge-base", "--is-ancestor", commit, "HEAD"])
         assert known.returncode == 0, commit
+        git = ["git", "-C", str(ROOT), "grep", "-h", "^TRAINING_VERSION = ", commit, "--", "gengap"]
+        version = int(subprocess.run(git, capture_output=True, text=True).stdout.partition("= ")[2] or 1)
+        of_commit = [row["origin"] for row in rows() if row["origin"]["commit"] == commit]
+        assert {origin["training_version"] for origin in of_commit} == {version}, commit
 
 
 def test_the_reports_are_what_the_rows_give(tmp_path, monkeypatch):
@@ -53,9 +57,19 @@ def test_the_reports_are_what_the_rows_give(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.parent.name}/{run.name}")
-def test_the_rows_of_a_run_have_one_version_of_the_maximiser(run):
+def test_the_rows_of_a_run_have_one_version_of_training_and_of_the_maximiser(run):
     of_run = [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
+    assert len({row["origin"]["training_version"] for row in of_run}) == 1
     assert len({row["ascent_version"] for row in of_run if "ascent_version" in row}) <= 1
+
+
+def test_no_table_of_claims_has_rows_of_two_versions():
+    for page in ROOT.glob("published/paper/*/report.md"):
+        assert page.read_text().count("# The paper's claims") == 1 + page.read_text().count("by older code")
+    gathered = [row for run in RUNS for row in claims.gathered(records.read(run), run.name)]
+    for version, of_version in claims.by_version(gathered).items():
+        assert len({row["ascent_version"] for row in of_version if "ascent_version" in row}) <= 1, version
+        assert len({row["origin"]["training_version"] for row in of_version}) <= 1, version
 
 
 def test_every_claim_that_fails_has_its_numbers_and_every_run_its_command():
@@ -70,7 +84,7 @@ def test_every_claim_that_fails_has_its_numbers_and_every_run_its_command():
 
 
 def test_a_run_has_a_line_for_each_commit_device_and_precision():
-    origin = {"commit": "a", "device": "cpu, 2 cores", "seconds": 1800.0}
+    origin = {"commit": "a", "training_version": 1, "device": "cpu, 2 cores", "seconds": 1800.0}
     other = origin | {"commit": "b", "device": "GPU"}
     rows = [{"origin": origin, "ascent_version": 3}, {"origin": origin}, {"origin": other, "ascent_version": 4}]
     run = records.Run(None, "causes", {"num_seeds": 2, "epsilons": [0.1, 0.2]}, rows, [])
@@ -79,8 +93,8 @@ def test_a_run_has_a_line_for_each_commit_device_and_precision():
         (line["command"], *list(line.values())[1:]) for line in published._lines(run, "num_seeds=2,epsilons=x")
     ]
     assert cells == [
-        (command, 2, "3", "a", "cpu, 2 cores", "float32", "1.00"),
-        (command, 1, "4", "b", "GPU", "TF32", "0.50"),
+        (command, 2, "1", "3", "a", "cpu, 2 cores", "float32", "1.00"),
+        (command, 1, "1", "4", "b", "GPU", "TF32", "0.50"),
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.lib.rows import converged
-from gengap import paper, records, report, stats
+from gengap import ascent, origins, paper, records, report, stats
 from gengap.records import Row
 
 WORDS = {
@@ -60,15 +60,47 @@ def gathered(run: records.Run, name: str) -> list[Row]:
     return [{**row, "part": run.experiment, "run": f"{run.experiment}/{name}"} for row in run.rows]
 
 
-def table(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> report.Section:
+def by_version(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Gathered rows by the versions that computed them: "" for the present ones, else "training 1, maximiser 3".
+
+    A row without sharpness goes with the newest maximiser among the rows of its version of training.
+    """
+    present = origins.TRAINING_VERSION, ascent.ASCENT_VERSION
+    newest: dict[int, int] = {}
+    for row in rows:
+        newest[training_version(row)] = max(newest.get(training_version(row), 0), row.get("ascent_version", 0))
+    newest[present[0]] = present[1]
+    groups: dict[tuple[int, int], list[Row]] = {present: []}
+    for row in rows:
+        trained = training_version(row)
+        groups.setdefault((trained, row.get("ascent_version") or newest[trained]), []).append(row)
+    older = {f"training {key[0]}, maximiser {key[1]}": groups[key] for key in sorted(groups) if key != present}
+    return {"": groups[present], **older}
+
+
+def training_version(row: Row) -> int:
+    """The version of training. Version 1 did not record it."""
+    return row["origin"].get("training_version", 1) if "origin" in row else origins.TRAINING_VERSION
+
+
+def tables(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> list[report.Section]:
     """The claims in the order of the parts, a line for each network, data set and run that tests one.
 
     Args:
       rows: gathered from runs.
       parts: names of experiments -> what tests claims with their rows.
+
+    Returns:
+      A table for the rows of the present versions, and one for those of each older version.
     """
+    return [_table(of_version, parts, version) for version, of_version in by_version(rows).items()]
+
+
+def _table(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests], version: str) -> report.Section:
     lines, counts = [], Counter[str]()
     for of, claim, theirs in _tested(rows, parts):
+        if version and of == report.DASH:
+            continue
         verdict = claim.verdict
         counts[verdict.word] += 1
         line = {"where": claim.where, "claim": claim.claim, "paper": theirs or report.DASH, "of": of}
@@ -77,7 +109,11 @@ def table(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> report
     counted = ", ".join(f"{counts[word]} {words}" for word, words in WORDS.items() if counts[word])
     of = ", ".join(sorted({stats.where(row) for row in rows if "network" in row}))
     findings = [f"Of {len(lines)} claims, {counted}.", *RULE]
-    return report.Section(f"The paper's claims, {of}", findings, report.frame(lines))
+    return report.Section(_title(f"The paper's claims, {of}", version), findings, report.frame(lines))
+
+
+def _title(title: str, version: str) -> str:
+    return f"{title}, by older code: {version}" if version else title
 
 
 def _tested(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> Iterator[tuple[str, Claim, str]]:
@@ -99,9 +135,27 @@ def side_by_side(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) ->
     """Which network ran on which data; the claims with columns of each: the paper's, here, and n; those that fail.
 
     Args:
-      rows, parts: as in `table`.
+      rows, parts: as in `tables`. Each version has a table of its own.
     """
-    tested = list(_tested(rows, parts))
+    sections, fail = [report.Section("Which network ran on which data", table=_ran(rows))], []
+    for version, of_version in by_version(rows).items():
+        tested = [one for one in _tested(of_version, parts) if one[0] != report.DASH or not version]
+        if any(of != report.DASH for of, *_ in tested):
+            sections.append(report.Section(_title("The claims", version), RULE, _columns(tested)))
+        fail += [
+            f"{of}{f' ({version})' * bool(version)}: {claim.claim}? "
+            f"{claim.differs or f'Here {claim.here}; in the paper {theirs or report.DASH}.'}"
+            for of, claim, theirs in tested
+            if claim.verdict.word == "does not hold"
+        ]
+    return [
+        *sections,
+        report.Section("Claims that do not hold, and what differs from the paper", fail or ["None."]),
+    ]
+
+
+def _columns(tested: Sequence[tuple[str, Claim, str]]) -> Any:
+    """A line for each claim, with columns of each network and data set: the paper's numbers, those here, and n."""
     places = [of for of in dict.fromkeys(of for of, *_ in tested) if of != report.DASH]
     networks = {of: of.split(" on ")[0] for of in places}
     lines: dict[tuple[str, str], dict[str, str]] = {}
@@ -114,15 +168,7 @@ def side_by_side(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) ->
             own, verdict = place == of and claim.here, claim.verdict
             cell = f"{verdict.word}: {claim.here}" if own else line.get(place, report.DASH)
             line |= {place: cell, f"n, {place}": str(verdict.n) if own else line.get(f"n, {place}", report.DASH)}
-    columns = report.frame(list(lines.values()))
-    ran = report.Section("Which network ran on which data", table=_ran(rows))
-    fail = [
-        f"{of}: {claim.claim}? {claim.differs or f'Here {claim.here}; in the paper {theirs or report.DASH}.'}"
-        for of, claim, theirs in tested
-        if claim.verdict.word == "does not hold"
-    ]
-    failing = report.Section("Claims that do not hold, and what differs from the paper", fail or ["None."])
-    return [ran, report.Section("The claims", RULE, columns), failing]
+    return report.frame(list(lines.values()))
 
 
 def _ran(rows: Sequence[Row]) -> Any:

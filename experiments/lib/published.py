@@ -17,11 +17,11 @@ import tyro
 
 from experiments import paper
 from experiments.lib import claims
-from gengap import ascent, records, report
+from gengap import ascent, origins, records, report
 
 _NOTES = [
-    f"The code has version {ascent.ASCENT_VERSION} of the maximiser. The rows of one run have one version.",
-    "Rows of an older version have not been computed again yet.",
+    f"Training has version {origins.TRAINING_VERSION} and the maximiser version {ascent.ASCENT_VERSION}.",
+    "The rows of one run have one version of each. Those of older versions have not been computed again yet.",
     "Sharpness is measured in float32. The GPU trained some minima in TF32, JAX's default at the time.",
     "Hours are the wall-clock time of the rows, summed, on machines that did other work too.",
 ]
@@ -35,8 +35,11 @@ def _lines(run: records.Run, name: str) -> list[dict[str, Any]]:
         versions = sorted({str(row["ascent_version"]) for row in rows if "ascent_version" in row})
         hours = sum(row["origin"]["seconds"] for row in rows) / 3600
         line = {"command": f"make exp-{run.experiment}" + f' ARGS="{flags}"' * bool(flags), "rows": len(rows)}
-        line |= {"maximiser": ", ".join(versions) or report.DASH, "commit": commit, "device": device}
-        line |= {"training": precision}
+        line |= {
+            "training": str(claims.training_version(rows[0])),
+            "maximiser": ", ".join(versions) or report.DASH,
+        }
+        line |= {"commit": commit, "device": device, "precision": precision}
         lines.append(line | {"hours": f"{hours:.2f}"})
     return lines
 
