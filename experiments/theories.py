@@ -191,7 +191,7 @@ def claims(rows: list[Row]) -> list[Claim]:
     for reason, claim in words.items():
         of = {setting: _pairs(at_end(rows), reason, setting) for setting in _settings(rows, reason)}
         verdicts = [stats.verdict([large - small for small, large in both]) for both in of.values()]
-        here = next((f"{means(both)} at {float(at):g}" for at, both in of.items() if both), "")
+        here = next((f"{_means(at_end(rows), reason, at)} at {float(at):g}" for at in of if of[at]), "")
         given = [at for at in of if float(at)]
         parts = (
             [_parts_of(rows, at) for at in given] if reason == "evidence" else _compared(rows, reason, (EQUAL,))
@@ -206,6 +206,16 @@ def _settings(rows: Sequence[Row], reason: str) -> list[str]:
 
 def _pairs(rows: Sequence[Row], reason: str, setting: str) -> list[tuple[float, float]]:
     return pairs(rows, lambda row: compared(row, reason, setting))
+
+
+def _means(rows: Sequence[Row], reason: str, setting: str) -> str:
+    """The means of SB and LB; "at most" or "at least" stands before one that a bound is part of."""
+    both = _pairs(rows, reason, setting)
+    if not both:
+        return ""
+    bounded = {row["side"] for row in rows if compared(row, reason, setting) != value(row, reason, setting)}
+    bounds = ("at most " * ("SB" in bounded), "at least " * ("LB" in bounded))
+    return " | ".join(bound + plain(mean) for bound, mean in zip(bounds, np.mean(both, axis=0), strict=True))
 
 
 def _ends(rows: Sequence[Row]) -> list[str]:
@@ -236,13 +246,13 @@ def _compared(rows: Sequence[Row], reason: str, states: Sequence[str] = (END, EQ
     sentences = []
     for setting in _settings(rows, reason):
         at = "with most evidence" if (reason, float(setting)) == ("evidence", 0) else setting
-        of = {state: _pairs(minima_of[state], reason, setting) for state in states}
-        sentences += [
-            f"{names[reason].capitalize()} {at}, at {'the end of training' if state == END else state}: "
-            f"{means(both) or DASH} (SB | LB). SB is lower: "
-            f"{stats.verdict([large - small for small, large in both])}."
-            for state, both in of.items()
-        ]
+        for state in states:
+            both = _pairs(minima_of[state], reason, setting)
+            sentences.append(
+                f"{names[reason].capitalize()} {at}, at {'the end of training' if state == END else state}: "
+                f"{_means(minima_of[state], reason, setting) or DASH} (SB | LB). SB is lower: "
+                f"{stats.verdict([large - small for small, large in both])}."
+            )
     return sentences
 
 

@@ -97,11 +97,12 @@ def test_a_free_energy_that_has_not_converged_is_compared_by_the_bound_that_weak
         rows.append(made(seed, "LB", bits=1.0, evidence=1.0, energy=2.0, converged=False))
         rows[-1]["reasons"]["energy"]["0.01"] |= bounds
     *_, energy = theories.claims(rows)
-    assert (energy.here, str(energy.verdict)) == ("0.11 | 0.50 at 0.01", "holds (n = 3, 3 of 3)")
+    assert (energy.here, str(energy.verdict)) == ("0.11 | at least 0.50 at 0.01", "holds (n = 3, 3 of 3)")
     rows[0]["reasons"]["energy"]["0.01"] |= bounds | {"converged": False}
     assert theories.compared(rows[0], "energy", "0.01") == 3.0
     text = words(theories.figures(rows))
     assert "4 of 6 free energies have not converged. In their place stands a bound" in text
+    assert "Width 0.01, at the end of training: at most 1.08 | at least 0.50 (SB | LB)." in text
 
 
 def test_a_claim_that_fails_says_the_parts_of_the_evidence_and_how_training_ended():
