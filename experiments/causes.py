@@ -200,12 +200,21 @@ def figures(rows: list[Row]) -> list[report.Section]:
 
 
 def claims(rows: list[Row]) -> list[Claim]:
-    """What SB's noise changes in LB with as many updates; the paper has no such experiment."""
-    both = [row for row in rows if "after" not in row and row["side"] == "LB"]
+    """What as many updates as SB change in LB, and what SB's noise then does; the paper has no such experiment."""
+    named = [row | {"name": _name(row)} for row in rows if "after" not in row]
     _, full, *_ = _columns(rows)
-    names = "updates + noise", "updates"
-    accuracies, sharpnesses = (pairs(both, value, names, by="factors") for value in (test_accuracy, full))
+    closed, losses = (pairs(named, value, (SHARP, "SB"), by="name") for value in (test_accuracy, "train_loss"))
+    noise = f"{SHARP} + noise", SHARP
+    accuracies, sharpnesses = (pairs(named, value, noise, by="name") for value in (test_accuracy, full))
     return [
+        Claim(
+            "sec. 4",
+            "LB with as many updates as SB tests at least as well as SB (LB | SB)",
+            {},
+            means(closed, " %"),
+            [stats.verdict([large - small for large, small in closed])],
+            f"The test accuracies are {means(closed, ' %')}, the training losses {means(losses)} (LB | SB).",
+        ),
         Claim(
             "sec. 4",
             "LB with as many updates as SB tests better with SB's noise than without it (with | without)",
