@@ -89,7 +89,7 @@ def test_an_experiment_says_how_it_is_run(name: str) -> None:
 
 
 def test_the_readme_says_what_flattens_as_the_factorial_has_it() -> None:
-    found = (ROOT / "published/causes/default/report.md").read_text()
+    found = (ROOT / "published/causes/num_seeds=4/report.md").read_text()
 
     def factors(moves: str, what: str) -> dict[str, str]:
         """Each factor that moves a sharpness and by how much, the strongest first."""
@@ -101,14 +101,13 @@ def test_the_readme_says_what_flattens_as_the_factorial_has_it() -> None:
     random = factors("lower", "sharpness in random subspaces")
     assert list(full)[:3] == ["rate", "noise", "updates"] and list(random) == ["updates", "rate"]
     said = " ".join((ROOT / "README.md").read_text().split())
-    assert f"{random['updates']} times in random subspaces, {full['updates']} times in the full space." in said
-    assert (
-        f"There a higher rate ({full['rate']} times) and noise ({full['noise']} times) flatten more, but both "
-        "lower the test accuracy."
-    ) in said
-    assert {"noise", "rate"} <= factors("lower", "test accuracy").keys()
+    assert f"{random['updates']} times in random subspaces and {full['updates']} times in the full space." in said
     noise = factors("raise", "sharpness in random subspaces")["noise"]
-    assert f"In random subspaces noise sharpens {noise} times." in said
+    assert (
+        f"There a higher rate ({full['rate']} times) and noise ({full['noise']} times) flatten more, but noise "
+        f"lowers the test accuracy, and sharpens {noise} times in random subspaces."
+    ) in said
+    assert "noise" in factors("lower", "test accuracy")
 
 
 def results(name: str, flags: str, out: Path) -> list[dict]:
