@@ -79,7 +79,7 @@ def by_version(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def training_version(row: Row) -> int:
-    """The version of training. Version 1 did not record it."""
+    """The version of training; a row whose origin does not record it counts as version 1."""
     return row["origin"].get("training_version", 1) if "origin" in row else origins.TRAINING_VERSION
 
 
@@ -98,9 +98,7 @@ def tables(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> list[
 
 def _table(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests], version: str) -> report.Section:
     lines, counts = [], Counter[str]()
-    for of, claim, theirs in _tested(rows, parts):
-        if version and of == report.DASH:
-            continue
+    for of, claim, theirs in _tested(rows, parts, untested=not version):
         verdict = claim.verdict
         counts[verdict.word] += 1
         line = {"where": claim.where, "claim": claim.claim, "paper": theirs or report.DASH, "of": of}
@@ -116,11 +114,16 @@ def _title(title: str, version: str) -> str:
     return f"{title}, by older code: {version}" if version else title
 
 
-def _tested(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) -> Iterator[tuple[str, Claim, str]]:
-    """The network, data set and run of each claim that is tested, the claim, and the paper's number beside it."""
+def _tested(
+    rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests], *, untested: bool
+) -> Iterator[tuple[str, Claim, str]]:
+    """The network, data set and run of each claim, the claim, and the paper's number beside it.
+
+    With `untested`, a claim for which there are no rows has a line too, with a dash for the network.
+    """
     for names, tests in parts.items():
         of_part = [row for row in converged(rows) if row["part"] in names]
-        groups = stats.comparable(of_part) or {report.DASH: []}
+        groups = stats.comparable(of_part) or ({report.DASH: []} if untested else {})
         for of_groups in zip(*map(tests, groups.values()), strict=True):
             for (of, group), claim in zip(groups.items(), of_groups, strict=True):
                 network = group[0]["network"] if group and paper.beside(*_place(group[0])) else ""
@@ -139,7 +142,7 @@ def side_by_side(rows: Sequence[Row], parts: Mapping[tuple[str, ...], Tests]) ->
     """
     sections, fail = [report.Section("Which network ran on which data", table=_ran(rows))], []
     for version, of_version in by_version(rows).items():
-        tested = [one for one in _tested(of_version, parts) if one[0] != report.DASH or not version]
+        tested = list(_tested(of_version, parts, untested=not version))
         if any(of != report.DASH for of, *_ in tested):
             sections.append(report.Section(_title("The claims", version), RULE, _columns(tested)))
         fail += [
