@@ -26,9 +26,9 @@ _open: list["Line"] = []
 class Line:
     """The progress of some work; see `line`."""
 
-    def __init__(self, words: str | None, total: int, unit: str, done: int, outer: bool) -> None:
+    def __init__(self, words: str | None, total: int, unit: str, done: int, outer: bool, at_once: int) -> None:
         self._words = None if _silent else words
-        self._total, self._unit, self._outer = total, unit, outer
+        self._total, self._unit, self._outer, self._at_once = total, unit, outer, at_once
         self._before = self._done = done
         self._began = self._told = self._updated = time.monotonic()
         self._values: Mapping[str, float] = {}
@@ -94,8 +94,8 @@ class Line:
 
     def _rest(self) -> list[str]:
         done = self._done - self._before
-        pace = (self._updated - self._began) / max(1, done)
-        seconds = pace * (self._total - self._done) - (time.monotonic() - self._updated)
+        of_one = (self._updated - self._began) / max(1, -(-done // self._at_once))
+        seconds = of_one * (self._total - self._done) / self._at_once - (time.monotonic() - self._updated)
         return [f"{self._how} {in_words(seconds)} left"] if done and seconds >= 1 else []
 
     def _values_in_words(self) -> list[str]:
@@ -127,7 +127,9 @@ def _columns() -> int:
     return columns or shutil.get_terminal_size().columns
 
 
-def line(words: str | None, total: int, unit: str, done: int = 0, *, outer: bool = False) -> closing[Line]:
+def line(
+    words: str | None, total: int, unit: str, done: int = 0, *, outer: bool = False, at_once: int = 1
+) -> closing[Line]:
     """A line that shows how far some work is and how long the rest will take.
 
     Args:
@@ -137,11 +139,12 @@ def line(words: str | None, total: int, unit: str, done: int = 0, *, outer: bool
       done: units that were done before.
       outer: whether other lines are shown below it. An outer line counts the unit in progress and is shown at
         once; others appear after two seconds.
+      at_once: units worked on at the same time.
 
     >>> with line(None, 2, "epoch") as shown:
     ...     shown.update(1, {"train_loss": 0.5})
     """
-    return closing(Line(words, total, unit, done, outer))
+    return closing(Line(words, total, unit, done, outer, at_once))
 
 
 def named(progress: str | None, measure: str) -> str | None:

@@ -145,6 +145,7 @@ def fill(
         left = list(itertools.compress(cells, is_left))
         store = stack.enter_context(_store(run))
         work = partial(_row, row, config, store)
+        at_once = min(jobs if isinstance(jobs, int) else jobs.at_once or len(left), len(left)) or 1
         if not isinstance(jobs, int):
             if run.path is None:
                 raise ValueError("out must be a directory that the machines of the cluster share")
@@ -153,11 +154,11 @@ def fill(
             if left and len(left) < len(cells):
                 progress.say(f"{len(cells) - len(left)} of {len(cells)} rows are there from an earlier run.")
             if left and seconds is not None:
-                _say_how_long(seconds(left) / min(jobs, len(left)))
+                _say_how_long(seconds(left) / at_once)
             rows = processes.computed(work, left, jobs)
         done = len(cells) - len(left)
         with (
-            progress.line(name, len(cells), "row", done, outer=True) as line,
+            progress.line(name, len(cells), "row", done, outer=True, at_once=at_once) as line,
             closing(rows) as computed,
         ):
             for cell, entries in computed:

@@ -130,6 +130,18 @@ def test_the_outer_line_counts_the_row_that_is_under_way_and_its_time_runs_on(cl
         assert rows.fitting(80, " #") == "digits: row 3 of 10"
 
 
+def test_the_time_left_knows_how_many_rows_are_computed_at_the_same_time(clock):
+    with progress.line("mnist", 10, "row", 2, outer=True, at_once=4) as rows:
+        clock[0] += 600
+        rows.update()  # three others are nearly done
+        assert rows.fitting(80, " #") == "mnist: row 4 of 10, about 18 min left"
+        rows.update(3)
+        assert rows.fitting(80, " #") == "mnist: row 7 of 10, about 10 min left"
+        clock[0] += 600
+        rows.update(3)
+        assert rows.fitting(80, " #") == "mnist: row 10 of 10, about 2 min left"
+
+
 def test_a_line_without_a_finished_unit_has_no_time_left(clock, capsys):
     with progress.line("F1", 3, "row", outer=True) as line:
         clock[0] += 60
