@@ -123,7 +123,7 @@ def markdown(title: str, sections: Sequence[Section], run: Run) -> str:
         lines += ["## Settings", "", "```json", json.dumps(run.config), "```", ""]
     if run.rows:
         known = origins(run.rows).astype(object).fillna(DASH)
-        lines += ["## Provenance", "", known.to_markdown(index=False), ""]
+        lines += ["## Provenance", "", known.to_markdown(index=False, disable_numparse=True), ""]
     return "\n".join(lines)
 
 
