@@ -89,7 +89,7 @@ def test_an_experiment_says_how_it_is_run(name: str) -> None:
 
 
 def test_the_readme_says_what_flattens_as_the_factorial_has_it() -> None:
-    found = (ROOT / "published/causes/num_seeds=4/report.md").read_text()
+    found = (ROOT / "published/causes/default/report.md").read_text()
 
     def factors(moves: str, what: str) -> dict[str, str]:
         """Each factor that moves a sharpness and by how much, the strongest first."""
