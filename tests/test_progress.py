@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gengap import hessian, landscape, measures, progress, sharpness, theories, train
+from gengap import hessian, landscape, measures, processes, progress, sharpness, theories, train
 from tests import fake
 
 
@@ -248,6 +248,15 @@ def test_a_measure_that_is_traced_shows_nothing(capsys, terminal, monkeypatch, m
 def test_a_training_may_end_early_until_no_rule_can_end_it(losses, left, patience, target, may_end):
     found = train._may_end_early({"train_loss": np.array(losses)}, left, patience, 1e-3, target)
     assert found == may_end
+
+
+@pytest.mark.parametrize(("jobs", "at_once"), [(None, 1), (2, 2), (9, 4)])
+def test_a_run_tells_its_line_how_many_rows_are_computed_at_the_same_time(monkeypatch, jobs, at_once):
+    told, line = [], progress.line
+    monkeypatch.setattr(processes, "computed", lambda work, cells, count: ((c, {}) for c in cells))
+    monkeypatch.setattr(progress, "line", lambda *of, **how: told.append(how) or line(*of, **how))
+    fake.run(jobs=jobs)
+    assert [how["at_once"] for how in told] == [at_once]
 
 
 def test_the_rows_of_a_run_are_the_outer_line(capsys, terminal):
